@@ -1,0 +1,489 @@
+/* pyper.h - concurrent data pipelines.
+ *
+ * SPDX-License-Identifier: MIT
+ *
+ * INTRODUCTION
+ *
+ * A *task* is a function and how to run it.  A *pipeline* is a chain of tasks; it never changes
+ * once it is made, and may be run any number of times, from any thread, several times at once.  A
+ * *run* is one execution of a pipeline: its workers, the queues between them, and the stream of
+ * outputs that pyper_next() hands to you.
+ *
+ *     static int numbers(pyper_worker *w, void *n, void *bind) {
+ *         for (intptr_t i = 0; i < (intptr_t)n; i++)
+ *             if (pyper_emit(w, (void *)i) < 0) return PYPER_ECANCELED;
+ *         return 0;
+ *     }
+ *     static int twice(pyper_worker *w, void *x, void *bind) {
+ *         return pyper_emit(w, (void *)(2 * (intptr_t)x));
+ *     }
+ *
+ *     pyper_pipeline *p = pyper_pipe(pyper_task(numbers, .branch = true, .throttle = 1000),
+ *                                    pyper_task(twice, .workers = 4, .ordered = true));
+ *     pyper_run *run = pyper_start(p, (void *)1000);
+ *     for (void *out; pyper_next(run, &out) > 0; ) printf("%ld\n", (long)(intptr_t)out);
+ *     if (pyper_failed(run)) fprintf(stderr, "%s\n", pyper_error_message(run));
+ *     pyper_close(run);
+ *     pyper_unref(p);
+ *
+ * CAVEATS
+ *
+ *  - fork: a run belongs to the process that started it.  In a forked child every inherited run is
+ *    dead: pyper_next() and pyper_wait_until() answer PYPER_EFORKED, closing it does nothing.
+ *  - Signal handlers: nothing here may be called from one.
+ *  - From a task's function you may start, read and close other runs.  Of the function's own run
+ *    you may call pyper_cancel(); pyper_next() and pyper_close() would wait for their own caller
+ *    and answer PYPER_EDEADLK.
+ *  - From an item's destroy function: do not call anything that waits.
+ *  - Nothing can end a function that neither emits, pulls nor returns: closing such a run waits
+ *    until it does.
+ *
+ * WORDS FOR STOPPING
+ *
+ *   | call            | the run              | waits                  | my reference        |
+ *   | pyper_cancel    | stops                | no                     | kept                |
+ *   | pyper_wait_until| goes on              | until all workers left | kept                |
+ *   | pyper_close     | stops                | until all workers left | given up            |
+ *   | pyper_run_unref | stops if it was the  | no                     | given up            |
+ *   |                 | last one             |                        |                     |
+ *
+ * OWNERSHIP, IN FOUR VERBS
+ *
+ *   borrows        uses it for the length of the call, or as long as the comment says
+ *   takes          owns it from here on (whether also on failure stands in the comment)
+ *   returns owned  yours now; the comment says how to give it back
+ *   shares         adds a reference of its own
+ *
+ * Each item is delivered or destroyed exactly once.
+ *
+ * THREAD SAFETY, IN ONE WORD
+ *
+ *   shared     may be called on the same object from several threads at once
+ *   worker     may be called only with the worker that a function was given, by the thread that
+ *              runs this function (or by one thread at a time on its behalf)
+ *
+ * Sections: Version - Errors - Item types - Pipelines - Runs - Writing functions - Statistics -
+ * Hosts.
+ */
+#ifndef PYPER_H
+#define PYPER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(PYPER_STATIC)
+#define PYPER_API
+#elif defined(__GNUC__)
+#define PYPER_API __attribute__((visibility("default")))
+#else
+#define PYPER_API
+#endif
+
+#if defined(__GNUC__)
+#define PYPER_PRINTF(format_index, first) __attribute__((format(printf, format_index, first)))
+#else
+#define PYPER_PRINTF(format_index, first)
+#endif
+
+/* ------------------------------------------------------------------------------- Version */
+
+#define PYPER_VERSION_MAJOR 0
+#define PYPER_VERSION_MINOR 1
+#define PYPER_VERSION_PATCH 0
+#define PYPER_VERSION_STRING "0.1.0"
+
+/* The version of the library that is linked, as "major.minor.patch"; a constant string. */
+PYPER_API const char *pyper_version(void);
+
+/* -------------------------------------------------------------------------------- Errors */
+
+/* Every error the library itself can report: name, number, text.  Functions return one of these
+ * (always negative) or a number >= 0 on success. */
+#define PYPER_ERRORS(X)                                                                           \
+    X(ENOMEM, -1, "out of memory")                                                                \
+    X(EINVAL, -2, "invalid argument")                                                             \
+    X(ECANCELED, -3, "the run is cancelled")                                                      \
+    X(EFAILED, -4, "a task's function failed")                                                    \
+    X(ETIMEDOUT, -5, "the deadline has passed")                                                   \
+    X(EINTR, -6, "the wait was interrupted")                                                      \
+    X(ETHREAD, -7, "a thread could not be started")                                               \
+    X(EDEADLK, -8, "the call would wait for its own caller")                                      \
+    X(EFORKED, -9, "the run belongs to the parent of this forked process")
+
+enum {
+#define PYPER_ERROR_ENUM(name, number, text) PYPER_##name = number,
+    PYPER_ERRORS(PYPER_ERROR_ENUM)
+#undef PYPER_ERROR_ENUM
+};
+
+/* The text of a PYPER_E... code, a constant string; "unknown error" for any other number.
+ * Thread safety: shared. */
+PYPER_API const char *pyper_strerror(int code);
+
+/* The name of a PYPER_E... code ("PYPER_ENOMEM"), a constant string; "PYPER_E?" for any other.
+ * Thread safety: shared. */
+PYPER_API const char *pyper_err_name(int code);
+
+/* A deadline is a point on the monotonic clock of pyper_now(), in nanoseconds. */
+#define PYPER_FOREVER INT64_MAX
+#define PYPER_NOWAIT ((int64_t)0)
+
+/* The monotonic clock, in nanoseconds.  Thread safety: shared. */
+PYPER_API int64_t pyper_now(void);
+
+/* ---------------------------------------------------------------------------- Item types */
+
+/* What the library must know about items that it may have to get rid of.  Zero-initialise, set
+ * `size` to sizeof(pyper_item_type), keep it alive as long as any pipeline or run that uses it.
+ *
+ * destroy  called exactly once for every item that is not delivered: after a cancel or a failure,
+ *          or when pyper_emit() refuses it.  Called on a worker's thread or on the thread that
+ *          closes the run, holding no lock of the library, with the host's token (see Hosts).
+ *          NULL: items need no destroying (integers, borrowed pointers). */
+typedef struct pyper_item_type {
+    size_t size;
+    void (*destroy)(void *item);
+} pyper_item_type;
+
+/* ----------------------------------------------------------------------------- Pipelines */
+
+typedef struct pyper_pipeline pyper_pipeline; /* immutable, counted */
+typedef struct pyper_run pyper_run;           /* one execution, counted */
+typedef struct pyper_worker pyper_worker;     /* the seat of a function that is being called */
+
+/* A task's function.
+ *
+ * It owns `item` (emits it or destroys it).  For a task with `join` item is NULL and the function
+ * pulls its inputs itself; for the first task it is the argument of pyper_start().  `bind` is the
+ * option of that name.
+ *
+ * Returns 0 (or any number > 0) when this call is done.  Any other code fails the run, except
+ * PYPER_ECANCELED once the function has been told that the run is over.  Without `branch` a
+ * call that returns 0 must have emitted exactly once.
+ *
+ * Called on a worker's own thread, holding no lock of the library, with the host's token; by at
+ * most `workers` threads at once. */
+typedef int (*pyper_fn)(pyper_worker *worker, void *item, void *bind);
+
+#define PYPER_WORKERS_MAX 1000000
+
+/* How to run a function.  Use the pyper_task() macro, which fills in `size`; a field left out is
+ * zero, which is its default. */
+typedef struct pyper_task_options {
+    size_t size;       /* sizeof(pyper_task_options), set by the macro */
+    pyper_fn fn;       /* the function, the macro's first argument */
+    bool branch;       /* a call may emit any number of outputs, not exactly one */
+    bool join;         /* the function is called once per worker and pulls its inputs */
+    bool ordered;      /* outputs leave in the order of the inputs, whatever the workers' order */
+    int64_t workers;   /* how many workers run the function at once, 1 to PYPER_WORKERS_MAX; 0: 1 */
+    int64_t throttle;  /* at most this many items wait in the task's output queue; 0: no bound */
+    const void *bind;  /* handed to each call; borrowed until the pipeline's last pyper_unref() */
+    void (*release)(void *bind);  /* called once, by that last pyper_unref(); NULL: nothing to do */
+    const pyper_item_type *type;  /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
+    const char *name;             /* for messages, threads and statistics; copied; NULL: "task" */
+} pyper_task_options;
+
+/* Make a pipeline of one task.
+ *
+ * Never returns NULL: with a bad option or without memory it returns a failed pipeline, which
+ * pyper_pipeline_error() explains and which can be piped and started like any other; the run's
+ * first pyper_next() then answers with the same code.
+ *
+ * Ownership: returns owned (pyper_unref()).  `bind` is released also when the pipeline failed.
+ * Thread safety: shared.
+ *
+ *     pyper_task(parse, .workers = 8, .throttle = 100)       in C++: pyper_task(parse, options)
+ */
+PYPER_API pyper_pipeline *pyper_task_from(const pyper_task_options *options);
+
+/* Join `count` pipelines into one, in this order.
+ *
+ * Never returns NULL.  The result has failed if a part has failed, is NULL, or if count is 0.  A
+ * pipeline may stand in the same pipe more than once (a reference for each).
+ *
+ * Ownership: takes one reference of each part (also on failure); returns owned (pyper_unref()).
+ * Thread safety: shared.
+ *
+ *     pyper_pipe(first, second, third)
+ */
+PYPER_API pyper_pipeline *pyper_pipe_from(pyper_pipeline *const *parts, size_t count);
+
+#ifdef __cplusplus
+} /* extern "C": the inline forms of C++ */
+inline pyper_pipeline *pyper_task(pyper_fn fn, pyper_task_options options = pyper_task_options()) {
+    options.size = sizeof options;
+    options.fn = fn;
+    return pyper_task_from(&options);
+}
+template <class... Parts> inline pyper_pipeline *pyper_pipe(Parts... parts) {
+    pyper_pipeline *const array[] = {parts...};
+    return pyper_pipe_from(array, sizeof...(parts));
+}
+extern "C" {
+#else
+/* pyper_task(fn, .option = value, ...) and pyper_pipe(part, ...) */
+#define pyper_task(...)                                                                           \
+    pyper_task_from(                                                                              \
+        &(const pyper_task_options){.size = sizeof(pyper_task_options), .fn = __VA_ARGS__})
+#define pyper_pipe(...)                                                                           \
+    pyper_pipe_from((pyper_pipeline *const[]){__VA_ARGS__},                                       \
+                    sizeof((pyper_pipeline *const[]){__VA_ARGS__}) / sizeof(pyper_pipeline *))
+#endif
+
+/* Add a reference and return the pipeline; NULL is accepted.  Thread safety: shared. */
+PYPER_API pyper_pipeline *pyper_ref(pyper_pipeline *pipeline);
+
+/* Give up a reference; the last one frees the pipeline.  NULL is accepted.  Runs share their
+ * pipeline, so this may be called while one goes on.  Thread safety: shared. */
+PYPER_API void pyper_unref(pyper_pipeline *pipeline);
+
+/* 0, or the PYPER_E... code of a failed pipeline (PYPER_EINVAL for NULL). Thread safety: shared. */
+PYPER_API int pyper_pipeline_error(const pyper_pipeline *pipeline);
+
+/* What is wrong with a failed pipeline, naming the task and the mend; "" for a sound one.  Valid as
+ * long as the pipeline.  Thread safety: shared. */
+PYPER_API const char *pyper_pipeline_message(const pyper_pipeline *pipeline);
+
+/* How many tasks the pipeline has (0 for NULL or a failed one).  Thread safety: shared. */
+PYPER_API size_t pyper_task_count(const pyper_pipeline *pipeline);
+
+/* ---------------------------------------------------------------------------------- Runs */
+
+typedef struct pyper_host pyper_host; /* see Hosts */
+
+/* What to run.  Use the pyper_start() macro. */
+typedef struct pyper_start_options {
+    size_t size;              /* sizeof(pyper_start_options), set by the macro */
+    pyper_pipeline *pipeline; /* shared: the run adds a reference */
+    void *argument;           /* handed to the first task's function */
+    const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
+    const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
+    void *host_data;             /* handed to each callback of the host */
+} pyper_start_options;
+
+/* Start a run: create its workers and let them go.
+ *
+ * Never returns NULL: if the pipeline has failed, its first task has `join` or several workers, or
+ * if memory or threads ran out, the run has failed, and its first pyper_next() says why.
+ *
+ * Ownership: shares the pipeline; takes `argument` (also on failure); returns owned
+ * (pyper_close() or pyper_run_unref()).  Blocks: no.  Thread safety: shared.
+ *
+ *     pyper_start(pipeline, argument, .type = &my_type)
+ */
+PYPER_API pyper_run *pyper_start_from(const pyper_start_options *options);
+
+#ifdef __cplusplus
+} /* extern "C" */
+inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr,
+                              pyper_start_options options = pyper_start_options()) {
+    options.size = sizeof options;
+    options.pipeline = pipeline;
+    options.argument = argument;
+    return pyper_start_from(&options);
+}
+extern "C" {
+#else
+#define pyper_start(...)                                                                          \
+    pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),            \
+                                                  .pipeline = __VA_ARGS__})
+#endif
+
+/* Take the run's next output.
+ *
+ * Waits for an output, the end, a failure or `deadline_ns` (absolute; PYPER_NOWAIT = do not wait,
+ * PYPER_FOREVER = no limit).  The end and a failure are reported only when every worker has left:
+ * after a return of 0 or PYPER_EFAILED nothing of the run is left but its memory.  Outputs that were
+ * in the queue before a failure come first.
+ *
+ * Returns 1 and sets *ret_item; 0 at the end of the stream (again and again);
+ *         PYPER_EFAILED: a task's function failed (see pyper_error_message());
+ *         PYPER_ECANCELED: somebody cancelled the run;
+ *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
+ *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED;
+ *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD: the run could not be started, or ran out of
+ *         memory underway.
+ * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
+ * Blocks: yes.  Thread safety: shared (each output goes to one caller). */
+PYPER_API int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns);
+
+/* pyper_next_until() without a limit. */
+PYPER_API int pyper_next(pyper_run *run, void **ret_item);
+
+/* Stop the run: no new call starts, everybody who waits in it wakes, outputs not yet taken are
+ * destroyed.  Returns at once; calls in progress go on until they return or emit.  NULL is
+ * accepted.  Thread safety: shared; may be called from the run's own functions. */
+PYPER_API void pyper_cancel(pyper_run *run);
+
+/* Wait until every worker of the run has left and its threads have ended.  Does not stop it: a run
+ * whose outputs nobody takes may never end by itself.
+ *
+ * Returns 0; PYPER_ETIMEDOUT; PYPER_EINTR; PYPER_EDEADLK (called by one of its own functions);
+ * PYPER_EFORKED; PYPER_EINVAL for NULL.  Blocks: yes.  Thread safety: shared. */
+PYPER_API int pyper_wait_until(pyper_run *run, int64_t deadline_ns);
+
+/* Cancel the run, wait until nothing of it is left, and give up my reference.
+ *
+ * Returns 0; PYPER_EDEADLK when called by one of the run's own functions, PYPER_EFORKED in a
+ * forked child: in both the reference is given up and nothing is waited for;
+ * PYPER_EINTR: the host's wait was interrupted: the run is cancelled, my reference is kept, call
+ * again or call pyper_run_unref().
+ * NULL is accepted.  Blocks: yes, until the calls in progress return.  Thread safety: shared. */
+PYPER_API int pyper_close(pyper_run *run);
+
+/* Add a reference and return the run; NULL is accepted.  Thread safety: shared. */
+PYPER_API pyper_run *pyper_run_ref(pyper_run *run);
+
+/* Give up a reference without waiting.  The last one cancels the run; its last worker then frees
+ * it.  NULL is accepted.  Thread safety: shared. */
+PYPER_API void pyper_run_unref(pyper_run *run);
+
+/* Why the run ended badly.
+ *
+ * pyper_failed         0, or the code that pyper_next() reports: PYPER_EFAILED if a function
+ *                      failed.  A cancelled run has not failed.
+ * pyper_error_code     the code given to pyper_fail(), or the one the function returned
+ * pyper_error_message  a text that names the task and its place; "" if nothing failed
+ * pyper_error_task     the index of the task (0 is the first), or -1
+ * pyper_error_payload  what was given to pyper_fail_with(), borrowed; or NULL
+ *
+ * The first failure counts, and does not change any more: what is returned stays valid as long as
+ * my reference.  Thread safety: shared. */
+PYPER_API int pyper_failed(pyper_run *run);
+PYPER_API int pyper_error_code(pyper_run *run);
+PYPER_API const char *pyper_error_message(pyper_run *run);
+PYPER_API int64_t pyper_error_task(pyper_run *run);
+PYPER_API void *pyper_error_payload(pyper_run *run);
+
+/* --------------------------------------------------------------------- Writing functions */
+
+/* Hand an output to the next task, or to the caller.  Waits while `throttle` items wait there.
+ *
+ * Returns 0;
+ *         PYPER_ECANCELED: the run, or this part of it, is over: return PYPER_ECANCELED;
+ *         PYPER_EINVAL: a second output of a call without `branch` (this fails the run);
+ *         PYPER_ENOMEM (this fails the run).
+ * Ownership: always takes `item`; when the answer is negative it has been destroyed.
+ * Blocks: yes.  Thread safety: worker. */
+PYPER_API int pyper_emit(pyper_worker *worker, void *item);
+
+/* Take the next input of a task with `join`.
+ *
+ * Returns 1 and sets *ret_item; 0 when the inputs are complete;
+ *         PYPER_ECANCELED: the run is over, what was pulled so far is not everything;
+ *         PYPER_ETIMEDOUT; PYPER_EINVAL: the task has no `join`.
+ * Ownership: *ret_item is returned owned.  Blocks: yes.  Thread safety: worker. */
+PYPER_API int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns);
+
+/* pyper_pull_until() without a limit. */
+PYPER_API int pyper_pull(pyper_worker *worker, void **ret_item);
+
+/* Fail the run with a code of your own and a message (as printf()).  Returns PYPER_EFAILED, so that
+ * a function can end with `return pyper_fail(w, 404, "no such page: %s", url);`.
+ * Thread safety: worker. */
+PYPER_API int pyper_fail(pyper_worker *worker, int code, const char *format, ...)
+    PYPER_PRINTF(3, 4);
+
+/* Fail the run and hand a value of your own (an exception, say) to whoever asks for it with
+ * pyper_error_payload().  `destroy` is called once when the run is freed, on the thread that frees
+ * it, with the host's token; NULL: nothing to do.
+ *
+ * Returns PYPER_EFAILED, or PYPER_ECANCELED if the run had failed before: then `payload` is not taken.
+ * Ownership: takes `payload` when it returns PYPER_EFAILED.  Thread safety: worker. */
+PYPER_API int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *payload,
+                              void (*destroy)(void *payload));
+
+/* Has the run (or this part of it) been told to stop?  A long call that asks now and then, and
+ * returns PYPER_ECANCELED, makes a quick end.  Cheap.  Thread safety: shared. */
+PYPER_API bool pyper_cancelled(const pyper_worker *worker);
+
+/* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run is
+ * borrowed.  Thread safety: shared. */
+PYPER_API pyper_run *pyper_worker_run(const pyper_worker *worker);
+PYPER_API size_t pyper_worker_task(const pyper_worker *worker);
+PYPER_API int64_t pyper_worker_index(const pyper_worker *worker);
+PYPER_API const char *pyper_worker_name(const pyper_worker *worker);
+
+/* What pyper_start() was given as host_data.  Thread safety: shared. */
+PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
+
+/* ---------------------------------------------------------------------------- Statistics */
+
+/* The counters of one task.  Items counted are those of this moment; the numbers of one snapshot
+ * are read one after the other, so they may differ by what happened in between. */
+typedef struct pyper_task_stats {
+    const char *name;   /* valid as long as the run */
+    int64_t workers;    /* how many the task has */
+    int64_t alive;      /* how many of them have not left yet */
+    int64_t items_in;   /* inputs handed to a call, or to a reader that pulls */
+    int64_t items_out;  /* outputs emitted */
+    int64_t queued;     /* outputs emitted that nobody has started on */
+    int64_t busy_ns;    /* time the workers were not waiting in the library, summed over them */
+    int64_t starved_ns; /* time they waited for an input */
+    int64_t blocked_ns; /* time they waited for room in the output queue */
+} pyper_task_stats;
+
+/* Read the counters of the first `count` tasks into `ret_stats`.
+ *
+ * Returns how many tasks the run has (0 for NULL, or if it could not be started).  May be called at
+ * any moment of the run and after it.  Thread safety: shared. */
+PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t count,
+                                  size_t stats_size);
+#define pyper_stats(run, ret_stats, count)                                                        \
+    pyper_stats_read((run), (ret_stats), (count), sizeof(pyper_task_stats))
+
+/* --------------------------------------------------------------------------------- Hosts */
+
+/* A host is a language with a lock of its own (an interpreter lock, say) and threads of its own.
+ * The lock is called the *token*.  The rules:
+ *
+ *  - Every function of this header is called with the token held, by threads that the host knows.
+ *  - A task's function, an item's destroy, a payload's destroy and `release` are called with it.
+ *  - The library keeps the token from one wait to the next, across items.  It gives it up by calling
+ *    `detached` whenever it is about to wait, and (if `exclusive`) now and then when other threads
+ *    of the library want it.  It never waits for the token with a lock of its own held.
+ *
+ * No callback is ever called with a lock of the library held.  Zero-initialise, set `size`. */
+struct pyper_host {
+    size_t size; /* sizeof(pyper_host) */
+
+    /* Does only one thread at a time hold the token?  Then it is handed over every 500 us or so
+     * while other threads of the library want it. */
+    bool exclusive;
+
+    /* Give the token up, call `call(arg)` once, take the token back; return what `call` returned.
+     * Any thread that holds the token. NULL: there is no token. */
+    int (*detached)(void *host_data, int (*call)(void *arg), void *arg);
+
+    /* Does a signal end a wait of pyper_next(), pyper_wait_until() and pyper_close()?  Then they
+     * return PYPER_EINTR, so that the host can run its handlers.  Otherwise they go on waiting. */
+    bool interruptible;
+
+    /* Start a thread called `name` (copy it) that holds the token, calls entry(arg) once, and ends.
+     * Returns 0 and sets *ret_thread, or a negative code (`entry` is then never called).  Called
+     * with the token by the thread that starts the run.  NULL: plain threads. */
+    int (*start_thread)(void *host_data, const char *name, void (*entry)(void *arg), void *arg,
+                        void **ret_thread);
+
+    /* Wait until the thread has ended and forget it: 0; or PYPER_EINTR: not yet, will be called
+     * again.  With the token; may give it up meanwhile. */
+    int (*join_thread)(void *host_data, void *thread);
+
+    /* Forget the thread without waiting.  With the token; possibly on that very thread. */
+    void (*drop_thread)(void *host_data, void *thread);
+
+    /* The run is freed: give up host_data.  With the token; the last callback of all.  May be
+     * NULL. */
+    void (*release)(void *host_data);
+};
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* PYPER_H */
