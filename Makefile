@@ -1,0 +1,74 @@
+# The front door of pyper.  Meson builds libpyper into build/, and meson-python builds the Python
+# package and installs it into .venv/, where the tools (Meson and ninja among them) live as well.
+# The longer work is done by scripts/; `make help` lists the targets.
+
+PYTHON    ?= python3
+PREFIX    ?= /usr/local
+LIBDIR    ?= lib
+DEMO_PATH ?=
+
+meson := $(CURDIR)/.venv/bin/meson
+ninja := $(CURDIR)/.venv/bin/ninja
+export NINJA := $(ninja)
+
+.DEFAULT_GOAL := all
+
+all: library package ## build libpyper into build/ and install the package into .venv/
+
+demo: all ## run the demo in Python and in C (DEMO_PATH=folder to choose the input)
+	.venv/bin/python examples/python/demo.py $(DEMO_PATH)
+	build/examples/c/demo $(or $(DEMO_PATH),$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))'))
+
+test: test-c test-python test-typing ## run all tests, with every Python that the machine has
+
+test-c: library ## run the C tests
+	scripts/test-c build
+
+test-python: all ## run the Python tests (INTERPRETERS="3.12 3.13t" to choose)
+	.venv/bin/python scripts/test-python $(INTERPRETERS)
+
+test-typing: all ## check the types of the package and what type checkers make of it
+	.venv/bin/python -m pytest tests/typing
+
+bench: all ## measure, as ratios against others (see bench/)
+	.venv/bin/python bench/run.py
+
+sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
+
+sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
+	scripts/sanitize address
+
+sanitize-thread: venv ## run the C tests under ThreadSanitizer
+	scripts/sanitize thread
+
+check: all ## check the formatting, the Python code and its types
+	scripts/check
+
+format: venv ## format the C and the Python sources
+	scripts/check --fix
+
+install: library ## install header, libraries and pyper.pc below PREFIX (DESTDIR, LIBDIR too)
+	$(meson) configure build -Dprefix=$(abspath $(PREFIX)) -Dlibdir=$(LIBDIR)
+	DESTDIR=$(DESTDIR) $(meson) install -C build --tags devel,runtime
+
+clean: ## remove what make has made
+	rm -rf build .venv
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
+
+# What the targets above stand on.
+
+venv:
+	@scripts/check-prerequisites $(PYTHON)
+	@$(PYTHON) scripts/venv.py .venv build test check
+
+library: venv
+	@test -e build/build.ninja || $(meson) setup build -Dlibdir=$(LIBDIR)
+	@$(ninja) -C build
+
+package: venv
+	@.venv/bin/python scripts/venv.py .venv --package
+
+.PHONY: all demo test test-c test-python test-typing bench sanitize sanitize-address \
+	sanitize-thread check format install clean help venv library package
