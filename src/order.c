@@ -1,0 +1,192 @@
+/* order - see order.h. */
+#include "order.h"
+
+#include <string.h>
+
+/* What the ticket t with t % window == index has kept, for turn <= t < turn + window. */
+struct record {
+    void **items;      /* `one`, or memory of its own if the call has kept several */
+    void *one;
+    int64_t count, capacity;
+    bool done;
+    pyper__event turn; /* where its worker waits, and those of the tickets t + n * window */
+};
+
+struct pyper__order {
+    pyper__queue *queue;
+    int64_t window;
+    _Atomic int64_t turn;
+    _Atomic int64_t kept;
+    struct record ring[];
+};
+
+/* A record's memory is kept for the next ticket up to this many outputs. */
+#define CAPACITY_KEPT 64
+
+pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
+    pyper__order *order =
+        pyper__alloc(sizeof *order + (size_t)window * sizeof(struct record));
+    if (!order) return NULL;
+    order->queue = queue;
+    order->window = window;
+    for (int64_t i = 0; i < window; i++) {
+        struct record *record = &order->ring[i];
+        record->items = &record->one;
+        record->capacity = 1;
+        pyper__event_init(&record->turn);
+    }
+    return order;
+}
+
+static void reset(struct record *record) {
+    record->count = 0;
+    record->done = false;
+    if (record->capacity > CAPACITY_KEPT) {
+        pyper__free(record->items);
+        record->items = &record->one;
+        record->capacity = 1;
+    }
+}
+
+void pyper__order_free(pyper__order *order) {
+    if (!order) return;
+    for (int64_t i = 0; i < order->window; i++)
+        if (order->ring[i].items != &order->ring[i].one) pyper__free(order->ring[i].items);
+    pyper__free(order);
+}
+
+static struct record *record_of(pyper__order *order, int64_t ticket) {
+    return &order->ring[ticket % order->window];
+}
+
+/* One more output for a ticket whose turn has not come.  Under push_lock. */
+static int keep_locked(pyper__order *order, struct record *record, void *item) {
+    if (record->count == record->capacity) {
+        int64_t capacity = record->capacity * 2;
+        void **items = pyper__alloc((size_t)capacity * sizeof *items);
+        if (!items) return PYPER_ENOMEM;
+        memcpy(items, record->items, (size_t)record->count * sizeof *items);
+        if (record->items != &record->one) pyper__free(record->items);
+        record->items = items;
+        record->capacity = capacity;
+    }
+    record->items[record->count++] = item;
+    atomic_fetch_add(&order->kept, 1);
+    return 0;
+}
+
+static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
+                           struct pyper__turn *ret_wait) {
+    pyper__queue *queue = order->queue;
+    if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    int64_t turn = atomic_load(&order->turn);
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    int64_t waiting =
+        tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
+    *ret_wait = (struct pyper__turn){.queue = queue, .order = order, .until = ticket};
+    if (ticket == turn) {
+        if (waiting >= queue->limit) return PYPER__AGAIN;
+        int rc = pyper__queue_write(queue, item);
+        if (rc == 0) atomic_store(&queue->tail, tail + 1);
+        return rc;
+    }
+    struct record *record = record_of(order, ticket);
+    ret_wait->event = &record->turn;
+    if (ticket >= turn + order->window) {
+        ret_wait->until = ticket - order->window + 1;
+        return PYPER__AGAIN;
+    }
+    if (queue->limit != INT64_MAX ? waiting >= queue->limit - 1 : record->count >= order->window)
+        return PYPER__AGAIN;
+    return keep_locked(order, record, item);
+}
+
+int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
+                          struct pyper__turn *ret_wait) {
+    pyper__lock_take(&order->queue->push_lock);
+    int rc = try_push_locked(order, item, ticket, ret_wait);
+    pyper__lock_give(&order->queue->push_lock);
+    return rc;
+}
+
+/* What the ticket has kept joins the queue: it is counted there already, so there is room. */
+static int publish_locked(pyper__order *order, struct record *record, int64_t *published) {
+    pyper__queue *queue = order->queue;
+    for (int64_t i = 0; i < record->count; i++) {
+        int rc = pyper__queue_write(queue, record->items[i]);
+        if (rc < 0) {
+            record->count -= i;
+            memmove(record->items, record->items + i, (size_t)record->count * sizeof(void *));
+            return rc;
+        }
+        /* kept before tail: seen from outside an item is never counted twice. */
+        atomic_fetch_sub(&order->kept, 1);
+        atomic_fetch_add(&queue->tail, 1);
+        ++*published;
+    }
+    record->count = 0;
+    return 0;
+}
+
+static int move_turn_locked(pyper__order *order, int64_t *published) {
+    int64_t turn = atomic_load(&order->turn);
+    while (record_of(order, turn)->done) {
+        reset(record_of(order, turn));
+        atomic_store(&order->turn, ++turn);
+        int rc = publish_locked(order, record_of(order, turn), published);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
+
+int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+    pyper__queue *queue = order->queue;
+    for (;;) {
+        struct pyper__turn wait_for = {.queue = queue, .order = order};
+        int64_t published = 0;
+        pyper__lock_take(&queue->push_lock);
+        int64_t before = atomic_load(&order->turn);
+        bool beyond = ticket >= before + order->window;
+        int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
+        if (rc == 0 && !beyond) {
+            record_of(order, ticket)->done = true;
+            if (ticket == before) rc = move_turn_locked(order, &published);
+        }
+        int64_t after = atomic_load(&order->turn);
+        pyper__lock_give(&queue->push_lock);
+        if (published > 0) pyper__event_notify(&queue->items, (uint32_t)published);
+        /* Wake whoever waits for a record that is free now, and the one who has the turn. */
+        for (int64_t t = before; after > before && t <= after; t++)
+            pyper__event_notify_all(&record_of(order, t)->turn);
+        if (rc < 0 || !beyond) return rc;
+        if (input) pyper__queue_settle(input);
+        wait_for.until = ticket - order->window + 1;
+        pyper__await(seat, &record_of(order, ticket)->turn, pyper__order_turn_has_come, &wait_for,
+                     PYPER_FOREVER, PYPER__BLOCKED, false);
+    }
+}
+
+bool pyper__order_turn_has_come(const void *arg) {
+    const struct pyper__turn *turn = arg;
+    return atomic_load(&turn->queue->state) != PYPER__OPEN ||
+           atomic_load(&turn->order->turn) >= turn->until;
+}
+
+void pyper__order_notify_all(pyper__order *order) {
+    for (int64_t i = 0; i < order->window; i++) pyper__event_notify_all(&order->ring[i].turn);
+}
+
+int64_t pyper__order_kept(const pyper__order *order) {
+    return atomic_load(&order->kept);
+}
+
+bool pyper__order_take_any(pyper__order *order, void **ret_item) {
+    for (int64_t i = 0; i < order->window && atomic_load(&order->kept) > 0; i++) {
+        struct record *record = &order->ring[i];
+        if (record->count == 0) continue;
+        *ret_item = record->items[--record->count];
+        atomic_fetch_sub(&order->kept, 1);
+        return true;
+    }
+    return false;
+}

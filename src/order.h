@@ -1,0 +1,54 @@
+/* order - outputs leave in the order of the inputs, although several workers make them.
+ *
+ * Each input gets a ticket in the step in which it is claimed (its place in the input queue), and its
+ * outputs are pushed with it.  One ticket has the *turn*: its outputs go straight into the queue.
+ * Outputs of later tickets are kept here; when a call is done the turn moves on, and what the next
+ * ticket has kept joins the queue at once.  So an output leaves as soon as all earlier ones have.
+ *
+ * Bounds
+ *   - Only tickets below turn + window keep anything or are done; later ones wait.
+ *   - With a throttle, what is kept counts as waiting in the queue, and the last place is only for
+ *     the turn: so the bound is exact, and the one whose turn it is always gets on.
+ *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn.
+ *
+ * Synchronization
+ *   All fields are protected by the queue's push_lock, except: `turn` and `kept` are also read
+ *   without it (atomic, seq_cst) by those who wait and by statistics; the events look after
+ *   themselves. */
+#ifndef PYPER_ORDER_H
+#define PYPER_ORDER_H
+
+#include "queue.h"
+
+typedef struct pyper__order pyper__order;
+
+/* What somebody out of turn waits for. */
+struct pyper__turn {
+    pyper__event *event; /* NULL: it is his turn, wait for room in the queue */
+    const pyper__queue *queue;
+    pyper__order *order;
+    int64_t until; /* turn >= until */
+};
+
+pyper__order *pyper__order_create(pyper__queue *queue, int64_t window);
+void pyper__order_free(pyper__order *order);
+
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN and *ret_wait says what to wait for. */
+int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
+                          struct pyper__turn *ret_wait);
+
+/* The call with this ticket is done; if it had the turn, the turn moves on.
+ *
+ * Returns 0, PYPER_ECANCELED or PYPER_ENOMEM. Waits while the ticket is beyond the window. */
+int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input);
+
+bool pyper__order_turn_has_come(const void *turn);
+void pyper__order_notify_all(pyper__order *order);
+
+/* How many outputs are kept. */
+int64_t pyper__order_kept(const pyper__order *order);
+
+/* Any output that is kept, for destroying; false: none.  Nobody pushes any more. */
+bool pyper__order_take_any(pyper__order *order, void **ret_item);
+
+#endif

@@ -1,0 +1,226 @@
+/* os - see os.h.  Linux sleeps on a futex, because a signal must end the sleep (a handled signal
+ * never returns from pthread_cond_wait()).  Other systems share one lock and condition variable per
+ * bucket of addresses; there a signal is noticed when the sleep ends. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+
+#include "os.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#if defined(__linux__) && !defined(PYPER_NO_FUTEX)
+#define USE_FUTEX 1
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define USE_FUTEX 0
+#endif
+
+/* ------------------------------------------------------------------------------- memory */
+
+#ifdef PYPER_TESTING
+_Atomic long pyper__fail_alloc_at = -1;
+_Atomic int pyper__fail_alloc_stays = 0;
+_Atomic long pyper__fail_thread_at = -1;
+
+static bool fails_now(_Atomic long *countdown, bool stays) {
+    long before = atomic_load(countdown);
+    if (before < 0) return false;
+    if (before == 0) return stays;
+    return atomic_fetch_sub(countdown, 1) == 1;
+}
+#endif
+
+void *pyper__alloc(size_t size) {
+#ifdef PYPER_TESTING
+    if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
+#endif
+    if (size < PYPER__CACHE_LINE) return calloc(1, size);
+    if (size > PTRDIFF_MAX - PYPER__CACHE_LINE) return NULL;
+    size = (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
+    void *memory = aligned_alloc(PYPER__CACHE_LINE, size);
+    if (memory) memset(memory, 0, size);
+    return memory;
+}
+
+void pyper__free(void *memory) {
+    free(memory);
+}
+
+/* -------------------------------------------------------------------------------- clock */
+
+int64_t pyper_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* ----------------------------------------------------------------------------- sleeping */
+
+void pyper__yield(void) {
+    sched_yield();
+}
+
+#if USE_FUTEX
+
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns) {
+    struct timespec until, *limit = NULL;
+    if (deadline_ns != PYPER_FOREVER) {
+        until.tv_sec = (time_t)(deadline_ns / 1000000000);
+        until.tv_nsec = (long)(deadline_ns % 1000000000);
+        limit = &until;
+    }
+    /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock. */
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, limit, NULL,
+                      FUTEX_BITSET_MATCH_ANY);
+    if (rc == 0 || errno == EAGAIN) return 0;
+    return errno == ETIMEDOUT ? PYPER_ETIMEDOUT : errno == EINTR ? PYPER_EINTR : 0;
+}
+
+void pyper__futex_wake(_Atomic uint32_t *word, int count) {
+    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, NULL, NULL, 0);
+}
+
+#else
+
+/* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has changed
+ * the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
+#define BUCKETS 64
+static struct bucket {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} buckets[BUCKETS];
+static pthread_once_t buckets_once = PTHREAD_ONCE_INIT;
+
+static void buckets_init(void) {
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+#if !defined(__APPLE__)
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+#endif
+    for (int i = 0; i < BUCKETS; i++) {
+        pthread_mutex_init(&buckets[i].lock, NULL);
+        pthread_cond_init(&buckets[i].wake, &attr);
+    }
+    pthread_condattr_destroy(&attr);
+}
+
+static struct bucket *bucket_of(_Atomic uint32_t *word) {
+    pthread_once(&buckets_once, buckets_init);
+    return &buckets[((uintptr_t)word >> 6) % BUCKETS];
+}
+
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns) {
+    struct bucket *bucket = bucket_of(word);
+    int rc = 0;
+    pthread_mutex_lock(&bucket->lock);
+    if (atomic_load(word) == expected) {
+        if (deadline_ns == PYPER_FOREVER) {
+            pthread_cond_wait(&bucket->wake, &bucket->lock);
+        } else {
+#if defined(__APPLE__)
+            int64_t left = deadline_ns - pyper_now();
+            if (left < 0) left = 0;
+            struct timespec t = {.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+            if (pthread_cond_timedwait_relative_np(&bucket->wake, &bucket->lock, &t) == ETIMEDOUT)
+                rc = PYPER_ETIMEDOUT;
+#else
+            struct timespec t = {.tv_sec = (time_t)(deadline_ns / 1000000000),
+                                 .tv_nsec = (long)(deadline_ns % 1000000000)};
+            if (pthread_cond_timedwait(&bucket->wake, &bucket->lock, &t) == ETIMEDOUT)
+                rc = PYPER_ETIMEDOUT;
+#endif
+        }
+    }
+    pthread_mutex_unlock(&bucket->lock);
+    return rc;
+}
+
+void pyper__futex_wake(_Atomic uint32_t *word, int count) {
+    struct bucket *bucket = bucket_of(word);
+    (void)count;
+    pthread_mutex_lock(&bucket->lock);
+    pthread_cond_broadcast(&bucket->wake);
+    pthread_mutex_unlock(&bucket->lock);
+}
+
+#endif
+
+/* ------------------------------------------------------------------------------ threads */
+
+/* A started thread: its first act is to copy and free this. */
+struct thread_start {
+    void (*entry)(void *arg);
+    void *arg;
+    char name[16]; /* what Linux takes, its NUL included */
+};
+
+static void *thread_main(void *memory) {
+    struct thread_start start = *(struct thread_start *)memory;
+    pyper__free(memory);
+#if defined(__linux__)
+    pthread_setname_np(pthread_self(), start.name);
+#elif defined(__APPLE__)
+    pthread_setname_np(start.name);
+#endif
+    start.entry(start.arg);
+    return NULL;
+}
+
+int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, void **ret_thread) {
+#ifdef PYPER_TESTING
+    if (fails_now(&pyper__fail_thread_at, false)) return PYPER_ETHREAD;
+#endif
+    struct thread_start *start = pyper__alloc(sizeof *start);
+    if (!start) return PYPER_ENOMEM;
+    start->entry = entry;
+    start->arg = arg;
+    strncpy(start->name, name, sizeof start->name - 1);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, thread_main, start) != 0) {
+        pyper__free(start);
+        return PYPER_ETHREAD;
+    }
+    _Static_assert(sizeof thread <= sizeof *ret_thread, "pthread_t fits into a pointer");
+    *ret_thread = NULL;
+    memcpy(ret_thread, &thread, sizeof thread);
+    return 0;
+}
+
+static pthread_t thread_of(void *handle) {
+    pthread_t thread;
+    memcpy(&thread, &handle, sizeof thread);
+    return thread;
+}
+
+void pyper__thread_join(void *thread) {
+    pthread_join(thread_of(thread), NULL);
+}
+
+void pyper__thread_drop(void *thread) {
+    pthread_detach(thread_of(thread));
+}
+
+/* --------------------------------------------------------------------------------- fork */
+
+_Atomic uint32_t pyper__forks;
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+
+static void in_child(void) {
+    atomic_fetch_add_explicit(&pyper__forks, 1, memory_order_relaxed);
+}
+
+static void watch(void) {
+    pthread_atfork(NULL, NULL, in_child);
+}
+
+void pyper__watch_forks(void) {
+    pthread_once(&fork_once, watch);
+}

@@ -1,0 +1,60 @@
+/* os - everything the library asks of the operating system: memory, the clock, sleeping on a word,
+ * threads, and whether this process was forked.
+ *
+ * The only room with platform branches.  Codes of the system are translated here: what comes out
+ * is a PYPER_E... code.  All memory of the library goes through pyper__alloc(), so that a test can
+ * fail each allocation in turn; the same for threads. */
+#ifndef PYPER_OS_H
+#define PYPER_OS_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "pyper.h"
+
+#define PYPER__CACHE_LINE 64
+
+#if defined(__GNUC__)
+#define pyper__likely(x) __builtin_expect(!!(x), 1)
+#define pyper__unlikely(x) __builtin_expect(!!(x), 0)
+#define PYPER__COLD __attribute__((cold, noinline))
+#else
+#define pyper__likely(x) (x)
+#define pyper__unlikely(x) (x)
+#define PYPER__COLD
+#endif
+
+/* Zeroed memory, aligned to a cache line if it is that large; NULL when there is none. */
+void *pyper__alloc(size_t size);
+void pyper__free(void *memory);
+
+/* Sleep while *word == expected, until woken, interrupted or `deadline_ns`.
+ * Returns 0 (woken, or the word had changed, or for no reason), PYPER_ETIMEDOUT or PYPER_EINTR.
+ * A signal ends the sleep on Linux; elsewhere it does not (see os.c). */
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns);
+
+/* Wake at most `count` sleepers. */
+void pyper__futex_wake(_Atomic uint32_t *word, int count);
+
+/* Let other threads run: a hint, returns soon. */
+void pyper__yield(void);
+
+/* Start a thread: 0 or PYPER_ETHREAD. `name` is cut to what the system takes. */
+int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, void **ret_thread);
+void pyper__thread_join(void *thread);
+void pyper__thread_drop(void *thread);
+
+/* How often this process was forked from one that had called pyper__watch_forks(): changes in a
+ * forked child, never in the process itself.  Written by the child before it has a second thread. */
+extern _Atomic uint32_t pyper__forks;
+void pyper__watch_forks(void);
+
+#ifdef PYPER_TESTING
+/* Count down with every allocation (thread); the one that reaches 0 fails; negative: never.  With
+ * fail_alloc_stays all later ones fail too. */
+extern _Atomic long pyper__fail_alloc_at;
+extern _Atomic int pyper__fail_alloc_stays;
+extern _Atomic long pyper__fail_thread_at;
+#endif
+
+#endif

@@ -1,0 +1,182 @@
+/* park - see park.h. */
+#include "park.h"
+
+#include <limits.h>
+
+/* ---------------------------------------------------------------------------------- event */
+
+#define ONE_WAITER ((uint64_t)1 << 32)
+
+/* How often to let others run before sleeping, at most.  Between two running threads a yield costs
+ * 0.3 to 0.5 us, and a sleep with its wake-up up to 50 us; the exact number does not matter much. */
+#define YIELDS_MAX 50
+/* After a sleep as short as this, yielding would have been the better choice. */
+#define SHORT_SLEEP_NS 50000
+
+/* The half of the word that counts notifications. */
+static _Atomic uint32_t *sleeping_word(pyper__event *event) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return &event->half[1];
+#else
+    return &event->half[0];
+#endif
+}
+
+void pyper__event_init(pyper__event *event) {
+    atomic_init(&event->word, 0);
+    atomic_init(&event->yields, YIELDS_MAX / 2);
+}
+
+void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
+    uint64_t word = atomic_load(&event->word), next;
+    uint32_t woken;
+    do {
+        uint32_t waiters = (uint32_t)(word >> 32);
+        if (waiters == 0) return;
+        woken = waiters < count ? waiters : count;
+        next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
+    } while (!atomic_compare_exchange_weak(&event->word, &word, next));
+    pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken);
+}
+
+/* Count myself in; returns the notification count to compare with. */
+static uint32_t enter(pyper__event *event) {
+    return (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
+}
+
+/* Count myself out, unless a notification has come since enter(): it has counted out one of those it
+ * may have been meant for, and this could have been me. */
+static void leave(pyper__event *event, uint32_t seen) {
+    uint64_t word = atomic_load(&event->word);
+    while ((uint32_t)word == seen &&
+           !atomic_compare_exchange_weak(&event->word, &word, word - ONE_WAITER)) {
+    }
+}
+
+/* ----------------------------------------------------------------------------------- seat */
+
+/* How long a thread keeps a host's token while others of the library want it; and at the most, as
+ * there may be threads that the library does not know. */
+#define HOLD_NS 500000
+#define HOLD_MAX_NS 5000000
+/* The clock is read about this often, learned from how many items went by since the last time. */
+#define CHECK_NS 50000
+#define PATIENCE_MAX 64
+/* A thread that waits for the token may have to be woken on an idle processor: some 50 us. */
+#define LET_OTHERS_YIELDS 200
+
+/* How many threads of the library are awake and wait for an exclusive host's token, over all runs of
+ * the process: a count and no more, so relaxed. */
+static _Atomic int32_t wanting;
+
+void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data) {
+    seat->host = host;
+    seat->host_data = host_data;
+    seat->shares_token = host && host->detached && host->exclusive;
+    atomic_init(&seat->patience, 1);
+    atomic_init(&seat->granted, 1);
+    if (seat->shares_token) {
+        int64_t now = pyper_now();
+        atomic_init(&seat->checked_ns, now);
+        atomic_init(&seat->held_since_ns, now);
+    }
+}
+
+/* Everything between giving the host's token up and having it back. */
+static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
+    if (!seat->host || !seat->host->detached) return call(arg);
+    int rc = seat->host->detached(seat->host_data, call, arg);
+    if (seat->shares_token)
+        atomic_store_explicit(&seat->held_since_ns, pyper_now(), memory_order_relaxed);
+    return rc;
+}
+
+/* Called without the token: somebody who wants it should get it before I take it back. */
+static int let_others(void *arg) {
+    (void)arg;
+    int32_t before = atomic_load_explicit(&wanting, memory_order_relaxed);
+    for (int i = 0; i < LET_OTHERS_YIELDS; i++) {
+        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before || before == 0) break;
+        pyper__yield();
+    }
+    return 0;
+}
+
+void pyper__seat_check_token(pyper__seat *seat) {
+    int64_t now = pyper_now();
+    int64_t held = now - atomic_load_explicit(&seat->held_since_ns, memory_order_relaxed);
+    int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
+    bool wanted = atomic_load_explicit(&wanting, memory_order_relaxed) > 0;
+    if ((wanted && held >= HOLD_NS) || held >= HOLD_MAX_NS) {
+        detached(seat, let_others, NULL);
+        now = pyper_now();
+    }
+    atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
+    int32_t granted = atomic_load_explicit(&seat->granted, memory_order_relaxed);
+    granted = since_check > CHECK_NS ? granted / 4 : granted * 2;
+    if (granted < 1) granted = 1;
+    if (granted > PATIENCE_MAX) granted = PATIENCE_MAX;
+    atomic_store_explicit(&seat->granted, granted, memory_order_relaxed);
+    atomic_store_explicit(&seat->patience, granted, memory_order_relaxed);
+}
+
+/* ---------------------------------------------------------------------------------- await */
+
+struct wait {
+    pyper__event *event;
+    bool (*ready)(const void *arg);
+    const void *arg;
+    int64_t deadline_ns;
+    bool interruptible;
+    bool shares_token;
+};
+
+static int yield_and_sleep(struct wait *wait) {
+    pyper__event *event = wait->event;
+    uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
+    for (uint32_t i = 0; i < yields; i++) {
+        pyper__yield();
+        if (wait->ready(wait->arg)) {
+            uint32_t more = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
+            atomic_store_explicit(&event->yields, more, memory_order_relaxed);
+            return 0;
+        }
+    }
+    int64_t asleep = pyper_now();
+    for (;;) {
+        uint32_t seen = enter(event);
+        int rc = 0;
+        if (!wait->ready(wait->arg))
+            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns);
+        leave(event, seen);
+        if (wait->ready(wait->arg)) break;
+        if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
+    }
+    yields = pyper_now() - asleep < SHORT_SLEEP_NS ? YIELDS_MAX / 4 : yields / 2;
+    atomic_store_explicit(&event->yields, yields, memory_order_relaxed);
+    return 0;
+}
+
+static int wait_detached(void *arg) {
+    struct wait *wait = arg;
+    int rc = yield_and_sleep(wait);
+    if (wait->shares_token) atomic_fetch_add_explicit(&wanting, 1, memory_order_relaxed);
+    return rc;
+}
+
+int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
+                 const void *arg, int64_t deadline_ns, int what_for, bool interruptible) {
+    if (ready(arg)) return 0;
+    int64_t since = pyper_now();
+    if (deadline_ns <= since) return PYPER_ETIMEDOUT;
+    struct wait wait = {event, ready, arg, deadline_ns, interruptible, seat->shares_token};
+    atomic_store_explicit(&seat->waiting_for, what_for, memory_order_relaxed);
+    atomic_store_explicit(&seat->waiting_since_ns, since, memory_order_relaxed);
+    int rc = detached(seat, wait_detached, &wait);
+    if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
+    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->waited_ns[what_for], waited + pyper_now() - since,
+                          memory_order_relaxed);
+    atomic_store_explicit(&seat->waiting_since_ns, 0, memory_order_relaxed);
+    return rc;
+}

@@ -1,0 +1,122 @@
+/* park - sleeping and waking.
+ *
+ * An *event* is where threads wait for a condition that others make true.  The one legal way to wait is
+ * pyper__await(), which holds the wait loop; no other file sleeps.  A *seat* is what a thread brings
+ * to a wait: its host, whose token is given up meanwhile, and the clock of its waiting time.
+ *
+ *     waiting:                                    making it true:
+ *         pyper__await(seat, &e, ready, arg, ..)      change the condition   (seq_cst)
+ *                                                     pyper__event_notify(&e, 1)
+ *
+ * `ready` reads atomics with seq_cst and nothing else: it is called without any lock and without the
+ * host's token.  It is a hint: after pyper__await() has returned 0, look again, under your lock.
+ *
+ * Why no wake-up is lost: the sleeper first counts itself in (seq_cst), then tests the condition; the
+ * other side first changes the condition (seq_cst), then reads the count.  In the single order of
+ * these four one of the two sees the other.
+ *
+ * Waiting costs nothing: no polling, no timers.  A waiter lets other threads run (sched_yield) a
+ * bounded number of times before it sleeps, only where that was of use a moment ago. */
+#ifndef PYPER_PARK_H
+#define PYPER_PARK_H
+
+#include <assert.h>
+#include <pthread.h>
+
+#include "os.h"
+
+/* ---------------------------------------------------------------------------------- lock */
+
+/* A plain mutex.  Held for a few instructions; never while user code runs, the host is called, or
+ * the thread sleeps.  No thread holds two, but for the pair that queue.h names. */
+typedef pthread_mutex_t pyper__lock;
+
+static inline void pyper__lock_init(pyper__lock *lock) {
+    pthread_mutex_init(lock, NULL);
+}
+static inline void pyper__lock_fini(pyper__lock *lock) {
+    pthread_mutex_destroy(lock);
+}
+static inline void pyper__lock_take(pyper__lock *lock) {
+    int rc = pthread_mutex_lock(lock);
+    assert(rc == 0);
+    (void)rc;
+}
+static inline void pyper__lock_give(pyper__lock *lock) {
+    pthread_mutex_unlock(lock);
+}
+
+/* --------------------------------------------------------------------------------- event */
+
+/* Synchronization
+ *   word    atomic; low half: how many notifications there were (what the futex compares), high
+ *           half: how many have counted themselves in and were not notified since.  The high half
+ *           may be too large for a while (somebody left on his own while being notified), which
+ *           costs a system call; never too small, which would cost a wake-up.
+ *   yields  atomic, relaxed: a hint learned from the last waits; any value is right. */
+typedef struct pyper__event {
+    union {
+        _Atomic uint64_t word;
+        _Atomic uint32_t half[2];
+    };
+    _Atomic uint32_t yields;
+} pyper__event;
+
+void pyper__event_init(pyper__event *event);
+
+PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
+
+/* Wake up to `count` waiters.  Cheap when nobody waits. */
+static inline void pyper__event_notify(pyper__event *event, uint32_t count) {
+    if (pyper__unlikely(atomic_load(&event->word) >> 32 != 0))
+        pyper__event_notify_slow(event, count);
+}
+
+static inline void pyper__event_notify_all(pyper__event *event) {
+    pyper__event_notify(event, UINT32_MAX);
+}
+
+/* ---------------------------------------------------------------------------------- seat */
+
+/* What a thread waits for: the index of its clock. */
+enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__OTHER, PYPER__WAITS };
+
+/* Synchronization
+ *   host, host_data, shares_token   set by init, never change.
+ *   patience, granted, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
+ *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
+ *   waited_ns, waiting_since_ns, waiting_for   written by the thread in the seat, read by
+ *       statistics; relaxed. */
+typedef struct pyper__seat {
+    const pyper_host *host;
+    void *host_data;
+    bool shares_token;
+    _Atomic int32_t patience; /* items until the clock is asked again */
+    _Atomic int32_t granted;  /* what patience was set to */
+    _Atomic int64_t checked_ns;
+    _Atomic int64_t held_since_ns;
+    _Atomic int64_t waited_ns[PYPER__WAITS];
+    _Atomic int64_t waiting_since_ns;
+    _Atomic int waiting_for;
+} pyper__seat;
+
+void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
+
+/* Wait on `event` until ready(arg), with the host's token given up.
+ *
+ * Returns 0 when ready; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible` and a signal came. */
+int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
+                 const void *arg, int64_t deadline_ns, int what_for, bool interruptible);
+
+/* Between two items: hand the host's token over if others have been wanting it for long enough.
+ * Call it with no lock held. */
+PYPER__COLD void pyper__seat_check_token(pyper__seat *seat);
+
+static inline void pyper__seat_share_token(pyper__seat *seat) {
+    if (pyper__likely(!seat->shares_token)) return;
+    int32_t left = atomic_load_explicit(&seat->patience, memory_order_relaxed) - 1;
+    atomic_store_explicit(&seat->patience, left, memory_order_relaxed);
+    if (pyper__unlikely(left <= 0)) pyper__seat_check_token(seat);
+}
+
+#endif

@@ -1,0 +1,160 @@
+/* pipeline - see pipeline.h, and pyper.h for what the public functions promise. */
+#include "pipeline.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What there is to return when there is no memory for anything.  Never freed, never counted. */
+static pyper_pipeline out_of_memory = {.error = PYPER_ENOMEM,
+                                       .message = "out of memory while making a pipeline"};
+
+/* ------------------------------------------------------------------------------------ tasks */
+
+static void task_unref(pyper__task *task) {
+    if (!task || atomic_fetch_sub_explicit(&task->refs, 1, memory_order_acq_rel) != 1) return;
+    if (task->release) task->release(task->bind);
+    pyper__free(task);
+}
+
+/* Options of an older caller are shorter than ours: what he does not know is 0. */
+static pyper_task_options complete(const pyper_task_options *options) {
+    pyper_task_options all = {.size = sizeof all};
+    if (options) {
+        size_t known = options->size < sizeof all ? options->size : sizeof all;
+        memcpy(&all, options, known);
+    }
+    return all;
+}
+
+static pyper__task *task_create(const pyper_task_options *options, const char *name) {
+    size_t length = strlen(name);
+    pyper__task *task = pyper__alloc(sizeof *task + length + 1);
+    if (!task) return NULL;
+    atomic_init(&task->refs, 1);
+    task->fn = options->fn;
+    task->branch = options->branch;
+    task->join = options->join;
+    task->workers = options->workers ? options->workers : 1;
+    task->ordered = options->ordered && task->workers > 1;
+    task->throttle = options->throttle;
+    task->bind = (void *)(uintptr_t)options->bind;
+    task->release = options->release;
+    task->type = options->type;
+    memcpy(task->name, name, length + 1);
+    return task;
+}
+
+/* -------------------------------------------------------------------------------- pipelines */
+
+static pyper_pipeline *create(size_t count) {
+    if (count > SIZE_MAX / (2 * sizeof(pyper__task *))) return NULL;
+    pyper_pipeline *pipeline =
+        pyper__alloc(sizeof *pipeline + count * sizeof(pyper__task *));
+    if (pipeline) atomic_init(&pipeline->refs, 1);
+    return pipeline;
+}
+
+static PYPER_PRINTF(2, 3) pyper_pipeline *failed(int error, const char *format, ...) {
+    pyper_pipeline *pipeline = create(0);
+    if (!pipeline) return &out_of_memory;
+    pipeline->error = error;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(pipeline->message, sizeof pipeline->message, format, args);
+    va_end(args);
+    return pipeline;
+}
+
+/* What is wrong with the options: a failed pipeline that says so; NULL if nothing is. */
+static pyper_pipeline *refuse(const pyper_task_options *options, const char *name) {
+    if (!options->fn)
+        return failed(PYPER_EINVAL, "task '%.64s': fn is NULL; give it a function", name);
+    if (options->workers < 0 || options->workers > PYPER_WORKERS_MAX)
+        return failed(PYPER_EINVAL, "task '%.64s': workers is %" PRId64 "; use 1 to %d", name,
+                      options->workers, PYPER_WORKERS_MAX);
+    if (options->throttle < 0)
+        return failed(PYPER_EINVAL,
+                      "task '%.64s': throttle is %" PRId64 "; use 1 or more, or 0 for no bound", name,
+                      options->throttle);
+    if (options->ordered && options->join && options->workers > 1)
+        return failed(PYPER_EINVAL,
+                      "task '%.64s': ordered has no order to keep with join and several workers; "
+                      "use one worker, or leave ordered out",
+                      name);
+    return NULL;
+}
+
+pyper_pipeline *pyper_task_from(const pyper_task_options *given) {
+    pyper_task_options options = complete(given);
+    const char *name = options.name ? options.name : "task";
+    pyper_pipeline *bad = given ? refuse(&options, name)
+                                : failed(PYPER_EINVAL, "pyper_task_from() was given no options");
+    pyper__task *task = bad ? NULL : task_create(&options, name);
+    pyper_pipeline *pipeline = task ? create(1) : NULL;
+    if (!pipeline) {
+        if (task)
+            task_unref(task);
+        else if (options.release)
+            options.release((void *)(uintptr_t)options.bind);
+        return bad ? bad : &out_of_memory;
+    }
+    pipeline->count = 1;
+    pipeline->tasks[0] = task;
+    return pipeline;
+}
+
+static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
+    if (count == 0)
+        return failed(PYPER_EINVAL, "pyper_pipe() needs at least one pipeline");
+    size_t tasks = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!parts[i])
+            return failed(PYPER_EINVAL, "part %zu of %zu given to pyper_pipe() is NULL", i + 1,
+                          count);
+        if (parts[i]->error) return pyper_ref(parts[i]);
+        tasks += parts[i]->count;
+    }
+    pyper_pipeline *pipeline = create(tasks);
+    if (!pipeline) return &out_of_memory;
+    for (size_t i = 0; i < count; i++) {
+        for (size_t k = 0; k < parts[i]->count; k++) {
+            pyper__task *task = parts[i]->tasks[k];
+            atomic_fetch_add_explicit(&task->refs, 1, memory_order_relaxed);
+            pipeline->tasks[pipeline->count++] = task;
+        }
+    }
+    return pipeline;
+}
+
+pyper_pipeline *pyper_pipe_from(pyper_pipeline *const *parts, size_t count) {
+    pyper_pipeline *pipeline = join_parts(parts, count);
+    for (size_t i = 0; i < count; i++) pyper_unref(parts[i]);
+    return pipeline;
+}
+
+pyper_pipeline *pyper_ref(pyper_pipeline *pipeline) {
+    if (pipeline && pipeline != &out_of_memory)
+        atomic_fetch_add_explicit(&pipeline->refs, 1, memory_order_relaxed);
+    return pipeline;
+}
+
+void pyper_unref(pyper_pipeline *pipeline) {
+    if (!pipeline || pipeline == &out_of_memory) return;
+    if (atomic_fetch_sub_explicit(&pipeline->refs, 1, memory_order_acq_rel) != 1) return;
+    for (size_t i = 0; i < pipeline->count; i++) task_unref(pipeline->tasks[i]);
+    pyper__free(pipeline);
+}
+
+int pyper_pipeline_error(const pyper_pipeline *pipeline) {
+    return pipeline ? pipeline->error : PYPER_EINVAL;
+}
+
+const char *pyper_pipeline_message(const pyper_pipeline *pipeline) {
+    return pipeline ? pipeline->message : "the pipeline is NULL";
+}
+
+size_t pyper_task_count(const pyper_pipeline *pipeline) {
+    return pipeline ? pipeline->count : 0;
+}

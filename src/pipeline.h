@@ -1,0 +1,30 @@
+/* pipeline - what to run: tasks in a chain.  Made once, never changed, counted, shared by runs. */
+#ifndef PYPER_PIPELINE_H
+#define PYPER_PIPELINE_H
+
+#include "os.h"
+
+/* One task, shared by all the pipelines that it was piped into.
+ * Synchronization: refs atomic; everything else is set before anybody else sees the task. */
+typedef struct pyper__task {
+    _Atomic int64_t refs;
+    pyper_fn fn;
+    bool branch, join, ordered;
+    int64_t workers;  /* >= 1 */
+    int64_t throttle; /* 0: no bound */
+    void *bind;
+    void (*release)(void *bind);
+    const pyper_item_type *type;
+    char name[];
+} pyper__task;
+
+/* Synchronization: refs atomic; everything else is set before anybody else sees the pipeline. */
+struct pyper_pipeline {
+    _Atomic int64_t refs;
+    int error; /* 0, or why it has failed */
+    char message[256];
+    size_t count;
+    pyper__task *tasks[];
+};
+
+#endif

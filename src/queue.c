@@ -1,0 +1,202 @@
+/* queue - see queue.h. */
+#include "queue.h"
+
+#include "order.h"
+
+/* ------------------------------------------------------------------------------ life time */
+
+int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
+                      bool many_consumers, int64_t order_window, const pyper_item_type *type) {
+    queue->limit = throttle > 0 ? throttle : INT64_MAX;
+    /* Half of the places would do; a quarter lets both ends run without waiting for each other. */
+    queue->block = throttle >= 4 ? throttle / 4 : 1;
+    queue->many_producers = many_producers;
+    queue->many_consumers = many_consumers;
+    queue->type = type;
+    pyper__event_init(&queue->items);
+    pyper__event_init(&queue->places);
+    pyper__lock_init(&queue->push_lock);
+    pyper__lock_init(&queue->pop_lock);
+    queue->push_chunk = queue->pop_chunk = pyper__alloc(sizeof(pyper__chunk));
+    if (!queue->push_chunk) return PYPER_ENOMEM;
+    if (order_window > 0) {
+        queue->order = pyper__order_create(queue, order_window);
+        if (!queue->order) return PYPER_ENOMEM;
+    }
+    return 0;
+}
+
+/* Destroy in slices, so that a host's token is not held for long. */
+static void destroy(pyper__queue *queue, void *item, pyper__seat *seat) {
+    if (!queue->type || !queue->type->destroy) return;
+    queue->type->destroy(item);
+    pyper__seat_share_token(seat);
+}
+
+/* The next item that is left, whatever the state. */
+static bool take_any(pyper__queue *queue, void **ret_item) {
+    pyper__lock_take(&queue->pop_lock);
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    bool any = head < atomic_load(&queue->tail);
+    if (any) {
+        if (queue->pop_slot == PYPER__CHUNK_SLOTS) pyper__queue_next_chunk(queue);
+        *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
+        atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
+        if (queue->seen <= head) queue->seen = head + 1;
+    }
+    pyper__lock_give(&queue->pop_lock);
+    return any;
+}
+
+void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
+    void *item;
+    while (queue->pop_chunk && take_any(queue, &item)) destroy(queue, item, seat);
+    while (queue->order && pyper__order_take_any(queue->order, &item)) destroy(queue, item, seat);
+}
+
+void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
+    pyper__queue_drain(queue, seat);
+    pyper__order_free(queue->order);
+    while (queue->pop_chunk) {
+        pyper__chunk *next = queue->pop_chunk->next;
+        pyper__free(queue->pop_chunk);
+        queue->pop_chunk = next;
+    }
+    pyper__free(atomic_load(&queue->spare));
+    pyper__lock_fini(&queue->push_lock);
+    pyper__lock_fini(&queue->pop_lock);
+}
+
+void pyper__queue_set_state(pyper__queue *queue, int state) {
+    int before = atomic_load(&queue->state);
+    while (before < state && !atomic_compare_exchange_weak(&queue->state, &before, state)) {
+    }
+    if (before >= state) return;
+    pyper__event_notify_all(&queue->items);
+    pyper__event_notify_all(&queue->places);
+    if (queue->order) pyper__order_notify_all(queue->order);
+}
+
+int64_t pyper__queue_pushed(pyper__queue *queue) {
+    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
+    return atomic_load_explicit(&queue->tail, memory_order_relaxed) + kept;
+}
+
+int64_t pyper__queue_popped(const pyper__queue *queue) {
+    return atomic_load_explicit(&queue->head, memory_order_relaxed);
+}
+
+/* --------------------------------------------------------------------------------- chunks */
+
+int pyper__queue_add_chunk(pyper__queue *queue) {
+    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+    if (!chunk) chunk = pyper__alloc(sizeof *chunk);
+    if (!chunk) return PYPER_ENOMEM;
+    chunk->next = NULL;
+    /* The consumer follows `next` only when tail says that there is a slot behind it. */
+    queue->push_chunk->next = chunk;
+    queue->push_chunk = chunk;
+    queue->push_slot = 0;
+    return 0;
+}
+
+void pyper__queue_next_chunk(pyper__queue *queue) {
+    pyper__chunk *drained = queue->pop_chunk;
+    queue->pop_chunk = drained->next;
+    queue->pop_slot = 0;
+    pyper__free(atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel));
+}
+
+/* --------------------------------------------------------------------------------- places */
+
+/* Wake producers if half of the places are free (or, `all`, if any is).  Too few woken now are
+ * woken by a later call: at the latest when the consumer is about to wait. */
+static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
+    int64_t tail = atomic_load(&queue->tail);
+    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
+    int64_t free_places = queue->limit - (tail + kept - given_back);
+    if (free_places <= 0 || (!all && free_places < queue->limit / 2)) return;
+    pyper__event_notify(&queue->places,
+                        free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+}
+
+void pyper__queue_give_back(pyper__queue *queue, int64_t head) {
+    atomic_store(&queue->given_back, head);
+    wake_producers(queue, head, false);
+}
+
+void pyper__queue_settle(pyper__queue *queue) {
+    if (queue->limit == INT64_MAX) return;
+    if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
+        atomic_store(&queue->given_back, head);
+    if (queue->many_consumers) pyper__lock_give(&queue->pop_lock);
+    wake_producers(queue, head, true);
+}
+
+/* -------------------------------------------------------------------------------- pushing */
+
+static bool room_or_over(const void *arg) {
+    const pyper__queue *queue = arg;
+    return atomic_load(&queue->state) != PYPER__OPEN ||
+           atomic_load(&queue->tail) - atomic_load(&queue->given_back) < queue->limit;
+}
+
+static bool room_with_order(const void *arg) {
+    const pyper__queue *queue = arg;
+    return atomic_load(&queue->state) != PYPER__OPEN ||
+           atomic_load(&queue->tail) + pyper__order_kept(queue->order) -
+                   atomic_load(&queue->given_back) <
+               queue->limit;
+}
+
+int pyper__queue_push_slow(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
+                           pyper__queue *input) {
+    for (;;) {
+        pyper__event *turn = NULL; /* of an order: what to wait for instead of room */
+        struct pyper__turn wait_for;
+        int rc;
+        if (queue->order) {
+            rc = pyper__order_try_push(queue->order, item, ticket, &wait_for);
+            turn = rc == PYPER__AGAIN ? wait_for.event : NULL;
+        } else if (queue->many_producers) {
+            pyper__lock_take(&queue->push_lock);
+            rc = pyper__queue_try_push(queue, item);
+            pyper__lock_give(&queue->push_lock);
+        } else {
+            rc = pyper__queue_try_push(queue, item);
+        }
+        if (rc == 0) pyper__event_notify(&queue->items, 1);
+        if (rc != PYPER__AGAIN) return rc;
+        if (input) pyper__queue_settle(input);
+        if (turn)
+            pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
+                         PYPER__BLOCKED, false);
+        else
+            pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
+                         PYPER_FOREVER, PYPER__BLOCKED, false);
+    }
+}
+
+/* -------------------------------------------------------------------------------- popping */
+
+static bool items_or_over(const void *arg) {
+    const pyper__queue *queue = arg;
+    return atomic_load(&queue->state) != PYPER__OPEN ||
+           atomic_load(&queue->tail) != atomic_load(&queue->head);
+}
+
+int pyper__queue_pop_slow(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
+                          pyper__seat *seat, int64_t deadline_ns, bool interruptible) {
+    for (;;) {
+        if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
+        int rc = pyper__queue_try_pop(queue, ret_item, ret_ticket);
+        if (queue->many_consumers) pyper__lock_give(&queue->pop_lock);
+        if (rc != PYPER__AGAIN) return rc;
+        pyper__queue_settle(queue);
+        rc = pyper__await(seat, &queue->items, items_or_over, queue, deadline_ns, PYPER__STARVED,
+                          interruptible);
+        if (rc < 0) return rc;
+    }
+}

@@ -1,0 +1,201 @@
+/* queue - an edge inside a process: the output queue of one task, the input of the next.
+ *
+ * A list of chunks of slots, with one end for the task that produces and one for whoever consumes.
+ * Each end is used by one thread at a time.  An end with a single worker is that worker's own and
+ * needs no lock; an end with several has a lock that they take for one item.  The two ends meet only
+ * in two counters: `tail`, how many items were published, and `given_back`, how many places of the
+ * bound are free again.
+ *
+ * Promises
+ *   - An item is visible to the consumer when push returns.
+ *   - throttle is exact: pushed - popped never exceeds `limit` (a pop is the start of its item).
+ *   - A producer that waits for room resumes at the latest when half of the places are free, or when
+ *     the consumer is about to wait.
+ *   - Items leave in the order in which they were pushed; with an `order` (order.h) in the order of
+ *     the tickets they were pushed with.
+ *   - A single consumer takes an item without touching memory that the producer writes, as long as
+ *     there are more that it has seen.
+ *   - 8 bytes an item that waits and one chunk of slack; chunks are given back when drained.
+ *
+ * What it does not do: it knows no tasks, no runs and no errors but its own.
+ *
+ * Synchronization
+ *   limit, block, many_producers, many_consumers, type, order   set by init, never change.
+ *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
+ *   tail         atomic; written by the producing end after it has written the slot (seq_cst; pairs
+ *                with every read of it by the consuming end).
+ *   given_back   atomic; written by the consuming end, read by the producing end; the license to
+ *                use that many places of the bound again.
+ *   head         atomic, relaxed: written by the consuming end, read by statistics.
+ *   spare        atomic; a drained chunk on its way back to the producing end.
+ *   push_*, room_until   the producing end's own (push_lock, if many_producers).
+ *   pop_*, seen          the consuming end's own (pop_lock, if many_consumers).
+ *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
+ *   chunk belongs to the consuming end from its first published slot on.
+ * Invariants
+ *   given_back <= head <= tail;  with a limit: tail - given_back <= limit (kept items of an order
+ *   included).
+ * Wake-ups
+ *   items    push wakes one consumer for each item; a change of state wakes all.
+ *   places   give_back wakes one producer for each free place; a change of state wakes all. */
+#ifndef PYPER_QUEUE_H
+#define PYPER_QUEUE_H
+
+#include "park.h"
+
+#define PYPER__CHUNK_SLOTS 511 /* with the link: one page of 4 KiB */
+
+typedef struct pyper__chunk {
+    struct pyper__chunk *next;
+    void *slot[PYPER__CHUNK_SLOTS];
+} pyper__chunk;
+
+struct pyper__order;
+
+enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
+
+/* Answers of the functions below that are not errors. */
+enum { PYPER__AGAIN = -1000 };
+
+typedef struct pyper__queue {
+    /* Set by init. */
+    int64_t limit; /* how many items may wait; INT64_MAX without a bound */
+    int64_t block; /* how many places are given back at once */
+    bool many_producers, many_consumers;
+    const pyper_item_type *type;
+    struct pyper__order *order; /* NULL: outputs leave as they come */
+    _Atomic int state;
+    pyper__event items, places;
+
+    /* The producing end. */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
+    int64_t room_until; /* tail may grow to this without looking at given_back again */
+    pyper__chunk *push_chunk;
+    int push_slot;
+    pyper__lock push_lock;
+
+    /* The consuming end. */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
+    int64_t seen; /* tail, when last looked at */
+    pyper__chunk *pop_chunk;
+    int pop_slot;
+    pyper__lock pop_lock;
+    _Atomic int64_t given_back;
+
+    /* Between the two. */
+    _Alignas(PYPER__CACHE_LINE) pyper__chunk *_Atomic spare;
+} pyper__queue;
+
+/* `order_window` > 0: the producers push with tickets.  0, PYPER_ENOMEM; fini either way. */
+int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
+                      bool many_consumers, int64_t order_window, const pyper_item_type *type);
+
+/* Destroy what is left and free.  Nobody uses the queue any more. */
+void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat);
+
+/* Destroy what is left.  No producer uses the queue any more; consumers only get refusals. */
+void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat);
+
+/* Ended: no more pushes, what is there can be popped.  Cancelled: neither. */
+void pyper__queue_set_state(pyper__queue *queue, int state);
+
+static inline int pyper__queue_state(const pyper__queue *queue) {
+    return atomic_load_explicit(&queue->state, memory_order_acquire);
+}
+
+/* How many items have been pushed; popped; are waiting (those that an order keeps included). */
+int64_t pyper__queue_pushed(pyper__queue *queue);
+int64_t pyper__queue_popped(const pyper__queue *queue);
+
+/* Append an item; waits for room.
+ *
+ * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM.  Takes the item when it returns
+ * 0, not otherwise.  `ticket` is for queues with an order.  `input` is the queue that this producer
+ * consumes (or NULL): before waiting, its free places are given back. */
+int pyper__queue_push_slow(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
+                           pyper__queue *input);
+
+/* Take the first item; waits for one.
+ *
+ * Returns 1 and sets *ret_item and *ret_ticket (its place in the stream: 0, 1, 2, ...); 0 at the end;
+ * PYPER_ECANCELED; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible`. */
+int pyper__queue_pop_slow(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
+                          pyper__seat *seat, int64_t deadline_ns, bool interruptible);
+
+/* The consumer is about to wait, for whatever: give all free places back. */
+void pyper__queue_settle(pyper__queue *queue);
+
+PYPER__COLD int pyper__queue_add_chunk(pyper__queue *queue);
+PYPER__COLD void pyper__queue_next_chunk(pyper__queue *queue);
+PYPER__COLD void pyper__queue_give_back(pyper__queue *queue, int64_t head);
+
+/* Write an item behind the last one, unpublished.  The producing end only. */
+static inline int pyper__queue_write(pyper__queue *queue, void *item) {
+    if (pyper__unlikely(queue->push_slot == PYPER__CHUNK_SLOTS)) {
+        int rc = pyper__queue_add_chunk(queue);
+        if (rc < 0) return rc;
+    }
+    queue->push_chunk->slot[queue->push_slot++] = item;
+    return 0;
+}
+
+static inline bool pyper__queue_has_room(pyper__queue *queue, int64_t tail) {
+    if (pyper__likely(tail < queue->room_until)) return true;
+    int64_t given_back = atomic_load(&queue->given_back);
+    queue->room_until = queue->limit > INT64_MAX - given_back ? INT64_MAX
+                                                               : given_back + queue->limit;
+    return tail < queue->room_until;
+}
+
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only. */
+static inline int pyper__queue_try_push(pyper__queue *queue, void *item) {
+    if (pyper__unlikely(pyper__queue_state(queue) != PYPER__OPEN)) return PYPER_ECANCELED;
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    if (pyper__unlikely(!pyper__queue_has_room(queue, tail))) return PYPER__AGAIN;
+    int rc = pyper__queue_write(queue, item);
+    if (pyper__unlikely(rc < 0)) return rc;
+    atomic_store(&queue->tail, tail + 1);
+    return 0;
+}
+
+/* 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end only. */
+static inline int pyper__queue_try_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket) {
+    int state = pyper__queue_state(queue);
+    if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (head == queue->seen) {
+        /* state was read before tail: if it said ended, this is the last tail. */
+        queue->seen = atomic_load(&queue->tail);
+        if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
+    }
+    if (pyper__unlikely(queue->pop_slot == PYPER__CHUNK_SLOTS)) pyper__queue_next_chunk(queue);
+    *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
+    *ret_ticket = head++;
+    atomic_store_explicit(&queue->head, head, memory_order_relaxed);
+    if (queue->limit != INT64_MAX &&
+        head - atomic_load_explicit(&queue->given_back, memory_order_relaxed) >= queue->block)
+        pyper__queue_give_back(queue, head);
+    return 1;
+}
+
+/* The two calls that workers make: the quick way in a few instructions, the rest elsewhere. */
+static inline int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket,
+                                    pyper__seat *seat, pyper__queue *input) {
+    if (pyper__likely(!queue->many_producers)) {
+        int rc = pyper__queue_try_push(queue, item);
+        if (pyper__likely(rc == 0)) pyper__event_notify(&queue->items, 1);
+        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
+    }
+    return pyper__queue_push_slow(queue, item, ticket, seat, input);
+}
+
+static inline int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
+                                   pyper__seat *seat) {
+    if (pyper__likely(!queue->many_consumers)) {
+        int rc = pyper__queue_try_pop(queue, ret_item, ret_ticket);
+        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
+    }
+    return pyper__queue_pop_slow(queue, ret_item, ret_ticket, seat, PYPER_FOREVER, false);
+}
+
+#endif

@@ -1,0 +1,409 @@
+/* run - see run.h, and pyper.h for what the public functions promise. */
+#include "run.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "thread.h"
+
+/* Who joins the workers' threads and clears the queues, once all workers have left. */
+enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
+
+/* With no throttle an ordered task may be this many inputs ahead of the one whose turn it is. */
+#define WINDOW 1024
+/* A larger throttle does not widen the window any more: a record of it is 56 bytes. */
+#define WINDOW_MAX 65536
+
+/* What there is to return when there is no memory for a run.  Never freed, never counted. */
+static pyper_run out_of_memory = {.failed = PYPER_ENOMEM,
+                                  .failure = {.code = PYPER_ENOMEM,
+                                              .task = -1,
+                                              .message = "out of memory while starting the run"}};
+
+static bool inherited(const pyper_run *run) {
+    return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);
+}
+
+/* ------------------------------------------------------------------------------- stopping */
+
+/* Tell the stages before `upto` to stop, and cancel the queues up to their end. */
+static void stop(pyper_run *run, size_t upto) {
+    size_t before = atomic_load(&run->stopped);
+    while (before < upto && !atomic_compare_exchange_weak(&run->stopped, &before, upto)) {
+    }
+    for (size_t i = 0; i <= upto && i < run->count; i++)
+        pyper__queue_set_state(&run->queues[i], PYPER__CANCELLED);
+}
+
+void pyper_cancel(pyper_run *run) {
+    if (!run || run == &out_of_memory || inherited(run)) return;
+    atomic_store(&run->cancelled, true);
+    if (run->count == 0) return;
+    stop(run, run->count);
+    pyper__queue_set_state(&run->queues[run->count], PYPER__CANCELLED);
+}
+
+bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                     const char *message, void *payload, void (*destroy)(void *payload)) {
+    pyper__lock_take(&run->lock);
+    bool first = atomic_load(&run->failed) == 0;
+    if (first) {
+        run->failure.code = code;
+        run->failure.task = stage ? (int64_t)stage->index : -1;
+        run->failure.payload = payload;
+        run->failure.destroy = destroy;
+        if (stage)
+            snprintf(run->failure.message, sizeof run->failure.message,
+                     "task '%.64s' (%zu of %zu): %s", stage->task->name, stage->index + 1,
+                     run->pipeline->count, message);
+        else
+            snprintf(run->failure.message, sizeof run->failure.message, "%s", message);
+        atomic_store(&run->failed, answer);
+    }
+    pyper__lock_give(&run->lock);
+    if (first && run->count > 0) {
+        stop(run, run->count);
+        pyper__queue_set_state(&run->queues[run->count], PYPER__ENDED);
+    }
+    return first;
+}
+
+/* ------------------------------------------------------------------------ workers, in and out */
+
+static bool gate_is_open(const void *arg) {
+    const pyper_run *run = arg;
+    return atomic_load(&run->gate_open);
+}
+
+/* Only where a token is shared: a worker that starts working keeps it from those that would start
+ * after it. */
+void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat) {
+    if (seat->shares_token)
+        pyper__await(seat, &run->gate, gate_is_open, run, PYPER_FOREVER, PYPER__OTHER, false);
+}
+
+static void open_gate(pyper_run *run) {
+    atomic_store(&run->gate_open, true);
+    pyper__event_notify_all(&run->gate);
+}
+
+/* One less of those whom the end of the run waits for. */
+static void one_less(pyper_run *run, int64_t how_many) {
+    if (atomic_fetch_sub(&run->alive, how_many) == how_many) pyper__event_notify_all(&run->done);
+}
+
+void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
+    if (atomic_fetch_sub(&stage->alive, 1) == 1) {
+        /* The last one.  If inputs were left (a joined task that had enough), nobody will take them:
+         * the stages before are done. */
+        bool complete = pyper__queue_state(stage->input) == PYPER__ENDED &&
+                        pyper__queue_pushed(stage->input) == pyper__queue_popped(stage->input);
+        if (!complete) stop(run, stage->index);
+        pyper__queue_set_state(stage->output, PYPER__ENDED);
+    }
+    one_less(run, 1);
+}
+
+/* ---------------------------------------------------------------------------------- freeing */
+
+/* Free the stages and the queues, and destroy what is left in them.  Nobody works any more. */
+static void clear(pyper_run *run) {
+    for (size_t i = 0; i < run->count; i++) {
+        pyper__stage *stage = &run->stages[i];
+        for (int64_t k = 0; stage->workers && k < stage->task->workers; k++)
+            pyper__thread_forget(&stage->workers[k]);
+        pyper__free(stage->workers);
+    }
+    for (size_t i = 0; run->count > 0 && i <= run->count; i++)
+        pyper__queue_fini(&run->queues[i], &run->callers);
+    pyper__free(run->stages);
+    pyper__free(run->queues);
+    run->stages = NULL;
+    run->queues = NULL;
+    run->count = 0;
+}
+
+void pyper__run_release(pyper_run *run) {
+    if (atomic_fetch_sub_explicit(&run->refs, 1, memory_order_acq_rel) != 1) return;
+    clear(run);
+    if (run->failure.destroy) run->failure.destroy(run->failure.payload);
+    pyper_unref(run->pipeline);
+    pyper__lock_fini(&run->lock);
+    const pyper_host *host = run->host;
+    void *host_data = run->host_data;
+    pyper__free(run);
+    if (host && host->release) host->release(host_data);
+}
+
+pyper_run *pyper_run_ref(pyper_run *run) {
+    if (run && run != &out_of_memory) atomic_fetch_add(&run->handles, 1);
+    return run;
+}
+
+void pyper_run_unref(pyper_run *run) {
+    if (!run || run == &out_of_memory || inherited(run)) return;
+    if (atomic_fetch_sub(&run->handles, 1) != 1) return;
+    pyper_cancel(run);
+    pyper__run_release(run);
+}
+
+/* --------------------------------------------------------------------------------- starting */
+
+static void destroy_argument(const pyper_start_options *options) {
+    if (options->type && options->type->destroy) options->type->destroy(options->argument);
+}
+
+/* Memory for the stages and the queues, nobody working yet: 0 or PYPER_ENOMEM; clear() either way. */
+static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
+    size_t count = run->pipeline->count;
+    run->stages = pyper__alloc(count * sizeof *run->stages);
+    run->queues = pyper__alloc((count + 1) * sizeof *run->queues);
+    if (!run->stages || !run->queues) return PYPER_ENOMEM;
+    run->count = count;
+    int rc = 0;
+    for (size_t i = 0; i <= count; i++) {
+        const pyper__task *from = i > 0 ? run->pipeline->tasks[i - 1] : NULL;
+        const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
+        int64_t throttle = from ? from->throttle : 0;
+        int64_t window = throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
+        int bad = pyper__queue_init(&run->queues[i], throttle, from && from->workers > 1,
+                                    !to || to->workers > 1, from && from->ordered ? window : 0,
+                                    from ? from->type : argument_type);
+        if (bad) rc = bad;
+    }
+    for (size_t i = 0; i < count; i++) {
+        pyper__stage *stage = &run->stages[i];
+        const pyper__task *task = run->pipeline->tasks[i];
+        stage->task = task;
+        stage->index = i;
+        stage->input = &run->queues[i];
+        stage->output = &run->queues[i + 1];
+        atomic_init(&stage->alive, task->workers);
+        stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
+        if (!stage->workers) return PYPER_ENOMEM;
+        for (int64_t k = 0; k < task->workers; k++) {
+            pyper_worker *worker = &stage->workers[k];
+            worker->run = run;
+            worker->stage = stage;
+            worker->output = stage->output;
+            worker->branch = task->branch;
+            worker->index = k;
+        }
+    }
+    return rc;
+}
+
+/* Start every worker: 0, or the code of the one that could not be started (*ret_worker). */
+static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
+    for (size_t i = 0; i < run->count; i++) {
+        for (int64_t k = 0; k < run->stages[i].task->workers; k++) {
+            pyper_worker *worker = &run->stages[i].workers[k];
+            atomic_fetch_add(&run->refs, 1);
+            atomic_fetch_add(&run->alive, 1);
+            int rc = pyper__thread_carry(worker);
+            if (rc < 0) {
+                atomic_fetch_sub(&run->alive, 1);
+                atomic_fetch_sub(&run->refs, 1);
+                *ret_worker = worker;
+                return rc;
+            }
+        }
+    }
+    return 0;
+}
+
+static int refuse_first(pyper_run *run, const char **ret_message) {
+    const pyper__task *first = run->pipeline->tasks[0];
+    if (first->join) *ret_message = "the first task cannot have join: there is nothing to pull from";
+    if (first->workers > 1)
+        *ret_message = "the first task cannot have several workers: it is called once";
+    return *ret_message ? PYPER_EINVAL : 0;
+}
+
+static void start(pyper_run *run, const pyper_start_options *options) {
+    pyper_pipeline *pipeline = run->pipeline;
+    const char *message = NULL;
+    int rc = pyper_pipeline_error(pipeline);
+    if (rc < 0) {
+        pyper__run_fail(run, rc, NULL, rc, pyper_pipeline_message(pipeline), NULL, NULL);
+        destroy_argument(options);
+        return;
+    }
+    rc = refuse_first(run, &message);
+    if (rc < 0) {
+        pyper__stage first = {.task = pipeline->tasks[0]};
+        pyper__run_fail(run, rc, &first, rc, message, NULL, NULL);
+        destroy_argument(options);
+        return;
+    }
+    rc = furnish(run, options->type);
+    if (rc == 0) rc = pyper__queue_try_push(&run->queues[0], options->argument);
+    if (rc < 0) {
+        clear(run);
+        pyper__run_fail(run, rc, NULL, rc, out_of_memory.failure.message, NULL, NULL);
+        destroy_argument(options);
+        return;
+    }
+    pyper__queue_set_state(&run->queues[0], PYPER__ENDED);
+    pyper_worker *unstarted = NULL;
+    rc = start_workers(run, &unstarted);
+    if (rc < 0) {
+        char text[160];
+        snprintf(text, sizeof text, "worker %" PRId64 " of %" PRId64 " could not be started: %s",
+                 unstarted->index + 1, unstarted->stage->task->workers, pyper_strerror(rc));
+        pyper__run_fail(run, rc, unstarted->stage, rc, text, NULL, NULL);
+    }
+    open_gate(run);
+}
+
+pyper_run *pyper_start_from(const pyper_start_options *given) {
+    pyper_start_options options = {.size = sizeof options};
+    memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    pyper__watch_forks();
+    pyper_run *run = pyper__alloc(sizeof *run);
+    if (!run) {
+        destroy_argument(&options);
+        if (options.host && options.host->release) options.host->release(options.host_data);
+        return &out_of_memory;
+    }
+    atomic_init(&run->refs, 1);
+    atomic_init(&run->handles, 1);
+    atomic_init(&run->alive, 1);
+    run->pipeline = pyper_ref(options.pipeline);
+    run->host = options.host;
+    run->host_data = options.host_data;
+    run->forks = atomic_load(&pyper__forks);
+    pyper__event_init(&run->gate);
+    pyper__event_init(&run->done);
+    pyper__lock_init(&run->lock);
+    pyper__seat_init(&run->callers, run->host, run->host_data);
+    start(run, &options);
+    one_less(run, 1);
+    return run;
+}
+
+/* ---------------------------------------------------------------------------------- waiting */
+
+static bool all_left(const void *arg) {
+    const pyper_run *run = arg;
+    return atomic_load(&run->alive) == 0;
+}
+
+static bool not_busy(const void *arg) {
+    const pyper_run *run = arg;
+    return atomic_load(&run->joining) != JOIN_BUSY;
+}
+
+static int await(pyper_run *run, bool (*ready)(const void *), int64_t deadline_ns) {
+    return pyper__await(&run->callers, &run->done, ready, run, deadline_ns, PYPER__OTHER,
+                        run->host && run->host->interruptible);
+}
+
+static int join_threads(pyper_run *run) {
+    for (size_t i = 0; i < run->count; i++) {
+        pyper__stage *stage = &run->stages[i];
+        for (int64_t k = 0; k < stage->task->workers; k++) {
+            int rc = pyper__thread_await(&stage->workers[k]);
+            if (rc < 0) return rc;
+        }
+    }
+    return 0;
+}
+
+/* All workers have left: be the one who joins their threads, or wait for him. */
+static int join_once(pyper_run *run, int64_t deadline_ns) {
+    for (;;) {
+        int state = JOIN_TODO;
+        if (atomic_compare_exchange_strong(&run->joining, &state, JOIN_BUSY)) {
+            int rc = join_threads(run);
+            /* The caller's own queue is his to empty, unless he has cancelled. */
+            size_t drained = run->count;
+            if (atomic_load(&run->cancelled)) drained++;
+            for (size_t i = 0; rc == 0 && run->count > 0 && i < drained; i++)
+                pyper__queue_drain(&run->queues[i], &run->callers);
+            atomic_store(&run->joining, rc == 0 ? JOIN_DONE : JOIN_TODO);
+            pyper__event_notify_all(&run->done);
+            return rc;
+        }
+        if (state == JOIN_DONE) return 0;
+        int rc = await(run, not_busy, deadline_ns);
+        if (rc < 0) return rc;
+    }
+}
+
+int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
+    if (!run) return PYPER_EINVAL;
+    if (run == &out_of_memory) return 0;
+    if (inherited(run)) return PYPER_EFORKED;
+    if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
+    int rc = await(run, all_left, deadline_ns);
+    return rc < 0 ? rc : join_once(run, deadline_ns);
+}
+
+int pyper_close(pyper_run *run) {
+    if (!run || run == &out_of_memory) return 0;
+    pyper_cancel(run);
+    int rc = pyper_wait_until(run, PYPER_FOREVER);
+    if (rc != PYPER_EINTR) pyper_run_unref(run);
+    return rc;
+}
+
+/* ----------------------------------------------------------------------------------- outputs */
+
+/* There was nothing to take at once. */
+static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (run->count > 0) {
+        if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
+        int64_t ticket;
+        int rc = pyper__queue_pop_slow(&run->queues[run->count], ret_item, &ticket, &run->callers,
+                                       deadline_ns, run->host && run->host->interruptible);
+        if (rc != 0) return rc;
+        rc = pyper_wait_until(run, deadline_ns);
+        if (rc < 0) return rc;
+    }
+    return atomic_load(&run->failed);
+}
+
+int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (!run) return PYPER_EINVAL;
+    if (pyper__unlikely(inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
+    if (pyper__likely(run->count > 0)) {
+        pyper__queue *queue = &run->queues[run->count];
+        int64_t ticket;
+        pyper__lock_take(&queue->pop_lock);
+        int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
+        pyper__lock_give(&queue->pop_lock);
+        if (pyper__likely(rc == 1)) {
+            pyper__seat_share_token(&run->callers);
+            return 1;
+        }
+    }
+    return next_slow(run, ret_item, deadline_ns);
+}
+
+int pyper_next(pyper_run *run, void **ret_item) {
+    return pyper_next_until(run, ret_item, PYPER_FOREVER);
+}
+
+/* ---------------------------------------------------------------------------------- failures */
+
+int pyper_failed(pyper_run *run) {
+    return run ? atomic_load(&run->failed) : PYPER_EINVAL;
+}
+
+int pyper_error_code(pyper_run *run) {
+    return pyper_failed(run) && run ? run->failure.code : 0;
+}
+
+const char *pyper_error_message(pyper_run *run) {
+    return pyper_failed(run) && run ? run->failure.message : "";
+}
+
+int64_t pyper_error_task(pyper_run *run) {
+    return pyper_failed(run) && run ? run->failure.task : -1;
+}
+
+void *pyper_error_payload(pyper_run *run) {
+    return pyper_failed(run) && run ? run->failure.payload : NULL;
+}

@@ -1,0 +1,95 @@
+/* run - one execution of a pipeline: its stages (a task at work), the queues between them, and how it
+ * ends.
+ *
+ *     argument -> queue 0 -> stage 0 -> queue 1 -> stage 1 -> ... -> queue n -> pyper_next()
+ *
+ * How a run ends
+ *   - Normally: a stage's last worker to leave ends its output queue; the next stage drains it, and
+ *     so on to the caller.
+ *   - Stopped up to a stage: its input queues and all before are cancelled, `stopped` tells the
+ *     functions.  A failure stops all stages and *ends* the last queue (its outputs are delivered);
+ *     a cancel stops all stages and cancels the last queue as well; a joined task that nobody runs
+ *     any more stops those before it.
+ *   - When all workers have left, somebody who waits joins their threads and destroys what is left
+ *     in the queues.
+ *
+ * Synchronization
+ *   pipeline, host, host_data, stages, queues, forks   set by start before any worker runs.
+ *   refs       atomic; one for all handles together, one for each worker that has been started.
+ *   handles    atomic; the references of users; the last one to go cancels the run.
+ *   alive      atomic; workers that have not left, and one for pyper_start() itself.
+ *   stopped    atomic, only grows; stages below it have been told to stop.
+ *   cancelled  atomic, only false -> true.
+ *   failure    written once, under `lock`, before failed (atomic) becomes non-zero; read by anybody
+ *              who has seen that (acquire), and never changed again.
+ *   gate_open  atomic, only false -> true.
+ *   joining    atomic; see run.c; whoever sets it to JOIN_BUSY may touch the workers' threads.
+ *   lock       leaf: held for a few instructions, no other lock is taken under it. */
+#ifndef PYPER_RUN_H
+#define PYPER_RUN_H
+
+#include "pipeline.h"
+#include "queue.h"
+
+typedef struct pyper__stage {
+    const pyper__task *task;
+    size_t index;
+    pyper__queue *input, *output;
+    pyper_worker *workers; /* task->workers of them */
+    _Atomic int64_t alive; /* workers that have not left; whoever takes it to 0 ends the stage */
+} pyper__stage;
+
+struct pyper_run {
+    _Atomic int64_t refs;
+    _Atomic int64_t handles;
+    pyper_pipeline *pipeline;
+    const pyper_host *host;
+    void *host_data;
+    uint32_t forks; /* pyper__forks when the run was started */
+
+    size_t count; /* of stages; 0 if there was no memory for them */
+    pyper__stage *stages;
+    pyper__queue *queues; /* count + 1 */
+
+    pyper__event gate;
+    _Atomic bool gate_open;
+
+    _Atomic int64_t alive;
+    pyper__event done; /* alive == 0, and changes of joining */
+    _Atomic int joining;
+
+    _Atomic size_t stopped;
+    _Atomic bool cancelled;
+
+    pyper__lock lock;
+    _Atomic int failed;
+    struct {
+        int code;
+        int64_t task;
+        void *payload;
+        void (*destroy)(void *payload);
+        char message[512];
+    } failure;
+
+    pyper__seat callers; /* of whoever waits in pyper_next() and the like */
+};
+
+/* Record a failure and stop the run, unless one was recorded before; says whether it was this one.
+ * `answer` is what pyper_next() will return, `stage` the one to blame or NULL.  Takes payload when
+ * true is returned. */
+bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                     const char *message, void *payload, void (*destroy)(void *payload));
+
+/* Has this stage been told to stop? */
+static inline bool pyper__run_stopped(const pyper_run *run, size_t stage) {
+    return atomic_load_explicit(&run->stopped, memory_order_acquire) > stage;
+}
+
+/* A worker's way in and out; see worker.c. */
+void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat);
+void pyper__run_worker_left(pyper_run *run, pyper__stage *stage);
+
+/* Give up a worker's reference: the last thing a worker does. */
+void pyper__run_release(pyper_run *run);
+
+#endif

@@ -1,0 +1,35 @@
+/* worker - the loop of every task: take an input, call the function, let it emit.  What carries it (a
+ * thread, say) is another room's affair. */
+#ifndef PYPER_WORKER_H
+#define PYPER_WORKER_H
+
+#include "order.h"
+#include "run.h"
+
+/* Synchronization
+ *   run, stage, index    set before the worker starts.
+ *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
+ *   ticket, emitted      the worker's own.
+ *   seat                 see park.h.
+ *   started_ns, left_ns  atomic, relaxed: written by the worker, read by statistics. */
+struct pyper_worker {
+    _Alignas(PYPER__CACHE_LINE) pyper_run *run;
+    pyper__stage *stage;
+    pyper__queue *output;
+    bool branch;
+    int64_t ticket;  /* of the input it works on */
+    int64_t emitted; /* outputs of the call under way */
+    pyper__seat seat;
+    int64_t index;
+    void *thread;
+    bool has_thread;
+    _Atomic int64_t started_ns, left_ns;
+};
+
+/* Run the worker to its end: on its own thread, with the host's token. */
+void pyper__worker_main(void *worker);
+
+/* Is the calling thread a worker of this run? */
+bool pyper__worker_is_inside(const pyper_run *run);
+
+#endif
