@@ -1,0 +1,40 @@
+"""Concurrent data pipelines: `task(f) | task(g)`.
+
+General layout: `_task.py` makes a pipeline of a function, `_pipeline.py` composes and calls
+pipelines, `_types.py` has the exceptions and records, `_threads.py` the worker threads and the end
+of the interpreter, `_typing.py` what type checkers are told about `task`; `_pyper` is the extension
+that runs everything, built on the engine's C interface.  What is public is imported here.
+"""
+
+import os as _os
+
+from pyper._pipeline import Consumer as Consumer
+from pyper._pipeline import Pipeline as Pipeline
+from pyper._pipeline import Task as Task
+from pyper._pyper import InputStream as InputStream
+from pyper._pyper import Outputs as Outputs
+from pyper._pyper import __version__ as __version__
+from pyper._pyper import cancel_live as _cancel_live
+from pyper._pyper import forget_live as _forget_live
+from pyper._task import task as task
+from pyper._threads import leave_at_exit as _leave_at_exit
+from pyper._types import Cancelled as Cancelled
+from pyper._types import Error as Error
+from pyper._types import TaskStats as TaskStats
+
+__all__ = [
+    "Cancelled",
+    "Consumer",
+    "Error",
+    "InputStream",
+    "Outputs",
+    "Pipeline",
+    "Task",
+    "TaskStats",
+    "__version__",
+    "task",
+]
+
+_leave_at_exit(_cancel_live)
+if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(after_in_child=_forget_live)

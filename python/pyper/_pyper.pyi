@@ -1,0 +1,101 @@
+"""The engine of pyper, for the package pyper; only `Outputs` and `InputStream` are public types."""
+
+from collections.abc import Callable, Generator, Iterator
+from types import GenericAlias, TracebackType
+from typing import Any, Final, Literal, TypeVar, final, overload
+
+from pyper._types import TaskStats
+
+_T_co = TypeVar("_T_co", covariant=True)
+_Step = tuple[Callable[..., Any], str, bool, bool, bool, int, int]
+
+__version__: Final[str]
+
+def cancel_live() -> None:
+    """Cancel every run that goes on, without waiting."""
+
+def forget_live() -> None:
+    """Forget the runs of the parent process, in a forked child."""
+
+@final
+class Plan:
+    """The engine's form of a pipeline.
+
+    `steps` holds (func, name, branch, join, ordered, workers, throttle) for each task.  A plan
+    never changes; any number of threads may run it.  Raises ValueError for what the engine refuses.
+    """
+
+    def __new__(cls, steps: tuple[_Step, ...], /) -> Plan: ...
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], /) -> Outputs[Any]:
+        """The outputs of `func(*args, **kwargs)` of the first task, sent through the others."""
+
+@final
+class Outputs(Generator[_T_co, Any]):
+    """The outputs of one call of a pipeline: a generator and a context manager.
+
+    The run starts when the first output is asked for.  Several threads may ask: each output goes to
+    one of them.  Dropping the last reference cancels the run and does not wait for it.
+    """
+
+    def __iter__(self) -> Outputs[_T_co]: ...
+    def __next__(self) -> _T_co:
+        """The next output.
+
+        Raises StopIteration at the end, whatever a task's function has raised (once), RuntimeError
+        in a forked child or in a function of the run itself, and pyper.Cancelled if another thread
+        closes the outputs meanwhile.
+        """
+
+    def send(self, value: object, /) -> _T_co:
+        """The next output; the value is ignored."""
+
+    @overload
+    def throw(
+        self,
+        kind: type[BaseException],
+        value: object = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> _T_co:
+        """Cancel the run, wait until nothing of it is left, and raise the exception."""
+
+    @overload
+    def throw(
+        self,
+        exception: BaseException,
+        value: None = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> _T_co: ...
+    def close(self) -> None:
+        """Cancel the run and wait until nothing of it is left.
+
+        Calls in progress are waited for.  Raises what the run has failed with, if nobody was told
+        yet; RuntimeError in a function of the run itself.
+        """
+
+    def stats(self) -> tuple[TaskStats, ...]:
+        """The counters of every task at this moment; also before the run and after it."""
+
+    def __enter__(self) -> Outputs[_T_co]: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Literal[False]: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+@final
+class InputStream(Iterator[_T_co]):
+    """The inputs of one call of a task with `join=True`, as an iterator.
+
+    It ends when the inputs are complete, and raises pyper.Cancelled when the run was cancelled or
+    has failed, so that part of the inputs never looks like all of them.  One thread at a time may
+    read; the others get a ValueError.
+    """
+
+    def __iter__(self) -> InputStream[_T_co]: ...
+    def __next__(self) -> _T_co: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

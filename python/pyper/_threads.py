@@ -1,0 +1,69 @@
+"""The threads that carry workers, and the end of the interpreter.
+
+The engine's extension makes one `WorkerThread` per worker of a run and joins it when the run
+ends.  They are no daemons, so the interpreter waits for them; `leave_at_exit()` sees to it that it
+does not wait in vain.
+"""
+
+import atexit
+import threading
+from collections.abc import Callable
+
+__all__ = ["WorkerThread", "leave_at_exit"]
+
+
+class WorkerThread(threading.Thread):
+    """A thread that carries one worker of a run, named after its task."""
+
+    def __init__(self, name: str, entry: Callable[[], None]) -> None:
+        """Make the thread; `entry` is called once, by the started thread."""
+        super().__init__(name=name, daemon=False)
+        self._pyper_entry = entry
+
+    def run(self) -> None:
+        """Call the entry, and let go of it: the thread object may live longer than its run."""
+        entry = self._pyper_entry
+        del self._pyper_entry
+        entry()
+
+
+def leave_at_exit(cancel_live: Callable[[], None]) -> None:
+    """Have `cancel_live` called when the interpreter ends, early enough that it can end.
+
+    The interpreter joins all threads that are no daemons before it calls what `atexit` knows, so a
+    run that somebody has left behind would keep it for ever.  `threading._register_atexit` knows
+    what to call before that.  Threads of the program that still go on may be using their runs
+    rightly: then the runs are cancelled when the last of those threads has ended.
+    """
+
+    def cancel_after_others() -> None:
+        while others := _threads_of_the_program():
+            for thread in others:
+                thread.join()
+        cancel_live()
+
+    def leave() -> None:
+        if _threads_of_the_program():
+            try:
+                threading.Thread(target=cancel_after_others, name="pyper-exit").start()
+                return
+            except RuntimeError:  # no further thread can be had: then now
+                pass
+        cancel_live()
+
+    register: Callable[[Callable[[], None]], object]
+    register = getattr(threading, "_register_atexit", atexit.register)
+    try:
+        register(leave)
+    except RuntimeError:  # imported while the interpreter ends: the next best place
+        atexit.register(leave)
+
+
+def _threads_of_the_program() -> list[threading.Thread]:
+    """The threads that the interpreter waits for and that are neither ours nor the main one."""
+    mine = (threading.main_thread(), threading.current_thread())
+    return [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread not in mine and not isinstance(thread, WorkerThread)
+    ]

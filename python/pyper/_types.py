@@ -1,0 +1,51 @@
+"""Exceptions and records: what the other modules and the extension share.
+
+This module imports nothing of the package, so that the extension can import it.
+"""
+
+from typing import NamedTuple
+
+__all__ = ["Cancelled", "Error", "TaskStats"]
+
+
+class Error(Exception):
+    """The base of the exceptions that are pyper's own."""
+
+    __module__ = "pyper"
+
+
+class Cancelled(BaseException):
+    """The run was cancelled, so what was got of it so far is not everything.
+
+    Raised inside a task's function that reads its inputs (`join=True`), and by `next(outputs)`
+    while another thread closes the outputs.  Not an `Exception`, so that `except Exception` in a
+    task's function does not take it for a failure of its own; let it pass.
+    """
+
+    __module__ = "pyper"
+
+
+class TaskStats(NamedTuple):
+    """The counters of one task at one moment, as `Outputs.stats()` returns them."""
+
+    name: str
+    """The task's name."""
+    workers: int
+    """How many workers the task has."""
+    alive: int
+    """How many of them have started and not left yet."""
+    items_in: int
+    """Inputs handed to a call, or to a reader of a joined task."""
+    items_out: int
+    """Outputs emitted."""
+    queued: int
+    """Outputs emitted that nobody has started on."""
+    busy: float
+    """Seconds in which workers were not waiting for the pipeline, summed over them."""
+    starved: float
+    """Seconds in which workers waited for an input, summed over them."""
+    blocked: float
+    """Seconds in which workers waited for room in the output queue, summed over them."""
+
+
+TaskStats.__module__ = "pyper"

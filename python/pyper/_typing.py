@@ -1,0 +1,192 @@
+"""What type checkers are told about `task`; not imported at run time.
+
+Overloads, because the type of an output depends on `branch`, and the parameters on `bind`: what is
+bound need not be given any more, so with `bind` any parameters are accepted.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from pyper._pipeline import Bound, Pipeline
+
+__all__ = ["TaskMaker"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PlainDecorator(Protocol):
+    """`@task(...)`."""
+
+    def __call__(self, func: Callable[P, R], /) -> Pipeline[P, R]: ...
+
+
+class BranchDecorator(Protocol):
+    """`@task(branch=True, ...)`."""
+
+    def __call__(self, func: Callable[P, Iterable[R]], /) -> Pipeline[P, R]: ...
+
+
+class BoundDecorator(Protocol):
+    """`@task(bind=..., ...)`."""
+
+    def __call__(self, func: Callable[..., R], /) -> Pipeline[..., R]: ...
+
+
+class BoundBranchDecorator(Protocol):
+    """`@task(branch=True, bind=..., ...)`."""
+
+    def __call__(self, func: Callable[..., Iterable[R]], /) -> Pipeline[..., R]: ...
+
+
+class AnyDecorator(Protocol):
+    """`@task(branch=flag, ...)`: who knows what an output is."""
+
+    def __call__(self, func: Callable[..., Any], /) -> Pipeline[..., Any]: ...
+
+
+class TaskMaker(Protocol):
+    """The type of `task`: makes a pipeline of one function, or a decorator that does."""
+
+    @overload
+    def __call__(
+        self,
+        func: Callable[P, Iterable[R]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> Pipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # a known branch says more
+        self,
+        func: Callable[P, R],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> Pipeline[P, R]: ...
+    @overload
+    def __call__(
+        self,
+        func: Callable[..., Iterable[R]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> Pipeline[..., R]: ...
+    @overload
+    def __call__(
+        self,
+        func: Callable[..., R],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> Pipeline[..., R]: ...
+    @overload
+    def __call__(
+        self,
+        func: Callable[..., Any],
+        /,
+        *,
+        branch: bool,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound | None = None,
+        ordered: bool = False,
+    ) -> Pipeline[..., Any]: ...
+    @overload
+    def __call__(
+        self,
+        func: None = None,
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> BranchDecorator: ...
+    @overload
+    def __call__(
+        self,
+        func: None = None,
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> PlainDecorator: ...
+    @overload
+    def __call__(
+        self,
+        func: None = None,
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> BoundBranchDecorator: ...
+    @overload
+    def __call__(
+        self,
+        func: None = None,
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> BoundDecorator: ...
+    @overload
+    def __call__(
+        self,
+        func: None = None,
+        /,
+        *,
+        branch: bool,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound | None = None,
+        ordered: bool = False,
+    ) -> AnyDecorator: ...
+    @staticmethod
+    def bind(*args: Any, **kwargs: Any) -> Bound: ...

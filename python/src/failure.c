@@ -1,0 +1,122 @@
+/* failure - an exception's way from a task's function to whoever takes the run's outputs.
+ *
+ * The first exception fails the run and travels as the failure's payload.  It is raised once, by
+ * next() or close(); if nobody was left to raise it (the outputs were dropped), it goes to
+ * sys.unraisablehook when the run is freed.  Later ones become notes at the first.
+ */
+#include "pyper_python.h"
+
+/* How many later failures are noted at the first. */
+enum { NOTES_MAX = 8 };
+
+/* The payload of a failed run. */
+typedef struct failure {
+    _Atomic(PyObject *) exception; /* NULL once taken */
+    PyObject *func;                /* for sys.unraisablehook */
+} failure;
+
+static void failure_destroy(void *payload) {
+    failure *self = payload;
+    PyObject *exception = atomic_exchange(&self->exception, NULL);
+    if (exception) {
+        PyErr_SetRaisedException(exception);
+        PyErr_WriteUnraisable(self->func);
+    }
+    Py_DECREF(self->func);
+    PyMem_RawFree(self);
+}
+
+PyObject *failure_take(pyper_run *run) {
+    failure *self = pyper_error_payload(run);
+    return self ? atomic_exchange(&self->exception, NULL) : NULL;
+}
+
+PyObject *failure_text(const char *prefix, PyObject *exception) {
+    const char *type = Py_TYPE(exception)->tp_name;
+    PyObject *text = PyObject_Str(exception);
+    if (!text) { /* its __str__ raises: then its type must do */
+        PyErr_Clear();
+        return PyUnicode_FromFormat("%s: %s", prefix, type);
+    }
+    PyObject *result = PyUnicode_GET_LENGTH(text) > 0
+                           ? PyUnicode_FromFormat("%s: %s: %U", prefix, type, text)
+                           : PyUnicode_FromFormat("%s: %s", prefix, type);
+    Py_DECREF(text);
+    return result;
+}
+
+void failure_add_note(module_state *state, PyObject *exception, PyObject *note) {
+    PyObject *result = note ? PyObject_CallMethodOneArg(exception, state->name_add_note, note)
+                            : NULL;
+    if (!result) PyErr_WriteUnraisable(exception);
+    Py_XDECREF(result);
+    Py_XDECREF(note);
+}
+
+/* "in task 'parse' (2 of 3)", a new string or NULL. */
+static PyObject *place_of(const step *step) {
+    return PyUnicode_FromFormat("in task '%U' (%zd of %zd)", step->name, step->place, step->count);
+}
+
+/* What would end the caller's loop quietly (StopIteration and its like) becomes a RuntimeError with
+ * the original as its cause.  Takes and returns a reference. */
+static PyObject *made_loud(const step *step, PyObject *exception) {
+    if (!PyErr_GivenExceptionMatches(exception, PyExc_StopIteration) &&
+        !PyErr_GivenExceptionMatches(exception, PyExc_StopAsyncIteration) &&
+        !PyErr_GivenExceptionMatches(exception, PyExc_GeneratorExit))
+        return exception;
+    PyErr_Format(PyExc_RuntimeError, "task '%U' raised %s", step->name,
+                 Py_TYPE(exception)->tp_name);
+    PyObject *loud = PyErr_GetRaisedException();
+    PyException_SetContext(loud, Py_NewRef(exception));
+    PyException_SetCause(loud, exception);
+    return loud;
+}
+
+/* A failure of a run that has failed before: a note at the first one.  All workers must have left
+ * before anybody can take that first one, so it is still there, unless the run failed of itself. */
+static void note_another(const step *step, pyper_worker *worker, PyObject *exception) {
+    failure *first = pyper_error_payload(pyper_worker_run(worker));
+    PyObject *target = first ? atomic_load(&first->exception) : NULL;
+    if (!target) {
+        PyErr_SetRaisedException(Py_NewRef(exception));
+        PyErr_WriteUnraisable(step->func);
+        return;
+    }
+    python_run *python = pyper_worker_host_data(worker);
+    if (target == exception || atomic_fetch_add(&python->notes, 1) >= NOTES_MAX) return;
+    PyObject *prefix = PyUnicode_FromFormat("also raised in task '%U' (%zd of %zd)", step->name,
+                                            step->place, step->count);
+    const char *text = prefix ? PyUnicode_AsUTF8(prefix) : NULL;
+    failure_add_note(step->state, target, text ? failure_text(text, exception) : NULL);
+    Py_XDECREF(prefix);
+}
+
+int failure_report(step *step, pyper_worker *worker) {
+    PyObject *exception = PyErr_GetRaisedException();
+    if (step->state->cancelled && pyper_cancelled(worker) &&
+        PyErr_GivenExceptionMatches(exception, step->state->cancelled)) {
+        Py_DECREF(exception);
+        return PYPER_ECANCELED;
+    }
+    exception = made_loud(step, exception);
+    failure *payload = PyMem_RawMalloc(sizeof *payload);
+    if (!payload) { /* no memory even for this: say at least which exception it was */
+        PyErr_SetRaisedException(exception);
+        PyErr_WriteUnraisable(step->func);
+        return PYPER_ENOMEM;
+    }
+    failure_add_note(step->state, exception, place_of(step));
+    atomic_init(&payload->exception, exception);
+    payload->func = Py_NewRef(step->func);
+    int rc = pyper_fail_with(worker, PYPER_EFAILED, Py_TYPE(exception)->tp_name, payload,
+                             failure_destroy);
+    if (rc != PYPER_EFAILED) {
+        note_another(step, worker, exception);
+        Py_DECREF(exception);
+        Py_DECREF(payload->func);
+        PyMem_RawFree(payload);
+    }
+    nested_cancel(pyper_worker_host_data(worker));
+    return rc;
+}

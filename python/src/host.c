@@ -1,0 +1,268 @@
+/* host - Python as the engine's host: the GIL is its token, threading.Thread its threads.
+ *
+ * A worker thread is a pyper._threads.WorkerThread.  Its run() calls a WorkerEntry, which enters a
+ * copy of the caller's contextvars and then the engine.
+ *
+ * Exceptions inside callbacks: Thread.start() may raise ("can't start new thread"), and so may any
+ * signal handler that runs while we are in Thread.start() or Thread.join().  The engine cannot carry
+ * those; they wait in python_run.pending for the thread they came up in, which finds them as soon as
+ * the engine returns to outputs.c.
+ */
+#include "pyper_python.h"
+
+/* ------------------------------------------------------------------------------ python_run */
+
+python_run *python_run_new(plan *plan, PyObject *context) {
+    python_run *self = PyMem_RawCalloc(1, sizeof *self);
+    if (!self) return NULL;
+    atomic_init(&self->references, 1);
+    self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
+    self->context = Py_NewRef(context);
+    return self;
+}
+
+void python_run_ref(python_run *self) {
+    atomic_fetch_add(&self->references, 1);
+}
+
+void python_run_unref(python_run *self) {
+    if (atomic_fetch_sub(&self->references, 1) > 1) return;
+    Py_XDECREF(self->pending);
+    Py_DECREF(self->context);
+    Py_DECREF((PyObject *)self->plan);
+    PyMem_RawFree(self);
+}
+
+/* Keep the current exception for this thread.  A second one goes to sys.unraisablehook. */
+static void keep_pending(python_run *self) {
+    PyObject *exception = PyErr_GetRaisedException();
+    LOCK_TAKE(&self->lock);
+    bool free = !self->pending;
+    if (free) {
+        self->pending = exception;
+        self->pending_thread = PyThread_get_thread_ident();
+    }
+    LOCK_GIVE(&self->lock);
+    if (free) return;
+    PyErr_SetRaisedException(exception);
+    PyErr_WriteUnraisable(NULL);
+}
+
+PyObject *python_run_take_pending(python_run *self) {
+    PyObject *exception = NULL;
+    LOCK_TAKE(&self->lock);
+    if (self->pending && self->pending_thread == PyThread_get_thread_ident()) {
+        exception = self->pending;
+        self->pending = NULL;
+    }
+    LOCK_GIVE(&self->lock);
+    return exception;
+}
+
+/* -------------------------------------------------------------------------------- nested runs */
+
+void nested_enter(nested *self, pyper_worker *worker, PyObject *outputs) {
+    python_run *python = pyper_worker_host_data(worker);
+    self->outputs = outputs;
+    LOCK_TAKE(&python->lock);
+    self->next = python->nested;
+    self->link = &python->nested;
+    if (self->next) self->next->link = &self->next;
+    python->nested = self;
+    LOCK_GIVE(&python->lock);
+    /* Whoever stops the run does so before it looks at the list: one of us two sees the other. */
+    if (pyper_cancelled(worker)) outputs_cancel(outputs);
+}
+
+/* Take it out of the list, if it is in.  With python->lock. */
+static void unlink_locked(nested *self) {
+    if (!self->link) return;
+    *self->link = self->next;
+    if (self->next) self->next->link = self->link;
+    self->link = NULL;
+}
+
+void nested_leave(nested *self, pyper_worker *worker) {
+    python_run *python = pyper_worker_host_data(worker);
+    LOCK_TAKE(&python->lock);
+    unlink_locked(self);
+    LOCK_GIVE(&python->lock);
+}
+
+void nested_cancel(python_run *python) {
+    for (;;) {
+        PyObject *outputs = NULL;
+        LOCK_TAKE(&python->lock);
+        if (python->nested) {
+            outputs = Py_NewRef(python->nested->outputs);
+            unlink_locked(python->nested);
+        }
+        LOCK_GIVE(&python->lock);
+        if (!outputs) return;
+        outputs_cancel(outputs);
+        Py_DECREF(outputs);
+    }
+}
+
+/* ------------------------------------------------------------------------------- WorkerEntry */
+
+enum { WAITING, ENTERED, REVOKED };
+
+/* What a worker thread calls.  `state` goes from WAITING to ENTERED (by the thread) or to REVOKED
+ * (by its starter, if Thread.start() has raised): exactly one of the two happens. */
+typedef struct entry {
+    PyObject_HEAD python_run *python; /* a reference; NULL before it is complete */
+    PyObject *context;
+    void (*enter)(void *arg);
+    void *arg;
+    atomic_int state;
+} entry;
+
+static bool turn(entry *self, int to) {
+    int from = WAITING;
+    return atomic_compare_exchange_strong(&self->state, &from, to);
+}
+
+static PyObject *entry_new(python_run *python, void (*enter)(void *arg), void *arg) {
+    PyTypeObject *type = python->plan->state->entry_type;
+    entry *self = (entry *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->enter = enter;
+    self->arg = arg;
+    atomic_init(&self->state, WAITING);
+    self->context = PyContext_Copy(python->context);
+    if (!self->context) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->python = python;
+    python_run_ref(python);
+    atomic_fetch_add(&python->alive, 1);
+    return (PyObject *)self;
+}
+
+/* No function will be called by this worker any more. */
+static void entry_over(entry *self) {
+    atomic_fetch_sub(&self->python->alive, 1);
+}
+
+static PyObject *entry_call(PyObject *op, PyObject *args, PyObject *kwargs) {
+    entry *self = (entry *)op;
+    (void)args, (void)kwargs;
+    if (!turn(self, ENTERED)) Py_RETURN_NONE;
+    bool entered = PyContext_Enter(self->context) == 0;
+    if (!entered) PyErr_WriteUnraisable(op); /* the engine must be entered in any case */
+    self->enter(self->arg);
+    if (entered && PyContext_Exit(self->context) < 0) PyErr_WriteUnraisable(op);
+    entry_over(self);
+    Py_RETURN_NONE;
+}
+
+static int entry_traverse(PyObject *op, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((entry *)op)->context);
+    return 0;
+}
+
+/* Without tp_clear: a context is cleared by its own. */
+static void entry_dealloc(PyObject *op) {
+    entry *self = (entry *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    Py_XDECREF(self->context);
+    if (self->python) python_run_unref(self->python);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(entry_doc, "What a worker thread calls.");
+
+static PyType_Slot entry_slots[] = {
+    {Py_tp_doc, (void *)entry_doc},
+    {Py_tp_dealloc, entry_dealloc},
+    {Py_tp_traverse, entry_traverse},
+    {Py_tp_call, entry_call},
+    {0, NULL},
+};
+
+PyType_Spec entry_spec = {
+    .name = "pyper._pyper.WorkerEntry",
+    .basicsize = sizeof(entry),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = entry_slots,
+};
+
+/* -------------------------------------------------------------------------------- callbacks */
+
+static int detached(void *host_data, int (*call)(void *arg), void *arg) {
+    (void)host_data;
+    PyThreadState *thread = PyEval_SaveThread();
+    int rc = call(arg);
+    PyEval_RestoreThread(thread);
+    return rc;
+}
+
+/* WorkerThread(name, entry), not started yet: a new reference, or NULL. */
+static PyObject *make_thread(module_state *state, const char *name, PyObject *entry) {
+    PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)strlen(name), "replace");
+    if (!text) return NULL;
+    PyObject *thread = PyObject_CallFunctionObjArgs(state->worker_thread, text, entry, NULL);
+    Py_DECREF(text);
+    return thread;
+}
+
+/* Thread.start() may raise after the thread has begun (a signal handler raises while it waits for
+ * the sign of life): then the thread counts as started, and the exception waits. */
+static int start_thread(void *host_data, const char *name, void (*enter)(void *arg), void *arg,
+                        void **ret_thread) {
+    python_run *python = host_data;
+    module_state *state = python->plan->state;
+    PyObject *thread = NULL;
+    int rc = PYPER_ETHREAD;
+    PyObject *worker = entry_new(python, enter, arg);
+    if (worker && (thread = make_thread(state, name, worker)) != NULL) {
+        PyObject *result = PyObject_CallMethodNoArgs(thread, state->name_start);
+        Py_XDECREF(result);
+        if (result || !turn((entry *)worker, REVOKED)) rc = 0;
+    }
+    if (PyErr_Occurred()) keep_pending(python);
+    if (rc == 0) {
+        *ret_thread = thread;
+    } else {
+        if (worker) entry_over((entry *)worker);
+        Py_XDECREF(thread);
+    }
+    Py_XDECREF(worker);
+    return rc;
+}
+
+static int join_thread(void *host_data, void *thread) {
+    python_run *python = host_data;
+    PyObject *result = PyObject_CallMethodNoArgs(thread, python->plan->state->name_join);
+    if (!result) {
+        keep_pending(python);
+        return PYPER_EINTR;
+    }
+    Py_DECREF(result);
+    Py_DECREF((PyObject *)thread);
+    return 0;
+}
+
+static void drop_thread(void *host_data, void *thread) {
+    (void)host_data;
+    Py_DECREF((PyObject *)thread);
+}
+
+static void release(void *host_data) {
+    python_run_unref(host_data);
+}
+
+#define HOST(is_exclusive)                                                                         \
+    {                                                                                              \
+        .size = sizeof(pyper_host), .exclusive = is_exclusive, .detached = detached,               \
+        .interruptible = true, .start_thread = start_thread, .join_thread = join_thread,           \
+        .drop_thread = drop_thread, .release = release,                                            \
+    }
+const pyper_host host_shared = HOST(false);
+const pyper_host host_exclusive = HOST(true);

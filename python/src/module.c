@@ -1,0 +1,128 @@
+/* module - the module object of pyper._pyper: state, types, and the functions for the end of the
+ * interpreter and for forked children.  See pyper_python.h for the other files. */
+#include "pyper_python.h"
+
+static PyObject *cancel_live(PyObject *module, PyObject *unused) {
+    (void)unused;
+    outputs_cancel_live(PyModule_GetState(module));
+    Py_RETURN_NONE;
+}
+
+static PyObject *forget_live(PyObject *module, PyObject *unused) {
+    (void)unused;
+    outputs_forget_live(PyModule_GetState(module));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(cancel_live_doc, "cancel_live($module, /)\n--\n\n"
+                              "Cancel every run that goes on, without waiting.");
+PyDoc_STRVAR(forget_live_doc, "forget_live($module, /)\n--\n\n"
+                              "Forget the runs of the parent process, in a forked child.");
+
+static PyMethodDef functions[] = {
+    {"cancel_live", cancel_live, METH_NOARGS, cancel_live_doc},
+    {"forget_live", forget_live, METH_NOARGS, forget_live_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+/* The attribute `name` of the module called `module_name`: a new reference, or NULL. */
+static PyObject *import_from(const char *module_name, const char *name) {
+    PyObject *module = PyImport_ImportModule(module_name);
+    if (!module) return NULL;
+    PyObject *value = PyObject_GetAttrString(module, name);
+    Py_DECREF(module);
+    return value;
+}
+
+/* Make a type and, if it has a public name, add it to the module. */
+static PyTypeObject *make_type(PyObject *module, PyType_Spec *spec, bool add) {
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type && add && PyModule_AddType(module, type) < 0) Py_CLEAR(type);
+    return type;
+}
+
+static int register_generator(module_state *state) {
+    PyObject *result = PyObject_CallMethod(state->generator, "register", "O", state->outputs_type);
+    if (!result) return -1;
+    Py_DECREF(result);
+    return 0;
+}
+
+static int module_exec(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    state->generation = 1;
+    if (!(state->name_start = PyUnicode_InternFromString("start"))) return -1;
+    if (!(state->name_join = PyUnicode_InternFromString("join"))) return -1;
+    if (!(state->name_close = PyUnicode_InternFromString("close"))) return -1;
+    if (!(state->name_add_note = PyUnicode_InternFromString("add_note"))) return -1;
+
+    if (!(state->plan_type = make_type(module, &plan_spec, true))) return -1;
+    if (!(state->outputs_type = make_type(module, &outputs_spec, true))) return -1;
+    if (!(state->stream_type = make_type(module, &stream_spec, true))) return -1;
+    if (!(state->entry_type = make_type(module, &entry_spec, false))) return -1;
+
+    if (!(state->worker_thread = import_from("pyper._threads", "WorkerThread"))) return -1;
+    if (!(state->task_stats = import_from("pyper._types", "TaskStats"))) return -1;
+    if (!(state->cancelled = import_from("pyper._types", "Cancelled"))) return -1;
+    if (!(state->generator = import_from("collections.abc", "Generator"))) return -1;
+    if (register_generator(state) < 0) return -1;
+    return PyModule_AddStringConstant(module, "__version__", pyper_version());
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->plan_type);
+    Py_VISIT(state->outputs_type);
+    Py_VISIT(state->stream_type);
+    Py_VISIT(state->entry_type);
+    Py_VISIT(state->worker_thread);
+    Py_VISIT(state->task_stats);
+    Py_VISIT(state->cancelled);
+    Py_VISIT(state->generator);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->plan_type);
+    Py_CLEAR(state->outputs_type);
+    Py_CLEAR(state->stream_type);
+    Py_CLEAR(state->entry_type);
+    Py_CLEAR(state->worker_thread);
+    Py_CLEAR(state->task_stats);
+    Py_CLEAR(state->cancelled);
+    Py_CLEAR(state->generator);
+    Py_CLEAR(state->name_start);
+    Py_CLEAR(state->name_join);
+    Py_CLEAR(state->name_close);
+    Py_CLEAR(state->name_add_note);
+    return 0;
+}
+
+static void module_free(void *module) {
+    (void)module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+PyDoc_STRVAR(module_doc, "The engine of pyper, for the package pyper; not to be used directly.");
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,          .m_name = "_pyper",      .m_doc = module_doc,
+    .m_size = sizeof(module_state), .m_methods = functions,  .m_slots = module_slots,
+    .m_traverse = module_traverse,  .m_clear = module_clear, .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__pyper(void);
+PyMODINIT_FUNC PyInit__pyper(void) {
+    return PyModuleDef_Init(&module_def);
+}

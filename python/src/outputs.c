@@ -1,0 +1,566 @@
+/* outputs - the type Outputs: one execution of a plan, as a generator.
+ *
+ * A call of a pipeline makes one; the first output asked for starts the run.  Any number of threads
+ * may ask for outputs, close it, or read its counters at once.
+ *
+ * Life (`phase`), which only goes forward:
+ *   FRESH     nothing has been started; `arguments` and `context` are there
+ *   STARTING  one thread is starting the run; the others wait for `starting`
+ *   RUNNING   `run` and `python` are set and stay so until the object is freed
+ *   OVER      next() answers StopIteration: the end was reached, an exception was raised, or
+ *             somebody has closed it.  `run` is kept for the counters and for close(), which waits.
+ *
+ * Synchronization
+ *   phase              atomic; its release store to RUNNING publishes run and python.
+ *   starting           held while phase goes from FRESH to RUNNING or OVER; the only lock of the
+ *                      extension that is held while Python code runs (Thread.start()).  `starter` is
+ *                      the thread that holds it, so that a signal handler in it does not wait for
+ *                      itself.
+ *   arguments, context written by the holder of `starting` only.
+ *   cancel_requested   atomic, only false -> true; set before phase is read, and read after phase
+ *                      is set, so that a cancel during the start is not lost.
+ *   newer, older, generation   the list of live runs: guarded by module_state.live_lock.
+ *
+ * Garbage collection: a worker that is alive may call the plan's functions at any moment, so those
+ * are visited only when no worker is left.  Outputs that are reachable from a function of their own
+ * run are thus kept by the run until it ends.
+ */
+#include "pyper_python.h"
+
+enum { FRESH, STARTING, RUNNING, OVER };
+
+struct outputs {
+    PyObject_HEAD PyObject *weak_references;
+    plan *plan;
+    PyObject *arguments; /* (args, kwargs), until the run takes them */
+    PyObject *context;
+    pyper_run *run;
+    python_run *python; /* borrowed from `run` */
+    PyThread_type_lock starting;
+    atomic_ulong starter;
+    atomic_int phase;
+    atomic_bool cancel_requested;
+    outputs *newer, *older;
+    uint64_t generation; /* of the list it is in; 0: in none */
+};
+
+/* -------------------------------------------------------------------------------- live runs */
+
+static module_state *state_of(const outputs *self) {
+    return self->plan->state;
+}
+
+static void live_add(outputs *self) {
+    module_state *state = state_of(self);
+    LOCK_TAKE(&state->live_lock);
+    self->generation = state->generation;
+    self->older = state->live;
+    if (self->older) self->older->newer = self;
+    state->live = self;
+    LOCK_GIVE(&state->live_lock);
+}
+
+static void live_remove(outputs *self) {
+    module_state *state = state_of(self);
+    LOCK_TAKE(&state->live_lock);
+    if (self->generation == state->generation) {
+        if (self->newer)
+            self->newer->older = self->older;
+        else
+            state->live = self->older;
+        if (self->older) self->older->newer = self->newer;
+        self->newer = self->older = NULL;
+        self->generation = 0;
+    }
+    LOCK_GIVE(&state->live_lock);
+}
+
+/* An Outputs leaves the list before it gives up its run, so what is in the list has one. */
+void outputs_cancel_live(module_state *state) {
+    for (;;) {
+        pyper_run *runs[64];
+        size_t count = 0;
+        LOCK_TAKE(&state->live_lock);
+        while (state->live && count < sizeof runs / sizeof *runs) {
+            outputs *self = state->live;
+            runs[count++] = pyper_run_ref(self->run);
+            state->live = self->older;
+            if (self->older) self->older->newer = NULL;
+            self->older = NULL;
+            self->generation = 0;
+        }
+        LOCK_GIVE(&state->live_lock);
+        if (count == 0) return;
+        for (size_t i = 0; i < count; i++) {
+            pyper_cancel(runs[i]);
+            pyper_run_unref(runs[i]);
+        }
+    }
+}
+
+/* Another thread may have been in the middle of a change when the process was forked. */
+void outputs_forget_live(module_state *state) {
+    memset(&state->live_lock, 0, sizeof state->live_lock);
+    state->live = NULL;
+    state->generation++;
+}
+
+/* ------------------------------------------------------------------------------- beginning */
+
+PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
+    PyTypeObject *type = plan->state->outputs_type;
+    outputs *self = (outputs *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
+    atomic_init(&self->phase, FRESH);
+    self->starting = PyThread_allocate_lock();
+    if (!self->starting) PyErr_NoMemory();
+    if (self->starting) self->context = PyContext_CopyCurrent();
+    if (self->context) self->arguments = PyTuple_Pack(2, args, kwargs);
+    if (self->arguments) return (PyObject *)self;
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* Does only one thread at a time run Python code? */
+static int gil_enabled(void) {
+#ifdef Py_GIL_DISABLED
+    PyObject *ask = PySys_GetObject("_is_gil_enabled"); /* borrowed; sys keeps it */
+    PyObject *answer = ask ? PyObject_CallNoArgs(ask) : NULL;
+    int enabled = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    if (!ask) PyErr_SetString(PyExc_RuntimeError, "sys._is_gil_enabled is missing");
+    return enabled;
+#else
+    return 1;
+#endif
+}
+
+/* Start the run: 0, or -1 with an exception.  Holding `starting`, in phase STARTING. */
+static int start_locked(outputs *self) {
+    int exclusive = gil_enabled();
+    if (exclusive < 0) return -1;
+    self->python = python_run_new(self->plan, self->context);
+    if (!self->python) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    PyObject *arguments = self->arguments;
+    self->arguments = NULL;
+    Py_CLEAR(self->context);
+    self->run = pyper_start_from(&(const pyper_start_options){
+        .size = sizeof(pyper_start_options),
+        .pipeline = self->plan->pipeline,
+        .argument = arguments,
+        .type = &object_items,
+        .host = exclusive ? &host_exclusive : &host_shared,
+        .host_data = self->python,
+    });
+    live_add(self);
+    return 0;
+}
+
+/* Wait for `starting`.  Returns 0, or -1 with an exception in the thread that holds it. */
+static int take_starting(outputs *self) {
+    if (PyThread_acquire_lock(self->starting, NOWAIT_LOCK)) return 0;
+    if (atomic_load(&self->starter) == PyThread_get_thread_ident()) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this thread is starting these outputs already: a signal handler or a "
+                        "trace function cannot use them");
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS PyThread_acquire_lock(self->starting, WAIT_LOCK);
+    Py_END_ALLOW_THREADS return 0;
+}
+
+static PyObject *raise_cancelled(outputs *self, const char *why) {
+    PyObject *class = state_of(self)->cancelled;
+    PyErr_SetString(class ? class : PyExc_RuntimeError, why);
+    return NULL;
+}
+
+/* Nobody wants the outputs any more. */
+static void cancel(outputs *self) {
+    pyper_cancel(self->run);
+    nested_cancel(self->python);
+}
+
+void outputs_cancel(PyObject *op) {
+    outputs *self = (outputs *)op;
+    atomic_store(&self->cancel_requested, true);
+    if (self->run && atomic_load(&self->phase) >= RUNNING) cancel(self);
+}
+
+/* The first output is asked for.  Returns the phase after that, or -1 with an exception. */
+static int start(outputs *self) {
+    if (take_starting(self) < 0) return -1;
+    int rc = 0;
+    if (atomic_load(&self->phase) == FRESH) {
+        atomic_store(&self->starter, PyThread_get_thread_ident());
+        atomic_store(&self->phase, STARTING);
+        rc = start_locked(self);
+        atomic_store(&self->phase, rc < 0 ? OVER : RUNNING);
+        atomic_store(&self->starter, 0);
+        if (rc == 0 && atomic_load(&self->cancel_requested)) cancel(self);
+    }
+    PyThread_release_lock(self->starting);
+    return rc < 0 ? -1 : atomic_load(&self->phase);
+}
+
+/* ------------------------------------------------------------------------------ next */
+
+/* An exception that is ours alone (a signal handler's) ends this: cancel, and do not wait. */
+static PyObject *interrupted(outputs *self) {
+    PyObject *exception = PyErr_GetRaisedException();
+    atomic_store(&self->phase, OVER);
+    cancel(self);
+    PyErr_SetRaisedException(exception);
+    return NULL;
+}
+
+/* Has a signal handler raised, in this call or in a callback of the engine?  -1 with the exception,
+ * or 0. */
+static int check_signals(outputs *self) {
+    PyObject *pending = python_run_take_pending(self->python);
+    if (pending) {
+        PyErr_SetRaisedException(pending);
+        return -1;
+    }
+    return PyErr_CheckSignals();
+}
+
+/* The run could not be started, or failed without an exception: say why, with what Thread.start()
+ * raised as the cause. */
+static PyObject *raise_plainly(outputs *self, int error) {
+    PyObject *cause = python_run_take_pending(self->python);
+    if (cause && !PyErr_GivenExceptionMatches(cause, PyExc_Exception)) {
+        PyErr_SetRaisedException(cause); /* KeyboardInterrupt: no failure of ours */
+        return NULL;
+    }
+    const char *message = pyper_error_message(self->run);
+    if (error == PYPER_ENOMEM)
+        PyErr_SetString(PyExc_MemoryError, message);
+    else
+        PyErr_SetString(PyExc_RuntimeError, *message ? message : pyper_strerror(error));
+    if (!cause) return NULL;
+    PyObject *exception = PyErr_GetRaisedException();
+    PyException_SetContext(exception, Py_NewRef(cause));
+    PyException_SetCause(exception, cause);
+    PyErr_SetRaisedException(exception);
+    return NULL;
+}
+
+static PyObject *raise_deadlock(const char *what) {
+    PyErr_Format(PyExc_RuntimeError,
+                 "a function of the pipeline %s of its own run: it would wait for itself", what);
+    return NULL;
+}
+
+/* There is no further output, for the reason `rc`. */
+static PyObject *no_output(outputs *self, int rc) {
+    PyObject *exception;
+    switch (rc) {
+    case 0:
+        atomic_store(&self->phase, OVER);
+        live_remove(self);
+        return NULL;
+    case PYPER_EFAILED:
+        exception = failure_take(self->run);
+        if (!exception && pyper_error_payload(self->run))
+            return raise_cancelled(self, "the run has failed; another thread was told why");
+        atomic_store(&self->phase, OVER);
+        live_remove(self);
+        if (!exception) return raise_plainly(self, rc);
+        PyErr_SetRaisedException(exception);
+        return NULL;
+    case PYPER_ECANCELED:
+        return raise_cancelled(self, "the run was cancelled: these are not all outputs");
+    case PYPER_EDEADLK:
+        return raise_deadlock("asks for an output");
+    case PYPER_EFORKED:
+        PyErr_SetString(PyExc_RuntimeError, "these outputs belong to the parent of this forked "
+                                            "process; call the pipeline again in this one");
+        return NULL;
+    default:
+        atomic_store(&self->phase, OVER);
+        live_remove(self);
+        return raise_plainly(self, rc);
+    }
+}
+
+static PyObject *outputs_next(PyObject *op) {
+    outputs *self = (outputs *)op;
+    int phase = atomic_load_explicit(&self->phase, memory_order_acquire);
+    if (phase != RUNNING) {
+        if (phase != OVER) phase = start(self);
+        if (phase != RUNNING) return NULL;
+    }
+    for (;;) {
+        /* Also before the first wait: list(outputs) runs no bytecode that would check. */
+        if (check_signals(self) < 0) return interrupted(self);
+        void *item;
+        int rc = pyper_next(self->run, &item);
+        if (rc > 0) return item;
+        if (rc != PYPER_EINTR) return no_output(self, rc);
+    }
+}
+
+static PyObject *outputs_send(PyObject *op, PyObject *ignored) {
+    (void)ignored;
+    PyObject *item = outputs_next(op);
+    if (!item && !PyErr_Occurred()) PyErr_SetNone(PyExc_StopIteration);
+    return item;
+}
+
+/* ------------------------------------------------------------------------------- leaving */
+
+/* Cancel the run and wait until nothing of it is left.  Returns 0 and sets *ret_failure to the
+ * exception the run has failed with, if nobody was told (or to NULL); -1 with an exception. */
+static int finish(outputs *self, PyObject **ret_failure) {
+    *ret_failure = NULL;
+    if (atomic_load(&self->phase) <= STARTING) {
+        atomic_store(&self->cancel_requested, true);
+        if (take_starting(self) < 0) return -1;
+        PyObject *arguments = NULL, *context = NULL;
+        if (atomic_load(&self->phase) == FRESH) {
+            atomic_store(&self->phase, OVER);
+            arguments = self->arguments;
+            context = self->context;
+            self->arguments = self->context = NULL;
+        }
+        PyThread_release_lock(self->starting);
+        Py_XDECREF(arguments);
+        Py_XDECREF(context);
+    }
+    atomic_store(&self->phase, OVER);
+    if (!self->run) return 0;
+    cancel(self);
+    int rc;
+    do {
+        if (check_signals(self) < 0) return -1;
+        rc = pyper_wait_until(self->run, PYPER_FOREVER);
+    } while (rc == PYPER_EINTR);
+    if (rc == PYPER_EFORKED) return 0;
+    if (rc == PYPER_EDEADLK) {
+        raise_deadlock("closes the outputs");
+        return -1;
+    }
+    live_remove(self);
+    *ret_failure = failure_take(self->run);
+    return 0;
+}
+
+static PyObject *outputs_close(PyObject *op, PyObject *unused) {
+    (void)unused;
+    PyObject *failure;
+    if (finish((outputs *)op, &failure) < 0) return NULL;
+    if (failure) {
+        PyErr_SetRaisedException(failure);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* Finish, while `exception` is under way: what else has failed becomes a note at it. */
+static int finish_for(outputs *self, PyObject *exception) {
+    PyObject *failure;
+    if (finish(self, &failure) < 0) return -1;
+    if (failure && failure != exception)
+        failure_add_note(
+            state_of(self), exception,
+            failure_text("while the outputs were closed, the run failed with", failure));
+    Py_XDECREF(failure);
+    return 0;
+}
+
+/* The exception that throw(type[, value[, traceback]]) means: a new reference, or NULL. */
+static PyObject *exception_of(PyObject *type, PyObject *value, PyObject *traceback) {
+    if (traceback == Py_None) traceback = NULL;
+    if (traceback && !PyTraceBack_Check(traceback)) {
+        PyErr_SetString(PyExc_TypeError, "throw() third argument must be a traceback object");
+        return NULL;
+    }
+    if (PyExceptionClass_Check(type)) {
+        PyErr_SetObject(type, value);
+        PyObject *exception = PyErr_GetRaisedException();
+        if (exception && traceback) PyException_SetTraceback(exception, traceback);
+        return exception;
+    }
+    if (!PyExceptionInstance_Check(type)) {
+        PyErr_Format(PyExc_TypeError, "exceptions must derive from BaseException, not %s",
+                     Py_TYPE(type)->tp_name);
+        return NULL;
+    }
+    if (value && value != Py_None) {
+        PyErr_SetString(PyExc_TypeError, "instance exception may not have a separate value");
+        return NULL;
+    }
+    if (traceback) PyException_SetTraceback(type, traceback);
+    return Py_NewRef(type);
+}
+
+static PyObject *outputs_throw(PyObject *op, PyObject *const *args, Py_ssize_t count) {
+    if (count < 1 || count > 3) {
+        PyErr_Format(PyExc_TypeError, "throw() takes 1 to 3 arguments, not %zd", count);
+        return NULL;
+    }
+    PyObject *exception = exception_of(args[0], count > 1 ? args[1] : NULL,
+                                       count > 2 ? args[2] : NULL);
+    if (!exception) return NULL;
+    if (finish_for((outputs *)op, exception) < 0) {
+        Py_DECREF(exception);
+        return NULL;
+    }
+    PyErr_SetRaisedException(exception);
+    return NULL;
+}
+
+static PyObject *outputs_enter(PyObject *op, PyObject *unused) {
+    (void)unused;
+    return Py_NewRef(op);
+}
+
+static PyObject *outputs_exit(PyObject *op, PyObject *const *args, Py_ssize_t count) {
+    if (count != 3) {
+        PyErr_Format(PyExc_TypeError, "__exit__() takes 3 arguments, not %zd", count);
+        return NULL;
+    }
+    if (!PyExceptionInstance_Check(args[1])) {
+        PyObject *result = outputs_close(op, NULL);
+        if (!result) return NULL;
+        Py_DECREF(result);
+    } else if (finish_for((outputs *)op, args[1]) < 0) {
+        return NULL;
+    }
+    Py_RETURN_FALSE;
+}
+
+/* ------------------------------------------------------------------------------ counters */
+
+/* One TaskStats record: a new reference, or NULL. */
+static PyObject *stats_record(const outputs *self, Py_ssize_t index,
+                              const pyper_task_stats *stats) {
+    const step *step = self->plan->steps[index];
+    return PyObject_CallFunction(state_of(self)->task_stats, "OLLLLLddd", step->name,
+                                 (long long)step->workers, (long long)stats->alive,
+                                 (long long)stats->items_in, (long long)stats->items_out,
+                                 (long long)stats->queued, (double)stats->busy_ns / 1e9,
+                                 (double)stats->starved_ns / 1e9, (double)stats->blocked_ns / 1e9);
+}
+
+static PyObject *outputs_stats(PyObject *op, PyObject *unused) {
+    (void)unused;
+    outputs *self = (outputs *)op;
+    Py_ssize_t count = self->plan->count;
+    pyper_task_stats *stats = PyMem_Calloc((size_t)count + 1, sizeof *stats);
+    if (!stats) return PyErr_NoMemory();
+    if (atomic_load(&self->phase) >= RUNNING && self->run)
+        pyper_stats(self->run, stats, (size_t)count);
+    PyObject *result = PyTuple_New(count);
+    for (Py_ssize_t i = 0; result && i < count; i++) {
+        PyObject *record = stats_record(self, i, &stats[i]);
+        if (record)
+            PyTuple_SET_ITEM(result, i, record);
+        else
+            Py_CLEAR(result);
+    }
+    PyMem_Free(stats);
+    return result;
+}
+
+/* ---------------------------------------------------------------------------- the object */
+
+static int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
+    outputs *self = (outputs *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->plan);
+    Py_VISIT(self->arguments);
+    Py_VISIT(self->context);
+    if (self->python && atomic_load(&self->python->alive) == 0) {
+        Py_VISIT(self->python->plan);
+        Py_VISIT(self->python->context);
+    }
+    return 0;
+}
+
+/* The plan stays: everything here relies on it.  A plan is cleared by its own. */
+static int outputs_clear(PyObject *op) {
+    outputs *self = (outputs *)op;
+    Py_CLEAR(self->arguments);
+    Py_CLEAR(self->context);
+    return 0;
+}
+
+/* The last reference is gone: cancel, and do not wait, for this may happen under anybody's lock. */
+static void outputs_dealloc(PyObject *op) {
+    outputs *self = (outputs *)op;
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    if (self->weak_references) PyObject_ClearWeakRefs(op);
+    PyObject *raised = PyErr_GetRaisedException();
+    if (self->run) {
+        live_remove(self);
+        cancel(self);
+        pyper_run_unref(self->run);
+    }
+    outputs_clear(op);
+    Py_DECREF((PyObject *)self->plan);
+    if (self->starting) PyThread_free_lock(self->starting);
+    if (raised) PyErr_SetRaisedException(raised);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(
+    outputs_doc,
+    "The outputs of one call of a pipeline: a generator and a context manager.\n\n"
+    "The run starts when the first output is asked for.  Several threads may ask: each output "
+    "goes\nto one of them.");
+PyDoc_STRVAR(send_doc, "send($self, value, /)\n--\n\nThe next output; the value is ignored.");
+PyDoc_STRVAR(throw_doc,
+             "throw($self, type, value=None, traceback=None, /)\n--\n\n"
+             "Cancel the run, wait until nothing of it is left, and raise the exception.");
+PyDoc_STRVAR(close_doc,
+             "close($self, /)\n--\n\n"
+             "Cancel the run and wait until nothing of it is left.\n\n"
+             "Calls in progress are waited for.  Raises what the run has failed with, if "
+             "nobody was told\nyet; RuntimeError in a function of the run itself.");
+PyDoc_STRVAR(stats_doc,
+             "stats($self, /)\n--\n\n"
+             "The counters of every task at this moment, as a tuple of pyper.TaskStats.");
+
+static PyMethodDef outputs_methods[] = {
+    {"send", outputs_send, METH_O, send_doc},
+    {"throw", (PyCFunction)(void (*)(void))outputs_throw, METH_FASTCALL, throw_doc},
+    {"close", outputs_close, METH_NOARGS, close_doc},
+    {"stats", outputs_stats, METH_NOARGS, stats_doc},
+    {"__enter__", outputs_enter, METH_NOARGS, NULL},
+    {"__exit__", (PyCFunction)(void (*)(void))outputs_exit, METH_FASTCALL, NULL},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef outputs_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(outputs, weak_references), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot outputs_slots[] = {
+    {Py_tp_doc, (void *)outputs_doc},
+    {Py_tp_dealloc, outputs_dealloc},
+    {Py_tp_traverse, outputs_traverse},
+    {Py_tp_clear, outputs_clear},
+    {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, outputs_next},
+    {Py_tp_methods, outputs_methods},
+    {Py_tp_members, outputs_members},
+    {0, NULL},
+};
+
+PyType_Spec outputs_spec = {
+    .name = "pyper._pyper.Outputs",
+    .basicsize = sizeof(outputs),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = outputs_slots,
+};
