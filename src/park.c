@@ -3,6 +3,27 @@
 
 #include <limits.h>
 
+/* ----------------------------------------------------------------------------------- lock */
+
+/* A lock is held for some 10 ns: it is most likely free again when another thread has run. */
+#define LOCK_YIELDS 3
+
+void pyper__lock_take_slow(pyper__lock *lock) {
+    for (int i = 0; i < LOCK_YIELDS; i++) {
+        uint32_t state = 0;
+        if (atomic_compare_exchange_strong_explicit(&lock->word, &state, 1, memory_order_acquire,
+                                                    memory_order_relaxed))
+            return;
+        pyper__yield();
+    }
+    while (atomic_exchange_explicit(&lock->word, 2, memory_order_acquire) != 0)
+        pyper__futex_wait(&lock->word, 2, PYPER_FOREVER);
+}
+
+void pyper__lock_wake(pyper__lock *lock) {
+    pyper__futex_wake(&lock->word, 1);
+}
+
 /* ---------------------------------------------------------------------------------- event */
 
 #define ONE_WAITER ((uint64_t)1 << 32)
