@@ -89,7 +89,7 @@ enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__OTHER, PYPER__WAITS };
 
 /* Synchronization
  *   host, host_data, shares_token   set by init, never change.
- *   patience, granted, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
+ *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
  *   waited_ns, waiting_since_ns, waiting_for   written by the thread in the seat, read by
  *       statistics; relaxed. */
@@ -99,6 +99,7 @@ typedef struct pyper__seat {
     bool shares_token;
     _Atomic int32_t patience; /* items until the clock is asked again */
     _Atomic int32_t granted;  /* what patience was set to */
+    _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
     _Atomic int64_t waited_ns[PYPER__WAITS];
