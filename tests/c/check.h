@@ -32,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -143,6 +144,11 @@ static _Noreturn void check_die(void) {
                        check_a ? check_a : "NULL");                                               \
     } while (0)
 
+/* What to print if the test fails, even if it hangs: a seed, say.  Shared with the parent. */
+enum { CHECK_NOTE_SIZE = 200 };
+static char *check_note;
+#define CHECK_NOTE(...) ((void)snprintf(check_note, CHECK_NOTE_SIZE, __VA_ARGS__))
+
 /* A whole number from the environment. */
 CHECK_UNUSED static long check_environment(const char *name, long otherwise) {
     const char *text = getenv(name);
@@ -167,6 +173,9 @@ static long check_entries(const char *path) {
     return count;
 }
 
+/* What check_entries() says of the threads when the test's own are not there. */
+static long check_alone;
+
 /* Says by which name /proc knows the thread. */
 static void *check_own_task(void *ret_path) {
 #if defined(__linux__)
@@ -186,7 +195,7 @@ static void check_perform(const check_test *test) {
     if (pthread_create(&thread, NULL, check_own_task, task) != 0) CHECK_FAIL("no threads here");
     pthread_join(thread, NULL);
     while (access(task, F_OK) == 0) sched_yield();
-    long alone = check_entries("/proc/self/task");
+    check_alone = check_entries("/proc/self/task");
     long descriptors = check_entries("/proc/self/fd");
 
     if (check_hooks.before) check_hooks.before(test->variant);
@@ -195,7 +204,7 @@ static void check_perform(const check_test *test) {
 
     /* The kernel takes its time with threads that have ended; a thread that never ends is ended,
      * and this test with it, by the alarm. */
-    while (check_entries("/proc/self/task") > alone) sched_yield();
+    while (check_entries("/proc/self/task") > check_alone) sched_yield();
     CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
     if (check_hooks.settled) check_hooks.settled();
 }
@@ -203,6 +212,7 @@ static void check_perform(const check_test *test) {
 /* Run a test in a child; says whether it passed. */
 static bool check_fork(const check_test *test, const char *name) {
     fflush(NULL);
+    check_note[0] = 0;
     pid_t child = fork();
     if (child < 0) {
         perror("fork");
@@ -225,10 +235,13 @@ static bool check_fork(const check_test *test, const char *name) {
         printf("FAILED  %s (timed out after %u s)\n", name, check_seconds());
     else
         printf("FAILED  %s (%s)\n", name, strsignal(WTERMSIG(status)));
+    if (check_note[0]) printf("        %s\n", check_note);
     return false;
 }
 
 int main(int argc, char **argv) {
+    check_note = mmap(NULL, CHECK_NOTE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (check_note == MAP_FAILED) return perror("mmap"), 1;
     bool list = false, filtered = false;
     long passed = 0, failed = 0;
     for (int i = 1; i < argc; i++) {

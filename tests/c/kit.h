@@ -446,13 +446,18 @@ static void kit_before(int variant) {
 
 static void kit_after(void) { token_give(); }
 
-static void kit_settled(void) {
+/* Every item has had its end: forget them. */
+static void kit_settle_items(void) {
     long left = atomic_load(&items_live);
     if (left != 0) CHECK_FAIL("%ld items were neither delivered nor destroyed", left);
     for (item *i = atomic_exchange(&kit_items, NULL), *next; i; i = next) {
         next = i->next;
         free(i);
     }
+}
+
+static void kit_settled(void) {
+    kit_settle_items();
     for (kit_host *h = atomic_exchange(&kit_hosts, NULL), *next; h; h = next) {
         next = h->next;
         CHECK_EQ(atomic_load(&h->released), 1);

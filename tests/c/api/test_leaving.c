@@ -419,6 +419,52 @@ EACH_HOST(cancelling_from_another_thread) {
     }
 }
 
+/* What was cut off never looks like the whole: neither to the caller nor to a join. */
+static int count_pulled(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long count = 0;
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0; count++) continue;
+    if (rc == 0) CHECK_EQ(count, INT(bind));
+    else CHECK_EQ(rc, PYPER_ECANCELED);
+    return rc < 0 ? rc : pyper_emit(w, PTR(count));
+}
+
+/* Looks whether it has been told to stop, so that it leaves before the queues tell. */
+static int pass_while_wanted(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (pyper_cancelled(w)) return PYPER_ECANCELED;
+    return pyper_emit(w, item);
+}
+
+static int pass_or_fail(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return item == bind ? -1 : pyper_emit(w, item);
+}
+
+EACH_HOST(half_of_a_stream_never_looks_whole) {
+    for (long i = 0; i < check_times(400); i++) {
+        enum { N = 200 };
+        bool joined = i % 4 < 2, fails = i % 2;
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, .throttle = i % 3),
+            pyper_task(pass_or_fail, .bind = PTR(fails ? i % N : -1), .throttle = i % 5),
+            pyper_task(pass_while_wanted, .workers = 1 + i % 2, .throttle = i % 2),
+            joined ? pyper_task(count_pulled, .join = true, .bind = PTR(N)) : pyper_task(pass));
+        pyper_run *run = START(p, PTR(N));
+        thread canceller;
+        if (!fails) thread_start(&canceller, cancel_run, run);
+        long count;
+        int rc = drain(run, &count, NULL);
+        if (fails) CHECK_EQ(rc, PYPER_EFAILED);
+        else if (rc != PYPER_ECANCELED) CHECK_EQ(rc, 0);
+        if (joined) CHECK_LE(count, fails ? 0 : 1);
+        if (rc == 0) CHECK_EQ(count, joined ? 1 : N);
+        if (!fails) thread_join(&canceller);
+        close_both(run, p);
+    }
+}
+
 /* ------------------------------------------------------------------------------------- Forks */
 
 /* Runs `child` in a forked process and says how it ended.  A process that is forked while it has

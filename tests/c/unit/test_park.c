@@ -111,7 +111,7 @@ static void move_units(void *arg) {
     for (long i = 0; i < m->n;) {
         if (!take_unit(m->from)) {
             int64_t deadline =
-                m->impatient ? pyper_now() + 1000 * (i % 50) : PYPER_FOREVER;
+                m->impatient ? pyper_now() + 1000 * (20 + i % 50) : PYPER_FOREVER;
             int rc = pyper__await(&seat, m->from_event, have_units, m->from, deadline,
                                   PYPER__BLOCKED, false);
             CHECK(rc == 0 || (m->impatient && rc == PYPER_ETIMEDOUT));
@@ -124,7 +124,7 @@ static void move_units(void *arg) {
 }
 
 static void hammer(long capacity, int producers, int consumers, bool impatient) {
-    long total = check_times(12000) / 12 * 12;
+    long total = check_times(6000) / 12 * 12;
     atomic_store(&items.units, 0);
     atomic_store(&places.units, capacity);
     pyper__event_init(&items.event);
