@@ -191,8 +191,10 @@ static void run_plan(uint64_t seed) {
     }
     CHECK_EQ(pyper_failed(run), rc == PYPER_EFAILED ? PYPER_EFAILED : 0);
     if (p.end == CANCEL) thread_join(&canceller);
-    if (p.end == GIVE_UP) pyper_run_unref(run);
-    else CHECK_EQ(pyper_close(run), 0);
+    if (p.end == GIVE_UP)
+        pyper_run_unref(run);
+    else
+        CHECK_EQ(pyper_close(run), 0);
     pyper_unref(pipeline);
     free(got.values);
     if (p.end != GIVE_UP) return;

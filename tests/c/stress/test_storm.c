@@ -39,9 +39,16 @@ static void read_some(pyper_run *run, long n) {
 
 static void leave(pyper_run *run, uint64_t *state) {
     switch (random_below(state, 3)) {
-    case 0: CHECK_EQ(pyper_close(run), 0); break;
-    case 1: pyper_run_unref(run); break;
-    default: pyper_cancel(run); pyper_run_unref(run); break;
+    case 0:
+        CHECK_EQ(pyper_close(run), 0);
+        break;
+    case 1:
+        pyper_run_unref(run);
+        break;
+    default:
+        pyper_cancel(run);
+        pyper_run_unref(run);
+        break;
     }
 }
 
@@ -52,7 +59,9 @@ static void storm(void *arg) {
         pyper_run *run = START(p, PTR(random_below(&state, 3) ? random_below(&state, 50) : -1));
         pyper_unref(p);
         switch (random_below(&state, 5)) {
-        case 0: leave(run, &state); break;
+        case 0:
+            leave(run, &state);
+            break;
         case 1:
             read_some(run, random_below(&state, 60));
             leave(run, &state);
@@ -90,12 +99,12 @@ EACH_HOST(threads_start_and_leave_runs_all_the_time) {
     pipelines[0] = pyper_ref(source);
     pipelines[1] = pyper_pipe(pyper_ref(source),
                               pyper_task(pass, .workers = 3, .throttle = 1, .type = &item_type));
-    pipelines[2] = pyper_pipe(pyper_ref(source),
-                              pyper_task(fail_at_40, .workers = 2, .ordered = true, .throttle = 2,
-                                         .type = &item_type));
-    pipelines[3] = pyper_pipe(source, pyper_task(pass, .throttle = 1, .type = &item_type),
-                              pyper_task(pass, .workers = 2, .type = &item_type, .ordered = true,
-                                         .throttle = 5));
+    pipelines[2] =
+        pyper_pipe(pyper_ref(source), pyper_task(fail_at_40, .workers = 2, .ordered = true,
+                                                 .throttle = 2, .type = &item_type));
+    pipelines[3] = pyper_pipe(
+        source, pyper_task(pass, .throttle = 1, .type = &item_type),
+        pyper_task(pass, .workers = 2, .type = &item_type, .ordered = true, .throttle = 5));
     thread threads[THREADS];
     for (uintptr_t i = 0; i < THREADS; i++)
         thread_start(&threads[i], storm, (void *)(uintptr_t)(seed + i));

@@ -34,15 +34,15 @@ static int pull_uneasily(pyper_worker *w, void *item, void *bind) {
 }
 
 static void once(shape *s, long n, bool join) {
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true, .throttle = s->throttle),
-        pyper_task(pass_uneasily, .workers = s->workers, .throttle = s->throttle, .bind = s,
-                   .ordered = s->ordered),
-        join ? pyper_task(pull_uneasily, .join = true, .branch = true, .workers = s->workers,
-                          .throttle = s->throttle, .bind = s)
-             : pyper_task(pass_uneasily, .workers = s->workers, .throttle = s->throttle, .bind = s,
-                          .ordered = s->ordered),
-        pyper_task(pass_uneasily, .throttle = s->throttle, .bind = s));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, .throttle = s->throttle),
+                   pyper_task(pass_uneasily, .workers = s->workers, .throttle = s->throttle,
+                              .bind = s, .ordered = s->ordered),
+                   join ? pyper_task(pull_uneasily, .join = true, .branch = true,
+                                     .workers = s->workers, .throttle = s->throttle, .bind = s)
+                        : pyper_task(pass_uneasily, .workers = s->workers, .throttle = s->throttle,
+                                     .bind = s, .ordered = s->ordered),
+                   pyper_task(pass_uneasily, .throttle = s->throttle, .bind = s));
     pyper_run *run = START(p, PTR(n));
     uint64_t state = s->seed;
     long count = 0, total = 0;
@@ -65,8 +65,7 @@ static void once(shape *s, long n, bool join) {
 static void for_a_while(bool join) {
     long fixed = check_environment("PYPER_TEST_SEED", 0);
     uint64_t seed = fixed ? (uint64_t)fixed : (uint64_t)pyper_now();
-    int64_t until =
-        pyper_now() + 500000000 * (int64_t)check_environment("PYPER_STRESS_SECONDS", 2);
+    int64_t until = pyper_now() + 500000000 * (int64_t)check_environment("PYPER_STRESS_SECONDS", 2);
     while (pyper_now() < until) {
         CHECK_NOTE("PYPER_TEST_SEED=%llu", (unsigned long long)seed);
         uint64_t state = seed;
@@ -77,5 +76,9 @@ static void for_a_while(bool join) {
     }
 }
 
-EACH_HOST(no_wake_up_is_lost_between_calls) { for_a_while(false); }
-EACH_HOST(no_wake_up_is_lost_between_pulls) { for_a_while(true); }
+EACH_HOST(no_wake_up_is_lost_between_calls) {
+    for_a_while(false);
+}
+EACH_HOST(no_wake_up_is_lost_between_pulls) {
+    for_a_while(true);
+}

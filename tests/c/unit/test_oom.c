@@ -4,7 +4,9 @@
 
 #include "os.h"
 
-static void count_release(void *bind) { tally_add(bind, 1); }
+static void count_release(void *bind) {
+    tally_add(bind, 1);
+}
 
 static int branch_items(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
@@ -80,12 +82,20 @@ static void each_allocation(bool stays, bool read, long n) {
     if (read) CHECK(failed > 10);
 }
 
-EACH_HOST(each_allocation_fails_once) { each_allocation(false, true, 5); }
-EACH_HOST(each_allocation_fails_and_all_that_follow) { each_allocation(true, true, 5); }
-EACH_HOST(each_allocation_fails_and_nobody_reads) { each_allocation(true, false, 5); }
+EACH_HOST(each_allocation_fails_once) {
+    each_allocation(false, true, 5);
+}
+EACH_HOST(each_allocation_fails_and_all_that_follow) {
+    each_allocation(true, true, 5);
+}
+EACH_HOST(each_allocation_fails_and_nobody_reads) {
+    each_allocation(true, false, 5);
+}
 
 /* Long enough that the queues grow underway. */
-EACH_HOST(each_allocation_underway_fails_once) { each_allocation(false, true, CHECK_TSAN ? 600 : 1500); }
+EACH_HOST(each_allocation_underway_fails_once) {
+    each_allocation(false, true, CHECK_TSAN ? 600 : 1500);
+}
 
 TEST(each_thread_fails_to_start) {
     for (long at = 1; at <= 6; at++) {
@@ -137,10 +147,10 @@ EACH_HOST(given_up_without_memory) {
         tally released = TALLY;
         atomic_store(&pyper__fail_alloc_stays, 1);
         atomic_store(&pyper__fail_alloc_at, at);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(make_items, .branch = true, .type = &item_type, .throttle = 2),
-            pyper_task(pass, .workers = 2, .ordered = true, .type = &item_type, .bind = &released,
-                       .release = count_release));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type, .throttle = 2),
+                       pyper_task(pass, .workers = 2, .ordered = true, .type = &item_type,
+                                  .bind = &released, .release = count_release));
         pyper_run *run = START(p, PTR(-1));
         pyper_unref(p);
         pyper_run_unref(run);

@@ -19,7 +19,9 @@ static int try_push(int64_t ticket, void *item) {
     return pyper__order_try_push(queue.order, item, ticket, &turn);
 }
 
-static int done(int64_t ticket) { return pyper__order_done(queue.order, ticket, &seat, NULL); }
+static int done(int64_t ticket) {
+    return pyper__order_done(queue.order, ticket, &seat, NULL);
+}
 
 static int try_pop(void **ret_item) {
     int64_t ticket;
@@ -160,7 +162,8 @@ static void random_calls(uint64_t seed) {
         if (call[k].pushed < outputs_of[call[k].ticket]) {
             item = item_new(call[k].ticket * 100 + call[k].pushed);
             int rc = try_push(call[k].ticket, item);
-            if (rc == PYPER__AGAIN) item_deliver(item);
+            if (rc == PYPER__AGAIN)
+                item_deliver(item);
             else {
                 CHECK_EQ(rc, 0);
                 call[k].pushed++;

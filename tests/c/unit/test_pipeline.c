@@ -6,8 +6,9 @@
 
 TEST(options_are_kept_as_given) {
     int bound;
-    pyper_pipeline *p = pyper_task(pass, .branch = true, .workers = 3, .ordered = true, .throttle = 9,
-                                   .bind = &bound, .type = &item_type, .name = "named");
+    pyper_pipeline *p =
+        pyper_task(pass, .branch = true, .workers = 3, .ordered = true, .throttle = 9,
+                   .bind = &bound, .type = &item_type, .name = "named");
     CHECK_EQ(p->count, 1);
     const pyper__task *t = p->tasks[0];
     CHECK(t->fn == pass && t->branch && !t->join && t->ordered);
@@ -39,8 +40,11 @@ TEST(parts_share_their_tasks) {
 
 /* An older caller's options end before ours do: the rest has its default. */
 TEST(options_of_an_older_caller) {
-    pyper_task_options options = {.size = offsetof(pyper_task_options, workers), .fn = pass,
-                                  .branch = true, .workers = -5, .throttle = -5};
+    pyper_task_options options = {.size = offsetof(pyper_task_options, workers),
+                                  .fn = pass,
+                                  .branch = true,
+                                  .workers = -5,
+                                  .throttle = -5};
     pyper_pipeline *p = pyper_task_from(&options);
     CHECK_EQ(pyper_pipeline_error(p), 0);
     CHECK(p->tasks[0]->branch);
@@ -63,7 +67,9 @@ TEST(options_of_a_newer_caller) {
     pyper_unref(p);
 }
 
-static void count_release(void *bind) { tally_add(bind, 1); }
+static void count_release(void *bind) {
+    tally_add(bind, 1);
+}
 
 /* Each allocation on the way fails in turn, and `bind` is released whatever happens. */
 TEST(without_memory_there_is_a_failed_pipeline) {
@@ -71,10 +77,10 @@ TEST(without_memory_there_is_a_failed_pipeline) {
     for (long at = 1, error = PYPER_ENOMEM; error != 0; at++) {
         long before = tally_count(&released);
         atomic_store(&pyper__fail_alloc_at, at);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(pass, .bind = &released, .release = count_release),
+        pyper_pipeline *p =
             pyper_pipe(pyper_task(pass, .bind = &released, .release = count_release),
-                       pyper_task(pass, .bind = &released, .release = count_release)));
+                       pyper_pipe(pyper_task(pass, .bind = &released, .release = count_release),
+                                  pyper_task(pass, .bind = &released, .release = count_release)));
         atomic_store(&pyper__fail_alloc_at, -1);
         error = pyper_pipeline_error(p);
         CHECK(error == 0 || error == PYPER_ENOMEM);

@@ -134,7 +134,9 @@ TEST(the_ends_of_a_stream) {
 }
 
 /* The testing library counts allocations down. */
-static long allocations_since(long start) { return start - atomic_load(&pyper__fail_alloc_at); }
+static long allocations_since(long start) {
+    return start - atomic_load(&pyper__fail_alloc_at);
+}
 
 TEST(a_steady_flow_allocates_nothing) {
     enum { MANY = 1 << 30 };
@@ -269,7 +271,8 @@ static void flow(int64_t throttle, int producers, int consumers, int end, long n
 TEST(one_producer_one_consumer) {
     static const int64_t limits[] = {0, 1, 2, 3, 7, 64, 511, 512, 513, 1023};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
-        flow(limits[i], 1, 1, PYPER__ENDED, check_times(limits[i] && limits[i] < 7 ? 10000 : 100000));
+        flow(limits[i], 1, 1, PYPER__ENDED,
+             check_times(limits[i] && limits[i] < 7 ? 10000 : 100000));
 }
 
 TEST(several_producers_and_consumers) {
@@ -307,7 +310,8 @@ TEST(everybody_who_waits_is_told_of_the_end) {
         open_queue(1, true, true);
         thread threads[4];
         for (int i = 0; i < 4; i++)
-            thread_start(&threads[i], expect_end, (void *)(intptr_t)(round % 2 ? 0 : PYPER_ECANCELED));
+            thread_start(&threads[i], expect_end,
+                         (void *)(intptr_t)(round % 2 ? 0 : PYPER_ECANCELED));
         if (round % 3 == 0) all_asleep();
         pyper__queue_set_state(&queue, end);
         for (int i = 0; i < 4; i++) thread_join(&threads[i]);
@@ -357,8 +361,7 @@ TEST(who_waits_for_room_gives_back_what_it_has) {
     CHECK_EQ(pyper__queue_init(&input, 100, false, false, 0, NULL), 0);
     open_queue(1, false, false);
     queue.type = NULL;
-    for (long i = 0; i < 100; i++)
-        CHECK_EQ(pyper__queue_push(&input, PTR(i), 0, &seat, NULL), 0);
+    for (long i = 0; i < 100; i++) CHECK_EQ(pyper__queue_push(&input, PTR(i), 0, &seat, NULL), 0);
     CHECK_EQ(push(&seat, PTR(1)), 0);
     void *item;
     int64_t ticket;
