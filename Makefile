@@ -2,7 +2,8 @@
 # package and installs it into .venv/, where the tools (Meson and ninja among them) live as well.
 # The longer work is done by scripts/; `make help` lists the targets.
 
-PYTHON    ?= python3
+# The interpreter that .venv/ was made with, unless another one is asked for.
+PYTHON    ?= $(firstword $(wildcard .venv/bin/python) python3)
 PREFIX    ?= /usr/local
 LIBDIR    ?= lib
 DEMO_PATH ?=
