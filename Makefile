@@ -42,7 +42,7 @@ sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
 sanitize-thread: venv ## run the C tests under ThreadSanitizer
 	scripts/sanitize thread
 
-check: all ## check the formatting, the Python code and its types
+check: all ## check the formatting and the lint rules
 	scripts/check
 
 format: venv ## format the C and the Python sources
@@ -62,14 +62,14 @@ help: ## list the targets
 
 venv:
 	@scripts/check-prerequisites $(PYTHON)
-	@$(PYTHON) scripts/venv.py .venv build test check
+	@$(PYTHON) scripts/environment.py .venv build test check
 
 library: venv
 	@test -e build/build.ninja || $(meson) setup build -Dlibdir=$(LIBDIR)
 	@$(ninja) -C build
 
 package: venv
-	@.venv/bin/python scripts/venv.py .venv --package
+	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing bench sanitize sanitize-address \
 	sanitize-thread check format install clean help venv library package

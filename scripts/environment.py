@@ -1,6 +1,6 @@
 """Keeps a virtual environment up to date: its tools, and the package pyper in it.
 
-usage: venv.py FOLDER [GROUP ...] [--package]
+usage: environment.py FOLDER [GROUP ...] [--package]
 
 Creates FOLDER with the interpreter that runs this script if it is not there yet, installs the
 named dependency groups of pyproject.toml, and with --package builds and installs pyper (the groups
