@@ -16,9 +16,9 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    int64_t emitted; /* outputs of the call under way */
-    int64_t allowed; /* how many outputs a call may have */
-    int64_t ticket;  /* of the input it works on */
+    int64_t emitted;   /* outputs of the call under way */
+    int64_t allowed;   /* how many outputs a call may have */
+    int64_t ticket;    /* of the input it works on */
     bool push_at_once; /* it is the only producer of its output */
     pyper__seat seat;
     int64_t index;
@@ -30,7 +30,12 @@ struct pyper_worker {
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);
 
+/* The worker that the calling thread carries, if any. */
+extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
+
 /* Is the calling thread a worker of this run? */
-bool pyper__worker_is_inside(const pyper_run *run);
+static inline bool pyper__worker_is_inside(const pyper_run *run) {
+    return pyper__worker_current && pyper__worker_current->run == run;
+}
 
 #endif
