@@ -56,16 +56,19 @@ static inline void pyper__lock_give(pyper__lock *lock) {
  *           half: how many have counted themselves in and were not notified since.  The high half
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up.
- *   yields  atomic, relaxed: a hint learned from the last waits; any value is right. */
+ *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
+ *   shared  set by init: it lies in memory that processes share. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;
         _Atomic uint32_t half[2];
     };
     _Atomic uint32_t yields;
+    uint32_t shared;
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
+void pyper__event_init_shared(pyper__event *event);
 
 PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 
@@ -87,13 +90,22 @@ static inline void pyper__event_notify_all(pyper__event *event) {
 /* What a thread waits for: the index of its clock; nobody asks how long it waits for anything other. */
 enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__WAITS, PYPER__OTHER = PYPER__WAITS };
 
+/* Where a worker's time goes.  It lies apart from the seat because a process worker's lies in memory
+ * that the caller's process reads.
+ * Synchronization: written by the thread in the seat, read by statistics; relaxed. */
+typedef struct pyper__clock {
+    _Atomic int64_t waited_ns[PYPER__WAITS];
+    _Atomic int64_t started_ns, left_ns;
+} pyper__clock;
+
 /* Synchronization
  *   host, host_data, shares_token   set by init, never change.
+ *   clock        set before the seat is taken, by init if nobody else has; never changes.
  *   shared       set before others see the seat: several callers of pyper_next() use it at once, so
  *       its clocks stand still.
  *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
- *   waited_ns    written by the thread in the seat, read by statistics; relaxed.  One clock for each
+ *   clock->*     written by the thread in the seat, read by statistics; relaxed.  One clock for each
  *       thing to wait for: how long it was waited for; while it is, that less the time since when,
  *       which is negative.  So one store begins a wait and one ends it. */
 typedef struct pyper__seat {
@@ -106,19 +118,20 @@ typedef struct pyper__seat {
     _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
-    _Atomic int64_t waited_ns[PYPER__WAITS];
+    pyper__clock *clock;
+    pyper__clock own_clock;
 } pyper__seat;
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
 
 /* Begin and end a wait on one of the seat's clocks. */
 static inline void pyper__seat_begin_wait(pyper__seat *seat, int what_for, int64_t now) {
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited - now, memory_order_relaxed);
+    int64_t waited = atomic_load_explicit(&seat->clock->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->clock->waited_ns[what_for], waited - now, memory_order_relaxed);
 }
 static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t now) {
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited + now, memory_order_relaxed);
+    int64_t waited = atomic_load_explicit(&seat->clock->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->clock->waited_ns[what_for], waited + now, memory_order_relaxed);
 }
 
 /* Wait on `event` until ready(arg), with the host's token given up.

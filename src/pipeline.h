@@ -15,6 +15,7 @@ typedef struct pyper__task {
     void *bind;
     void (*release)(void *bind);
     const pyper_item_type *type;
+    bool multiprocess;
     char name[];
 } pyper__task;
 
@@ -26,5 +27,11 @@ struct pyper_pipeline {
     size_t count;
     pyper__task *tasks[];
 };
+
+/* May items of this type cross between processes? */
+static inline bool pyper__type_crosses(const pyper_item_type *type) {
+    return type && type->size >= offsetof(pyper_item_type, decode) + sizeof type->decode &&
+           type->encode && type->decode;
+}
 
 #endif

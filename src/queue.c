@@ -27,8 +27,15 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     if (order_window > 0) {
         queue->order = pyper__order_create(queue, order_window);
         if (!queue->order) return PYPER_ENOMEM;
+        queue->ordered = true;
     }
     return 0;
+}
+
+void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered) {
+    queue->many_producers = queue->many_consumers = true;
+    queue->channel = channel;
+    queue->ordered = ordered;
 }
 
 /* Destroy in slices, so that a host's token is not held for long. */

@@ -10,8 +10,7 @@
  *   run, stage, output, allowed, push_at_once, index   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
- *   seat                 see park.h.
- *   started_ns, left_ns  atomic, relaxed: written by the worker, read by statistics. */
+ *   seat                 see park.h. */
 struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
@@ -24,11 +23,16 @@ struct pyper_worker {
     int64_t index;
     void *thread;
     bool has_thread;
-    _Atomic int64_t started_ns, left_ns;
 };
 
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);
+
+/* Its work alone, without the way in and out of a thread: what a process calls. */
+void pyper__worker_work(pyper_worker *worker);
+
+/* What to call it: its task, and its number if it is not the only one. */
+void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size);
 
 /* The worker that the calling thread carries, if any. */
 extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
