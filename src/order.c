@@ -18,6 +18,7 @@ struct pyper__order {
     int64_t window;
     _Atomic int64_t turn;
     _Atomic int64_t kept;
+    _Atomic int64_t pushed; /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     struct record ring[];
 };
@@ -117,6 +118,7 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait) {
     pyper__lock_take(&order->queue->push_lock);
     int rc = try_push_locked(order, item, ticket, ret_wait);
+    if (rc == 0) atomic_fetch_add_explicit(&order->pushed, 1, memory_order_relaxed);
     pyper__lock_give(&order->queue->push_lock);
     return rc;
 }
@@ -207,6 +209,10 @@ void pyper__order_notify_all(pyper__order *order) {
 
 int64_t pyper__order_kept(const pyper__order *order) {
     return atomic_load(&order->kept);
+}
+
+int64_t pyper__order_pushed(const pyper__order *order) {
+    return atomic_load_explicit(&order->pushed, memory_order_relaxed);
 }
 
 bool pyper__order_take_any(pyper__order *order, void **ret_item) {

@@ -51,8 +51,9 @@ void pyper__order_notify_all(pyper__order *order);
 /* There is room again: `count` of those who wait for it out of turn may try again. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count);
 
-/* How many outputs are kept. */
+/* How many outputs are kept; how many were pushed with a ticket, kept or not. */
 int64_t pyper__order_kept(const pyper__order *order);
+int64_t pyper__order_pushed(const pyper__order *order);
 
 /* Any output that is kept, for destroying; false: none.  Nobody pushes any more. */
 bool pyper__order_take_any(pyper__order *order, void **ret_item);

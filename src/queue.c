@@ -95,8 +95,8 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
 }
 
 int64_t pyper__queue_pushed(pyper__queue *queue) {
-    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
-    return atomic_load_explicit(&queue->tail, memory_order_relaxed) + kept;
+    if (queue->order) return pyper__order_pushed(queue->order);
+    return atomic_load_explicit(&queue->tail, memory_order_relaxed);
 }
 
 int64_t pyper__queue_popped(const pyper__queue *queue) {
