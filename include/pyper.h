@@ -107,18 +107,18 @@ PYPER_API const char *pyper_version(void);
 
 /* Every error the library itself can report: name, number, text.  Functions return one of these
  * (always negative) or a number >= 0 on success. */
-#define PYPER_ERRORS(X)                                                                           \
-    X(ENOMEM, -1, "out of memory")                                                                \
-    X(EINVAL, -2, "invalid argument")                                                             \
-    X(ECANCELED, -3, "the run is cancelled")                                                      \
-    X(EFAILED, -4, "a task's function failed")                                                    \
-    X(ETIMEDOUT, -5, "the deadline has passed")                                                   \
-    X(EINTR, -6, "the wait was interrupted")                                                      \
-    X(ETHREAD, -7, "a thread could not be started")                                               \
-    X(EDEADLK, -8, "the call would wait for its own caller")                                      \
-    X(EFORKED, -9, "the run belongs to the parent of this forked process")                        \
-    X(EDIED, -11, "a worker's process died")                                                      \
-    X(EPROCESS, -12, "a process could not be started")                                            \
+#define PYPER_ERRORS(X)                                                                            \
+    X(ENOMEM, -1, "out of memory")                                                                 \
+    X(EINVAL, -2, "invalid argument")                                                              \
+    X(ECANCELED, -3, "the run is cancelled")                                                       \
+    X(EFAILED, -4, "a task's function failed")                                                     \
+    X(ETIMEDOUT, -5, "the deadline has passed")                                                    \
+    X(EINTR, -6, "the wait was interrupted")                                                       \
+    X(ETHREAD, -7, "a thread could not be started")                                                \
+    X(EDEADLK, -8, "the call would wait for its own caller")                                       \
+    X(EFORKED, -9, "the run belongs to the parent of this forked process")                         \
+    X(EDIED, -11, "a worker's process died")                                                       \
+    X(EPROCESS, -12, "a process could not be started")                                             \
     X(ENOTSUP, -13, "process workers need Linux")
 
 enum {
@@ -173,7 +173,7 @@ PYPER_API extern const pyper_item_type pyper_type_int;
 #if defined(__GNUC__)
 __extension__ /* C++ has no flexible array members, but its compilers do */
 #endif
-typedef struct pyper_blob {
+    typedef struct pyper_blob {
     size_t size; /* of data */
     unsigned char data[];
 } pyper_blob;
@@ -204,18 +204,18 @@ typedef int (*pyper_fn)(pyper_worker *worker, void *item, void *bind);
 /* How to run a function.  Use the pyper_task() macro, which fills in `size`; a field left out is
  * zero, which is its default. */
 typedef struct pyper_task_options {
-    size_t size;       /* sizeof(pyper_task_options), set by the macro */
-    pyper_fn fn;       /* the function, the macro's first argument */
-    bool branch;       /* a call may emit any number of outputs, not exactly one */
-    bool join;         /* the function is called once per worker and pulls its inputs */
-    bool ordered;      /* outputs leave in the order of the inputs, whatever the workers' order */
-    int64_t workers;   /* how many workers run the function at once, 1 to PYPER_WORKERS_MAX; 0: 1 */
-    int64_t throttle;  /* at most this many items wait in the task's output queue; 0: no bound */
-    const void *bind;  /* handed to each call; borrowed until the pipeline's last pyper_unref() */
-    void (*release)(void *bind);  /* called once, by that last pyper_unref(); NULL: nothing to do */
-    const pyper_item_type *type;  /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
-    const char *name;             /* for messages, threads and statistics; copied; NULL: "task" */
-    bool multiprocess;            /* workers are processes (see Processes) */
+    size_t size;      /* sizeof(pyper_task_options), set by the macro */
+    pyper_fn fn;      /* the function, the macro's first argument */
+    bool branch;      /* a call may emit any number of outputs, not exactly one */
+    bool join;        /* the function is called once per worker and pulls its inputs */
+    bool ordered;     /* outputs leave in the order of the inputs, whatever the workers' order */
+    int64_t workers;  /* how many workers run the function at once, 1 to PYPER_WORKERS_MAX; 0: 1 */
+    int64_t throttle; /* at most this many items wait in the task's output queue; 0: no bound */
+    const void *bind; /* handed to each call; borrowed until the pipeline's last pyper_unref() */
+    void (*release)(void *bind); /* called once, by that last pyper_unref(); NULL: nothing to do */
+    const pyper_item_type *type; /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
+    const char *name;            /* for messages, threads and statistics; copied; NULL: "task" */
+    bool multiprocess;           /* workers are processes (see Processes) */
 } pyper_task_options;
 
 /* Make a pipeline of one task.
@@ -257,11 +257,11 @@ template <class... Parts> inline pyper_pipeline *pyper_pipe(Parts... parts) {
 extern "C" {
 #else
 /* pyper_task(fn, .option = value, ...) and pyper_pipe(part, ...) */
-#define pyper_task(...)                                                                           \
-    pyper_task_from(                                                                              \
+#define pyper_task(...)                                                                            \
+    pyper_task_from(                                                                               \
         &(const pyper_task_options){.size = sizeof(pyper_task_options), .fn = __VA_ARGS__})
-#define pyper_pipe(...)                                                                           \
-    pyper_pipe_from((pyper_pipeline *const[]){__VA_ARGS__},                                       \
+#define pyper_pipe(...)                                                                            \
+    pyper_pipe_from((pyper_pipeline *const[]){__VA_ARGS__},                                        \
                     sizeof((pyper_pipeline *const[]){__VA_ARGS__}) / sizeof(pyper_pipeline *))
 #endif
 
@@ -288,9 +288,9 @@ typedef struct pyper_host pyper_host; /* see Hosts */
 
 /* What to run.  Use the pyper_start() macro. */
 typedef struct pyper_start_options {
-    size_t size;              /* sizeof(pyper_start_options), set by the macro */
-    pyper_pipeline *pipeline; /* shared: the run adds a reference */
-    void *argument;           /* handed to the first task's function */
+    size_t size;                 /* sizeof(pyper_start_options), set by the macro */
+    pyper_pipeline *pipeline;    /* shared: the run adds a reference */
+    void *argument;              /* handed to the first task's function */
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
     const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
     void *host_data;             /* handed to each callback of the host */
@@ -319,8 +319,8 @@ inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr
 }
 extern "C" {
 #else
-#define pyper_start(...)                                                                          \
-    pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),            \
+#define pyper_start(...)                                                                           \
+    pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),             \
                                                   .pipeline = __VA_ARGS__})
 #endif
 
@@ -476,7 +476,7 @@ typedef struct pyper_task_stats {
  * any moment of the run and after it.  Thread safety: shared. */
 PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t count,
                                   size_t stats_size);
-#define pyper_stats(run, ret_stats, count)                                                        \
+#define pyper_stats(run, ret_stats, count)                                                         \
     pyper_stats_read((run), (ret_stats), (count), sizeof(pyper_task_stats))
 
 /* ----------------------------------------------------------------------------- Processes */
@@ -520,16 +520,16 @@ PYPER_API void *pyper_transfer_host_data(const pyper_transfer *transfer);
 #define PYPER_PROCESS_FDS 3
 typedef struct pyper_process {
     size_t size;
-    const char *name; /* of the task, and the worker if there are several; copy it */
+    const char *name;           /* of the task, and the worker if there are several; copy it */
     int fds[PYPER_PROCESS_FDS]; /* borrowed for the call */
-    int64_t task;   /* the index of the task */
-    int64_t worker; /* the index of the worker */
-    void *bind;     /* of the task */
+    int64_t task;               /* the index of the task */
+    int64_t worker;             /* the index of the worker */
+    void *bind;                 /* of the task */
 } pyper_process;
 
 /* For hosts: what a started process attaches with.  Use the pyper_attach() macro. */
 typedef struct pyper_attach_options {
-    size_t size; /* sizeof(pyper_attach_options) */
+    size_t size;                /* sizeof(pyper_attach_options) */
     int fds[PYPER_PROCESS_FDS]; /* taken, also on failure */
     int64_t task, worker;       /* as in pyper_process */
     pyper_fn fn;
@@ -544,8 +544,8 @@ typedef struct pyper_attach_options {
 /* Be a worker: returns when it is done, 0 or a PYPER_E... code if it could not begin.  When the
  * process that started the run dies, this one ends at once, by _exit().  Blocks: yes. */
 PYPER_API int pyper_attach_from(const pyper_attach_options *options);
-#define pyper_attach(...)                                                                         \
-    pyper_attach_from(                                                                            \
+#define pyper_attach(...)                                                                          \
+    pyper_attach_from(                                                                             \
         &(const pyper_attach_options){.size = sizeof(pyper_attach_options), __VA_ARGS__})
 
 /* --------------------------------------------------------------------------------- Hosts */

@@ -18,7 +18,7 @@ struct pyper__order {
     int64_t window;
     _Atomic int64_t turn;
     _Atomic int64_t kept;
-    _Atomic int64_t pushed; /* for statistics: kept + tail would miss what is on its way */
+    _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     struct record ring[];
 };

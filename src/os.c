@@ -75,8 +75,7 @@ void pyper__yield(void) {
 
 #if USE_FUTEX
 
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns,
-                      bool shared) {
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
     /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for ever
      * is some 292 years), for without one the kernel restarts the call after a handler that was
      * installed with SA_RESTART, and the signal would not end the sleep. */
@@ -121,8 +120,7 @@ static struct bucket *bucket_of(_Atomic uint32_t *word) {
     return &buckets[((uintptr_t)word >> 6) % BUCKETS];
 }
 
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns,
-                      bool shared) {
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
     struct bucket *bucket = bucket_of(word);
     int rc = 0;
     assert(!shared);

@@ -47,8 +47,7 @@ void pyper__free(void *memory);
  * `shared`: the word lies in memory that processes share.
  * Returns 0 (woken, or the word had changed, or for no reason), PYPER_ETIMEDOUT or PYPER_EINTR.
  * A signal ends the sleep on Linux; elsewhere it does not (see os.c). */
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns,
-                      bool shared);
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared);
 
 /* Wake at most `count` sleepers. */
 void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared);

@@ -63,7 +63,8 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
         woken = waiters < count ? waiters : count;
         next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
-    pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken, event->shared != 0);
+    pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
+                      event->shared != 0);
 }
 
 /* Count myself in; returns the notification count to compare with. */

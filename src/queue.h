@@ -66,9 +66,9 @@ typedef struct pyper__queue {
     int64_t block; /* how many places are given back at once */
     bool many_producers, many_consumers;
     const pyper_item_type *type;
-    struct pyper__order *order; /* NULL: outputs leave as they come */
+    struct pyper__order *order;     /* NULL: outputs leave as they come */
     struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
-    bool ordered; /* outputs leave in order: see order, or the channel */
+    bool ordered;                   /* outputs leave in order: see order, or the channel */
     _Atomic int state;
     pyper__event items, places;
 

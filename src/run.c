@@ -72,8 +72,7 @@ static bool fail(pyper_run *run, int answer, const pyper__stage *stage, int code
                  const char *message, void *payload, void (*destroy)(void *payload), void *data,
                  size_t size) {
 #if PYPER__PROCESSES
-    if (run->child &&
-        !pyper__child_fail(run, answer, stage->index, code, message, data, size))
+    if (run->child && !pyper__child_fail(run, answer, stage->index, code, message, data, size))
         return false;
 #endif
     pyper__lock_take(&run->lock);
@@ -346,7 +345,8 @@ static void start(pyper_run *run, const pyper_start_options *options) {
     if (rc < 0) {
         char text[160];
         if (unstarted)
-            snprintf(text, sizeof text, "worker %" PRId64 " of %" PRId64 " could not be started: %s",
+            snprintf(text, sizeof text,
+                     "worker %" PRId64 " of %" PRId64 " could not be started: %s",
                      unstarted->index + 1, unstarted->stage->task->workers, pyper_strerror(rc));
         else
             snprintf(text, sizeof text, "the processes could not be looked after: %s",
@@ -465,8 +465,9 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
 #if PYPER__PROCESSES
         if (queue->channel) {
             /* An item that could not be decoded has failed the run; those behind it come first. */
-            do rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
-                                   &run->callers, deadline_ns, interruptible);
+            do
+                rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
+                                    &run->callers, deadline_ns, interruptible);
             while (rc == PYPER_EFAILED);
             if (rc > 0) pyper__seat_share_token(&run->callers);
         } else

@@ -36,7 +36,7 @@ typedef struct pyper__stage {
     const pyper__task *task;
     size_t index;
     pyper__queue *input, *output;
-    pyper_worker *workers; /* task->workers of them */
+    pyper_worker *workers;  /* task->workers of them */
     _Atomic int64_t *alive; /* workers that have not left; whoever takes it to 0 ends the stage */
     _Atomic int64_t own_alive; /* what `alive` points to, unless the workers are processes */
 } pyper__stage;
