@@ -35,7 +35,8 @@ enum { FRESH, STARTING, RUNNING, OVER };
 enum { SIGNAL_SLICE_NS = 50000000 };
 
 struct outputs {
-    PyObject_HEAD PyObject *weak_references;
+    PyObject ob_base;
+    PyObject *weak_references;
     plan *plan;
     PyObject *arguments; /* (args, kwargs), until the run takes them */
     PyObject *context;
@@ -123,8 +124,7 @@ void outputs_forget_live(module_state *state) {
 /* ------------------------------------------------------------------------------- beginning */
 
 PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
-    PyTypeObject *type = plan->state->outputs_type;
-    outputs *self = (outputs *)type->tp_alloc(type, 0);
+    outputs *self = (outputs *)make_object(plan->state->outputs_type);
     if (!self) return NULL;
     self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
     atomic_init(&self->phase, FRESH);
@@ -199,7 +199,7 @@ static void cancel(outputs *self) {
 void outputs_cancel(PyObject *op) {
     outputs *self = (outputs *)op;
     atomic_store(&self->cancel_requested, true);
-    if (self->run && atomic_load(&self->phase) >= RUNNING) cancel(self);
+    if (atomic_load(&self->phase) >= RUNNING && self->run) cancel(self);
 }
 
 /* The first output is asked for.  Returns the phase after that, or -1 with an exception. */
