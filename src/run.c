@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "loop.h"
 #include "thread.h"
 
 /* Who joins the workers' threads and clears the queues, once all workers have left. */
@@ -21,10 +22,6 @@ static pyper_run out_of_memory = {.failed = PYPER_ENOMEM,
                                               .task = -1,
                                               .message = "out of memory while starting the run"}};
 
-static bool inherited(const pyper_run *run) {
-    return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);
-}
-
 /* ------------------------------------------------------------------------------- stopping */
 
 /* Tell the stages before `upto` to stop, and cancel the queues up to their end. */
@@ -34,10 +31,11 @@ static void stop(pyper_run *run, size_t upto) {
     }
     for (size_t i = 0; i <= upto && i < run->count; i++)
         pyper__queue_set_state(&run->queues[i], PYPER__CANCELLED);
+    if (run->loop) pyper__waker_wake(&run->loop->waker);
 }
 
 void pyper_cancel(pyper_run *run) {
-    if (!run || run == &out_of_memory || inherited(run)) return;
+    if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
     atomic_store(&run->cancelled, true);
     if (run->count == 0) return;
     stop(run, run->count);
@@ -117,8 +115,10 @@ static void clear(pyper_run *run) {
     }
     for (size_t i = 0; run->count > 0 && i <= run->count; i++)
         pyper__queue_fini(&run->queues[i], &run->callers);
+    pyper__loop_free(run->loop);
     pyper__free(run->stages);
     pyper__free(run->queues);
+    run->loop = NULL;
     run->stages = NULL;
     run->queues = NULL;
     run->count = 0;
@@ -142,9 +142,10 @@ pyper_run *pyper_run_ref(pyper_run *run) {
 }
 
 void pyper_run_unref(pyper_run *run) {
-    if (!run || run == &out_of_memory || inherited(run)) return;
+    if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
     if (atomic_fetch_sub(&run->handles, 1) != 1) return;
     pyper_cancel(run);
+    if (run->loop) pyper__loop_abandon(run->loop);
     pyper__run_release(run);
 }
 
@@ -154,8 +155,13 @@ static void destroy_argument(const pyper_start_options *options) {
     if (options->type && options->type->destroy) options->type->destroy(options->argument);
 }
 
+/* Do several threads carry the task's workers?  All slots of a loop live on one thread. */
+static bool many_threads(const pyper__task *task) {
+    return task && task->workers > 1 && !task->async;
+}
+
 /* Memory for the stages and the queues, nobody working yet: 0 or PYPER_ENOMEM; clear() either way. */
-static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
+static int furnish(pyper_run *run, const pyper_start_options *options) {
     size_t count = run->pipeline->count;
     run->stages = pyper__alloc(count * sizeof *run->stages);
     run->queues = pyper__alloc((count + 1) * sizeof *run->queues);
@@ -167,9 +173,9 @@ static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
         int64_t window = throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
-        int bad = pyper__queue_init(&run->queues[i], throttle, from && from->workers > 1,
-                                    !to || to->workers > 1, from && from->ordered ? window : 0,
-                                    from ? from->type : argument_type);
+        int bad = pyper__queue_init(&run->queues[i], throttle, many_threads(from),
+                                    !to || many_threads(to), from && from->ordered ? window : 0,
+                                    from ? from->type : options->type);
         if (bad) rc = bad;
     }
     for (size_t i = 0; i < count; i++) {
@@ -191,7 +197,7 @@ static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
             worker->index = k;
         }
     }
-    return rc;
+    return rc < 0 ? rc : pyper__loop_create(run, options->loop);
 }
 
 /* Start every worker: 0, or the code of the one that could not be started (*ret_worker). */
@@ -201,6 +207,10 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
             pyper_worker *worker = &run->stages[i].workers[k];
             atomic_fetch_add(&run->refs, 1);
             atomic_fetch_add(&run->alive, 1);
+            if (worker->slot) {
+                pyper__slot_enlist(worker);
+                continue;
+            }
             int rc = pyper__thread_carry(worker);
             if (rc < 0) {
                 atomic_fetch_sub(&run->alive, 1);
@@ -237,7 +247,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
         destroy_argument(options);
         return;
     }
-    rc = furnish(run, options->type);
+    rc = furnish(run, options);
     if (rc == 0) rc = pyper__queue_try_push(&run->queues[0], options->argument);
     if (rc < 0) {
         clear(run);
@@ -312,7 +322,7 @@ static int join_threads(pyper_run *run) {
 }
 
 /* All workers have left: be the one who joins their threads, or wait for him. */
-static int join_once(pyper_run *run, int64_t deadline_ns) {
+int pyper__run_join_once(pyper_run *run, int64_t deadline_ns) {
     for (;;) {
         int state = JOIN_TODO;
         if (atomic_compare_exchange_strong(&run->joining, &state, JOIN_BUSY)) {
@@ -335,10 +345,11 @@ static int join_once(pyper_run *run, int64_t deadline_ns) {
 int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
     if (run == &out_of_memory) return 0;
-    if (inherited(run)) return PYPER_EFORKED;
+    if (pyper__run_inherited(run)) return PYPER_EFORKED;
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
-    int rc = await(run, all_left, deadline_ns);
-    return rc < 0 ? rc : join_once(run, deadline_ns);
+    int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
+                       : await(run, all_left, deadline_ns);
+    return rc < 0 ? rc : pyper__run_join_once(run, deadline_ns);
 }
 
 int pyper_close(pyper_run *run) {
@@ -356,8 +367,10 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
     if (run->count > 0) {
         if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
         int64_t ticket;
-        int rc = pyper__queue_pop_slow(&run->queues[run->count], ret_item, &ticket, &run->callers,
-                                       deadline_ns, run->host && run->host->interruptible);
+        bool interruptible = run->host && run->host->interruptible;
+        int rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
+                           : pyper__queue_pop_slow(&run->queues[run->count], ret_item, &ticket,
+                                                   &run->callers, deadline_ns, interruptible);
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;
@@ -367,8 +380,8 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
 
 int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
-    if (pyper__unlikely(inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
-    if (pyper__likely(run->count > 0)) {
+    if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
+    if (pyper__likely(run->count > 0 && !run->loop)) {
         pyper__queue *queue = &run->queues[run->count];
         int64_t ticket;
         pyper__lock_take(&queue->pop_lock);

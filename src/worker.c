@@ -8,29 +8,25 @@
 static _Thread_local const pyper_worker *current;
 
 bool pyper__worker_is_inside(const pyper_run *run) {
-    return current && current->run == run;
+    return (current && current->run == run) || pyper__slot_is_inside(run);
 }
 
 /* ----------------------------------------------------------------------------- the loop */
 
-static bool stopped(const pyper_worker *worker) {
-    return pyper__run_stopped(worker->run, worker->stage->index);
-}
-
-static void fail(pyper_worker *worker, int answer, int code, const char *message) {
+void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message) {
     pyper__run_fail(worker->run, answer, worker->stage, code, message, NULL, NULL);
 }
 
 /* The function's answer was negative: is that a failure, and has it been reported? */
-static void judge(pyper_worker *worker, int rc) {
-    if (rc == PYPER_ECANCELED && stopped(worker)) return;
+void pyper__worker_judge(pyper_worker *worker, int rc) {
+    if (rc == PYPER_ECANCELED && pyper__worker_stopped(worker)) return;
     char message[128];
     if (rc == PYPER_ECANCELED)
         snprintf(message, sizeof message, "returned PYPER_ECANCELED, but the run is not cancelled");
     else
         snprintf(message, sizeof message, "returned %d (%s)", rc, pyper_strerror(rc));
     /* After pyper_fail() the run has failed already, and this one is not recorded. */
-    fail(worker, PYPER_EFAILED, rc, message);
+    pyper__worker_fail(worker, PYPER_EFAILED, rc, message);
 }
 
 /* One call of the function.  False: this worker is done. */
@@ -39,19 +35,19 @@ static bool call(pyper_worker *worker, void *item) {
     worker->emitted = 0;
     int rc = task->fn(worker, item, task->bind);
     if (pyper__unlikely(rc < 0)) {
-        judge(worker, rc);
+        pyper__worker_judge(worker, rc);
         return false;
     }
     if (pyper__unlikely(!task->branch && worker->emitted != 1)) {
-        if (!stopped(worker))
-            fail(worker, PYPER_EFAILED, PYPER_EINVAL,
-                 "returned without an output; emit exactly one, or set branch");
+        if (!pyper__worker_stopped(worker))
+            pyper__worker_fail(worker, PYPER_EFAILED, PYPER_EINVAL,
+                               "returned without an output; emit exactly one, or set branch");
         return false;
     }
     if (worker->output->order) {
         rc = pyper__order_done(worker->output->order, worker->ticket, &worker->seat,
                                worker->stage->input);
-        if (rc == PYPER_ENOMEM) fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+        if (rc == PYPER_ENOMEM) pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
         if (rc < 0) return false;
     }
     return true;
@@ -60,7 +56,7 @@ static bool call(pyper_worker *worker, void *item) {
 static void work(pyper_worker *worker) {
     pyper__stage *stage = worker->stage;
     if (stage->task->join) {
-        if (!stopped(worker)) call(worker, NULL);
+        if (!pyper__worker_stopped(worker)) call(worker, NULL);
         return;
     }
     /* At the top nothing is held: no item, no lock; only the host's token. */
@@ -87,29 +83,32 @@ void pyper__worker_main(void *arg) {
 
 /* --------------------------------------------------------------- what functions may call */
 
-static PYPER__COLD int refuse(pyper_worker *worker, void *item, int rc) {
+PYPER__COLD int pyper__worker_refuse(pyper_worker *worker, void *item, int rc) {
     const pyper_item_type *type = worker->stage->task->type;
     if (type && type->destroy) type->destroy(item);
     if (rc == PYPER_EINVAL)
-        fail(worker, PYPER_EFAILED, rc, "emitted twice in one call; emit exactly one, or set branch");
+        pyper__worker_fail(worker, PYPER_EFAILED, rc,
+                           "emitted twice in one call; emit exactly one, or set branch");
     else if (rc == PYPER_ENOMEM)
-        fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+        pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
     return rc;
 }
 
 int pyper_emit(pyper_worker *worker, void *item) {
+    /* A slot looks like a call that has emitted: so that it takes the slow way. */
     if (pyper__unlikely(!worker->branch && worker->emitted > 0))
-        return refuse(worker, item, PYPER_EINVAL);
+        return worker->slot ? pyper__slot_emit(worker, item)
+                            : pyper__worker_refuse(worker, item, PYPER_EINVAL);
     int rc = pyper__queue_push(worker->output, item, worker->ticket, &worker->seat,
                                worker->stage->input);
-    if (pyper__unlikely(rc < 0)) return refuse(worker, item, rc);
+    if (pyper__unlikely(rc < 0)) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
     if (worker->branch) pyper__seat_share_token(&worker->seat);
     return 0;
 }
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
-    if (!worker->stage->task->join) return PYPER_EINVAL;
+    if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
     pyper__queue *input = worker->stage->input;
     void *item;
     int rc = PYPER__AGAIN;
@@ -131,7 +130,7 @@ int pyper_fail(pyper_worker *worker, int code, const char *format, ...) {
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    fail(worker, PYPER_EFAILED, code, message);
+    pyper__worker_fail(worker, PYPER_EFAILED, code, message);
     return PYPER_EFAILED;
 }
 
@@ -143,7 +142,7 @@ int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *p
 }
 
 bool pyper_cancelled(const pyper_worker *worker) {
-    return stopped(worker);
+    return pyper__worker_stopped(worker);
 }
 
 pyper_run *pyper_worker_run(const pyper_worker *worker) {
@@ -160,6 +159,10 @@ int64_t pyper_worker_index(const pyper_worker *worker) {
 
 const char *pyper_worker_name(const pyper_worker *worker) {
     return worker->stage->task->name;
+}
+
+void *pyper_worker_bind(const pyper_worker *worker) {
+    return worker->stage->task->bind;
 }
 
 void *pyper_worker_host_data(const pyper_worker *worker) {

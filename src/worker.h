@@ -11,6 +11,7 @@
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
  *   seat                 see park.h.
+ *   slot                 set before the worker starts.
  *   started_ns, left_ns  atomic, relaxed: written by the worker, read by statistics. */
 struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
@@ -24,7 +25,25 @@ struct pyper_worker {
     void *thread;
     bool has_thread;
     _Atomic int64_t started_ns, left_ns;
+    struct pyper__slot *slot; /* what carries it on an event loop (loop.h); NULL: a thread does */
 };
+
+/* What a worker says of its function: it failed; its answer was negative (judge finds out why). */
+void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message);
+void pyper__worker_judge(pyper_worker *worker, int rc);
+
+/* Has the worker been told to stop? */
+static inline bool pyper__worker_stopped(const pyper_worker *worker) {
+    return pyper__run_stopped(worker->run, worker->stage->index);
+}
+
+/* An item that cannot be emitted, because of `rc`: destroy it, and fail the run if it must.  Returns
+ * rc. */
+int pyper__worker_refuse(pyper_worker *worker, void *item, int rc);
+
+/* What the public functions do for a worker on an event loop; in loop.c. */
+int pyper__slot_emit(pyper_worker *worker, void *item);
+bool pyper__slot_is_inside(const pyper_run *run);
 
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);
