@@ -372,6 +372,7 @@ PYPER_API void *pyper_error_payload(pyper_run *run);
 /* Hand an output to the next task, or to the caller.  Waits while `throttle` items wait there.
  *
  * Returns 0;
+ *         PYPER_KEPT: in an asynchronous task (see there);
  *         PYPER_ECANCELED: the run, or this part of it, is over: return PYPER_ECANCELED;
  *         PYPER_EINVAL: a second output of a call without `branch` (this fails the run);
  *         PYPER_ENOMEM (this fails the run).
@@ -446,8 +447,8 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  *
  * Outputs never wait.  What finds no room (`throttle`, or out of turn with `ordered`) stays in the
  * operation's hand, and its worker takes no other input until it has gone: so for a task without
- * `branch` the bound is exact.  With `branch` or `join` pyper_emit() says 1 when it has kept the item;
- * an operation that then emits no more until `resume` is called keeps the bound, too: at every
+ * `branch` the bound is exact.  pyper_emit() says PYPER_KEPT when it has kept the item; with `branch`
+ * or `join` an operation that then emits no more until `resume` is called keeps the bound, too: at every
  * moment generated <= started + throttle + workers.
  *
  * Joining.  The fn of a task with `join` and `async` is called with item NULL; it pulls with
@@ -458,7 +459,10 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  * resumed and get PYPER_ECANCELED from whatever they call; for those that wait for something else
  * `cancel` is called once.  Either way each operation ends as ever, with pyper_done() or by a
  * return; the run ends when all have. */
-#define PYPER_PENDING 1
+enum {
+    PYPER_KEPT = 1,   /* pyper_emit(): the item will leave when there is room */
+    PYPER_PENDING = 2 /* fn and resume: the operation goes on, pyper_done() will be called */
+};
 
 /* The operation of this worker is done; rc < 0 means what it means for a function that returns it.
  * The last call for this operation: the worker goes on to its next input.  Exactly once after

@@ -63,7 +63,9 @@ def pip_install(folder: Path, *arguments: str) -> None:
 
 def update(folder: Path, groups: list[str], package: bool) -> None:
     state_path = folder / "pyper.json"
-    base = getattr(sys, "_base_executable", sys.executable)
+    # Resolved, because the environment's own Python may know its base by another name (python3.11)
+    # than the one it was created with (python3); it is the same environment all the same.
+    base = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
     state = json.loads(state_path.read_text()) if state_path.exists() else {}
 
     if state.get("base") != base or not python_of(folder).exists():

@@ -1,6 +1,8 @@
 /* loop - see loop.h, and pyper.h for what the public functions promise. */
 #include "loop.h"
 
+#include <assert.h>
+
 /* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
 #define BUDGET 256
 
@@ -192,7 +194,7 @@ static void destroy_hand(pyper__slot *slot) {
         pyper__worker_refuse(slot->worker, take_first(&slot->hand), PYPER_ECANCELED);
 }
 
-/* Emit for the slot, as its driver: 0, 1 (kept) or a code, and then the item has been destroyed. */
+/* Emit for the slot, as its driver: 0, PYPER_KEPT or a code, and then the item has been destroyed. */
 static int emit(pyper__slot *slot, void *item) {
     if (!slot->worker->stage->task->branch && slot->emitted > 0)
         return pyper__worker_refuse(slot->worker, item, PYPER_EINVAL);
@@ -201,7 +203,7 @@ static int emit(pyper__slot *slot, void *item) {
     if (kept) rc = keep(slot, item);
     if (rc < 0) return pyper__worker_refuse(slot->worker, item, rc);
     slot->emitted++;
-    return kept;
+    return kept ? PYPER_KEPT : 0;
 }
 
 /* ------------------------------------------------------------------------ a slot's steps, in C */
@@ -706,7 +708,7 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
     pyper__loop *loop = slot->crew->loop;
     if (is_driver(loop) && (slot->calling || !atomic_load(&loop->any_posts))) {
         int rc = emit(slot, item);
-        if (rc == 1) {
+        if (rc == PYPER_KEPT) {
             slot->wants = true;
             /* Outside of a step nobody else would put it where the room is waited for. */
             if (!slot->calling && !slot->list) {
@@ -722,7 +724,7 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
     posted->slot = slot;
     posted->item = item;
     post(loop, posted);
-    return 1;
+    return PYPER_KEPT;
 }
 
 void pyper_done(pyper_worker *worker, int rc) {
@@ -853,9 +855,7 @@ static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage
         slot->worker = worker;
         slot->crew = crew;
         worker->slot = slot;
-        /* So that pyper_emit() takes its slow way. */
-        worker->branch = false;
-        worker->emitted = 1;
+        worker->push_at_once = false; /* pyper_emit() takes its slow way */
         pyper__seat_init(&worker->seat, loop->run->host, loop->run->host_data);
     }
     crew->items.event = &stage->input->items;
@@ -880,7 +880,6 @@ int pyper__loop_create(pyper_run *run, bool yours) {
     loop->run = run;
     loop->yours = yours;
     loop->host_slots = run->host && run->host->start_slot;
-    pyper__lock_init(&loop->posts_lock);
     loop->outputs.event = &run->queues[run->count].items;
     loop->end.event = &run->done;
     loop->outputs.event->waker = loop->end.event->waker = &loop->waker;
@@ -907,7 +906,6 @@ void pyper__loop_free(pyper__loop *loop) {
         pyper__free(loop->crews[i].slots);
     }
     pyper__free(loop->crews);
-    pyper__lock_fini(&loop->posts_lock);
     pyper__waker_fini(&loop->waker);
     pyper__free(loop);
 }

@@ -18,10 +18,12 @@
 #define pyper__likely(x) __builtin_expect(!!(x), 1)
 #define pyper__unlikely(x) __builtin_expect(!!(x), 0)
 #define PYPER__COLD __attribute__((cold, noinline))
+#define PYPER__NOINLINE __attribute__((noinline))
 #else
 #define pyper__likely(x) (x)
 #define pyper__unlikely(x) (x)
 #define PYPER__COLD
+#define PYPER__NOINLINE
 #endif
 
 /* Zeroed memory, aligned to a cache line if it is that large; NULL when there is none. */

@@ -14,6 +14,27 @@ void pyper__waker_fini(pyper__waker *waker) {
     pyper__bell_close(waker->bell);
 }
 
+/* ----------------------------------------------------------------------------------- lock */
+
+/* A lock is held for some 10 ns: it is most likely free again when another thread has run. */
+#define LOCK_YIELDS 3
+
+void pyper__lock_take_slow(pyper__lock *lock) {
+    for (int i = 0; i < LOCK_YIELDS; i++) {
+        uint32_t state = 0;
+        if (atomic_compare_exchange_strong_explicit(&lock->word, &state, 1, memory_order_acquire,
+                                                    memory_order_relaxed))
+            return;
+        pyper__yield();
+    }
+    while (atomic_exchange_explicit(&lock->word, 2, memory_order_acquire) != 0)
+        pyper__futex_wait(&lock->word, 2, PYPER_FOREVER);
+}
+
+void pyper__lock_wake(pyper__lock *lock) {
+    pyper__futex_wake(&lock->word, 1);
+}
+
 /* ---------------------------------------------------------------------------------- event */
 
 #define ONE_WAITER ((uint64_t)1 << 32)
@@ -70,8 +91,11 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 
 /* ----------------------------------------------------------------------------------- seat */
 
-/* How long a thread keeps a host's token while others of the library want it; and at the most, as
- * there may be threads that the library does not know. */
+/* How long a thread keeps a host's token while others of the library want it.  Short at first, when
+ * the first items are on their way through an idle pipeline, and twice as long with each hand-over,
+ * because each costs 10 to 50 us.  And at the most, wanted or not, as there may be threads that the
+ * library does not know. */
+#define HOLD_FIRST_NS 50000
 #define HOLD_NS 500000
 #define HOLD_MAX_NS 5000000
 /* The clock is read about this often, learned from how many items went by since the last time. */
@@ -90,6 +114,7 @@ void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data
     seat->shares_token = host && host->detached && host->exclusive;
     atomic_init(&seat->patience, 1);
     atomic_init(&seat->granted, 1);
+    atomic_init(&seat->hold_ns, HOLD_FIRST_NS);
     if (seat->shares_token) {
         int64_t now = pyper_now();
         atomic_init(&seat->checked_ns, now);
@@ -122,9 +147,12 @@ void pyper__seat_check_token(pyper__seat *seat) {
     int64_t held = now - atomic_load_explicit(&seat->held_since_ns, memory_order_relaxed);
     int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
     bool wanted = atomic_load_explicit(&wanting, memory_order_relaxed) > 0;
-    if ((wanted && held >= HOLD_NS) || held >= HOLD_MAX_NS) {
+    int64_t hold = atomic_load_explicit(&seat->hold_ns, memory_order_relaxed);
+    if ((wanted && held >= hold) || held >= HOLD_MAX_NS) {
         detached(seat, let_others, NULL);
         now = pyper_now();
+        if (hold < HOLD_NS)
+            atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
     }
     atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
     int32_t granted = atomic_load_explicit(&seat->granted, memory_order_relaxed);

@@ -20,30 +20,33 @@
 #ifndef PYPER_PARK_H
 #define PYPER_PARK_H
 
-#include <assert.h>
-#include <pthread.h>
-
 #include "os.h"
 
 /* ---------------------------------------------------------------------------------- lock */
 
-/* A plain mutex.  Held for a few instructions; never while user code runs, the host is called, or
- * the thread sleeps.  No thread holds two, but for the pair that queue.h names. */
-typedef pthread_mutex_t pyper__lock;
+/* A mutex in one word: 0 free, 1 taken, 2 taken and somebody may sleep on it (the three states of
+ * U. Drepper, "Futexes are tricky", 2005).  A tenth of the instructions of a pthread mutex when it is
+ * free, which is what pyper_next() pays for each item.
+ *
+ * Held for a few instructions; never while user code runs, the host is called, or the thread waits
+ * for anything else.  No thread holds two. */
+typedef struct pyper__lock {
+    _Atomic uint32_t word;
+} pyper__lock;
 
-static inline void pyper__lock_init(pyper__lock *lock) {
-    pthread_mutex_init(lock, NULL);
-}
-static inline void pyper__lock_fini(pyper__lock *lock) {
-    pthread_mutex_destroy(lock);
-}
+PYPER__COLD void pyper__lock_take_slow(pyper__lock *lock);
+PYPER__COLD void pyper__lock_wake(pyper__lock *lock);
+
 static inline void pyper__lock_take(pyper__lock *lock) {
-    int rc = pthread_mutex_lock(lock);
-    assert(rc == 0);
-    (void)rc;
+    uint32_t state = 0;
+    if (pyper__unlikely(!atomic_compare_exchange_strong_explicit(
+            &lock->word, &state, 1, memory_order_acquire, memory_order_relaxed)))
+        pyper__lock_take_slow(lock);
 }
+
 static inline void pyper__lock_give(pyper__lock *lock) {
-    pthread_mutex_unlock(lock);
+    if (pyper__unlikely(atomic_exchange_explicit(&lock->word, 0, memory_order_release) == 2))
+        pyper__lock_wake(lock);
 }
 
 /* --------------------------------------------------------------------------------- waker */
@@ -103,10 +106,13 @@ static inline bool pyper__event_notified(pyper__event *event, uint32_t seen) {
 
 PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 
+static inline bool pyper__event_has_waiters(pyper__event *event) {
+    return atomic_load(&event->word) >> 32 != 0;
+}
+
 /* Wake up to `count` waiters.  Cheap when nobody waits. */
 static inline void pyper__event_notify(pyper__event *event, uint32_t count) {
-    if (pyper__unlikely(atomic_load(&event->word) >> 32 != 0))
-        pyper__event_notify_slow(event, count);
+    if (pyper__unlikely(pyper__event_has_waiters(event))) pyper__event_notify_slow(event, count);
 }
 
 static inline void pyper__event_notify_all(pyper__event *event) {
@@ -120,7 +126,7 @@ enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__OTHER, PYPER__WAITS };
 
 /* Synchronization
  *   host, host_data, shares_token   set by init, never change.
- *   patience, granted, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
+ *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
  *   waited_ns, waiting_since_ns, waiting_for   written by the thread in the seat, read by
  *       statistics; relaxed. */
@@ -130,6 +136,7 @@ typedef struct pyper__seat {
     bool shares_token;
     _Atomic int32_t patience; /* items until the clock is asked again */
     _Atomic int32_t granted;  /* what patience was set to */
+    _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
     _Atomic int64_t waited_ns[PYPER__WAITS];

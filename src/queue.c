@@ -5,18 +5,22 @@
 
 /* ------------------------------------------------------------------------------ life time */
 
+#define LIMIT_MAX (INT64_MAX / 4)
+
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type) {
-    queue->limit = throttle > 0 ? throttle : INT64_MAX;
+    /* A bound beyond LIMIT_MAX is none, and leaves room for the sums of counters. */
+    bool bounded = throttle > 0 && throttle < LIMIT_MAX;
+    queue->limit = bounded ? throttle : INT64_MAX;
     /* Half of the places would do; a quarter lets both ends run without waiting for each other. */
-    queue->block = throttle >= 4 ? throttle / 4 : 1;
+    queue->block = bounded && throttle >= 4 ? throttle / 4 : 1;
     queue->many_producers = many_producers;
     queue->many_consumers = many_consumers;
     queue->type = type;
     pyper__event_init(&queue->items);
     pyper__event_init(&queue->places);
-    pyper__lock_init(&queue->push_lock);
-    pyper__lock_init(&queue->pop_lock);
+    queue->room_until = queue->limit;
+    queue->give_at = bounded ? queue->block : INT64_MAX;
     queue->push_chunk = queue->pop_chunk = pyper__alloc(sizeof(pyper__chunk));
     if (!queue->push_chunk) return PYPER_ENOMEM;
     if (order_window > 0) {
@@ -63,8 +67,6 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
         queue->pop_chunk = next;
     }
     pyper__free(atomic_load(&queue->spare));
-    pyper__lock_fini(&queue->push_lock);
-    pyper__lock_fini(&queue->pop_lock);
 }
 
 void pyper__queue_set_state(pyper__queue *queue, int state) {
@@ -121,6 +123,7 @@ static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
 }
 
 void pyper__queue_give_back(pyper__queue *queue, int64_t head) {
+    queue->give_at = head + queue->block;
     atomic_store(&queue->given_back, head);
     wake_producers(queue, head, false);
 }
@@ -129,6 +132,7 @@ void pyper__queue_settle(pyper__queue *queue) {
     if (queue->limit == INT64_MAX) return;
     if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    queue->give_at = head + queue->block;
     if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
         atomic_store(&queue->given_back, head);
     if (queue->many_consumers) pyper__lock_give(&queue->pop_lock);
@@ -136,6 +140,23 @@ void pyper__queue_settle(pyper__queue *queue) {
 }
 
 /* -------------------------------------------------------------------------------- pushing */
+
+/* The producing end looks at given_back only when it seems to have no room. */
+static bool has_room(pyper__queue *queue, int64_t tail) {
+    if (tail < queue->room_until) return true;
+    int64_t given_back = atomic_load(&queue->given_back);
+    if (queue->limit < INT64_MAX) queue->room_until = given_back + queue->limit;
+    return tail < queue->room_until;
+}
+
+int pyper__queue_try_push(pyper__queue *queue, void *item) {
+    if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    if (!has_room(queue, tail)) return PYPER__AGAIN;
+    int rc = pyper__queue_write(queue, item);
+    if (rc == 0) atomic_store(&queue->tail, tail + 1);
+    return rc;
+}
 
 static bool room_or_over(const void *arg) {
     const pyper__queue *queue = arg;
@@ -151,8 +172,8 @@ static bool room_with_order(const void *arg) {
                queue->limit;
 }
 
-int pyper__queue_push_slow(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
-                           pyper__queue *input) {
+int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
+                      pyper__queue *input) {
     for (;;) {
         pyper__event *turn = NULL; /* of an order: what to wait for instead of room */
         struct pyper__turn wait_for;
@@ -187,8 +208,8 @@ static bool items_or_over(const void *arg) {
            atomic_load(&queue->tail) != atomic_load(&queue->head);
 }
 
-int pyper__queue_pop_slow(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
-                          pyper__seat *seat, int64_t deadline_ns, bool interruptible) {
+int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, pyper__seat *seat,
+                     int64_t deadline_ns, bool interruptible) {
     for (;;) {
         if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
         int rc = pyper__queue_try_pop(queue, ret_item, ret_ticket);

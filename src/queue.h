@@ -29,7 +29,7 @@
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
  *   spare        atomic; a drained chunk on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers).
- *   pop_*, seen          the consuming end's own (pop_lock, if many_consumers).
+ *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
@@ -76,7 +76,8 @@ typedef struct pyper__queue {
 
     /* The consuming end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
-    int64_t seen; /* tail, when last looked at */
+    int64_t seen;    /* tail, when last looked at */
+    int64_t give_at; /* places are given back when head gets here */
     pyper__chunk *pop_chunk;
     int pop_slot;
     pyper__lock pop_lock;
@@ -107,20 +108,20 @@ static inline int pyper__queue_state(const pyper__queue *queue) {
 int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 
-/* Append an item; waits for room.
+/* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *
  * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM.  Takes the item when it returns
  * 0, not otherwise.  `ticket` is for queues with an order.  `input` is the queue that this producer
  * consumes (or NULL): before waiting, its free places are given back. */
-int pyper__queue_push_slow(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
-                           pyper__queue *input);
+int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
+                      pyper__queue *input);
 
-/* Take the first item; waits for one.
+/* Take the first item; waits for one.  (The quick way is pyper__queue_try_pop().)
  *
  * Returns 1 and sets *ret_item and *ret_ticket (its place in the stream: 0, 1, 2, ...); 0 at the end;
  * PYPER_ECANCELED; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible`. */
-int pyper__queue_pop_slow(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
-                          pyper__seat *seat, int64_t deadline_ns, bool interruptible);
+int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, pyper__seat *seat,
+                     int64_t deadline_ns, bool interruptible);
 
 /* The consumer is about to wait, for whatever: give all free places back. */
 void pyper__queue_settle(pyper__queue *queue);
@@ -139,31 +140,30 @@ static inline int pyper__queue_write(pyper__queue *queue, void *item) {
     return 0;
 }
 
-static inline bool pyper__queue_has_room(pyper__queue *queue, int64_t tail) {
-    if (pyper__likely(tail < queue->room_until)) return true;
-    int64_t given_back = atomic_load(&queue->given_back);
-    queue->room_until = queue->limit > INT64_MAX - given_back ? INT64_MAX
-                                                               : given_back + queue->limit;
-    return tail < queue->room_until;
+/* The quick way of a push, for a single producer: true if the item was taken at once; false: nothing
+ * has happened, call pyper__queue_push().  Makes no call, so that an emit needs no stack frame. */
+static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    int slot = queue->push_slot;
+    if (pyper__unlikely(tail >= queue->room_until || slot == PYPER__CHUNK_SLOTS ||
+                        pyper__queue_state(queue) != PYPER__OPEN))
+        return false;
+    queue->push_chunk->slot[slot] = item;
+    queue->push_slot = slot + 1;
+    atomic_store(&queue->tail, tail + 1);
+    return true;
 }
 
-/* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only. */
-static inline int pyper__queue_try_push(pyper__queue *queue, void *item) {
-    if (pyper__unlikely(pyper__queue_state(queue) != PYPER__OPEN)) return PYPER_ECANCELED;
-    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    if (pyper__unlikely(!pyper__queue_has_room(queue, tail))) return PYPER__AGAIN;
-    int rc = pyper__queue_write(queue, item);
-    if (pyper__unlikely(rc < 0)) return rc;
-    atomic_store(&queue->tail, tail + 1);
-    return 0;
-}
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only; notifies
+ * nobody. */
+int pyper__queue_try_push(pyper__queue *queue, void *item);
 
 /* 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end only. */
 static inline int pyper__queue_try_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket) {
     int state = pyper__queue_state(queue);
     if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    if (head == queue->seen) {
+    if (pyper__unlikely(head == queue->seen)) {
         /* state was read before tail: if it said ended, this is the last tail. */
         queue->seen = atomic_load(&queue->tail);
         if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
@@ -172,30 +172,8 @@ static inline int pyper__queue_try_pop(pyper__queue *queue, void **ret_item, int
     *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
     *ret_ticket = head++;
     atomic_store_explicit(&queue->head, head, memory_order_relaxed);
-    if (queue->limit != INT64_MAX &&
-        head - atomic_load_explicit(&queue->given_back, memory_order_relaxed) >= queue->block)
-        pyper__queue_give_back(queue, head);
+    if (pyper__unlikely(head == queue->give_at)) pyper__queue_give_back(queue, head);
     return 1;
-}
-
-/* The two calls that workers make: the quick way in a few instructions, the rest elsewhere. */
-static inline int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket,
-                                    pyper__seat *seat, pyper__queue *input) {
-    if (pyper__likely(!queue->many_producers)) {
-        int rc = pyper__queue_try_push(queue, item);
-        if (pyper__likely(rc == 0)) pyper__event_notify(&queue->items, 1);
-        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
-    }
-    return pyper__queue_push_slow(queue, item, ticket, seat, input);
-}
-
-static inline int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket,
-                                   pyper__seat *seat) {
-    if (pyper__likely(!queue->many_consumers)) {
-        int rc = pyper__queue_try_pop(queue, ret_item, ret_ticket);
-        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
-    }
-    return pyper__queue_pop_slow(queue, ret_item, ret_ticket, seat, PYPER_FOREVER, false);
 }
 
 #endif

@@ -129,7 +129,6 @@ void pyper__run_release(pyper_run *run) {
     clear(run);
     if (run->failure.destroy) run->failure.destroy(run->failure.payload);
     pyper_unref(run->pipeline);
-    pyper__lock_fini(&run->lock);
     const pyper_host *host = run->host;
     void *host_data = run->host_data;
     pyper__free(run);
@@ -193,7 +192,8 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
             worker->run = run;
             worker->stage = stage;
             worker->output = stage->output;
-            worker->branch = task->branch;
+            worker->allowed = task->branch ? INT64_MAX : 1;
+            worker->push_at_once = task->workers == 1;
             worker->index = k;
         }
     }
@@ -248,7 +248,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
         return;
     }
     rc = furnish(run, options);
-    if (rc == 0) rc = pyper__queue_try_push(&run->queues[0], options->argument);
+    if (rc == 0) rc = pyper__queue_push(&run->queues[0], options->argument, 0, &run->callers, NULL);
     if (rc < 0) {
         clear(run);
         pyper__run_fail(run, rc, NULL, rc, out_of_memory.failure.message, NULL, NULL);
@@ -286,7 +286,6 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
     run->forks = atomic_load(&pyper__forks);
     pyper__event_init(&run->gate);
     pyper__event_init(&run->done);
-    pyper__lock_init(&run->lock);
     pyper__seat_init(&run->callers, run->host, run->host_data);
     start(run, &options);
     one_less(run, 1);
@@ -369,8 +368,8 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
         int64_t ticket;
         bool interruptible = run->host && run->host->interruptible;
         int rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
-                           : pyper__queue_pop_slow(&run->queues[run->count], ret_item, &ticket,
-                                                   &run->callers, deadline_ns, interruptible);
+                           : pyper__queue_pop(&run->queues[run->count], ret_item, &ticket,
+                                              &run->callers, deadline_ns, interruptible);
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;

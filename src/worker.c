@@ -29,40 +29,55 @@ void pyper__worker_judge(pyper_worker *worker, int rc) {
     pyper__worker_fail(worker, PYPER_EFAILED, rc, message);
 }
 
+/* A call has returned: is this worker to go on? */
+static PYPER__COLD bool after_odd_call(pyper_worker *worker, int rc) {
+    if (rc < 0)
+        pyper__worker_judge(worker, rc);
+    else if (!pyper__worker_stopped(worker))
+        pyper__worker_fail(worker, PYPER_EFAILED, PYPER_EINVAL,
+                           "returned without an output; emit exactly one, or set branch");
+    return false;
+}
+
+/* With an order: pass the turn on. */
+static bool after_ordered_call(pyper_worker *worker) {
+    int rc = pyper__order_done(worker->output->order, worker->ticket, &worker->seat,
+                               worker->stage->input);
+    if (rc == PYPER_ENOMEM) pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+    return rc == 0;
+}
+
 /* One call of the function.  False: this worker is done. */
-static bool call(pyper_worker *worker, void *item) {
-    const pyper__task *task = worker->stage->task;
+static inline bool call(pyper_worker *worker, const pyper__task *task, void *item) {
     worker->emitted = 0;
     int rc = task->fn(worker, item, task->bind);
-    if (pyper__unlikely(rc < 0)) {
-        pyper__worker_judge(worker, rc);
-        return false;
-    }
-    if (pyper__unlikely(!task->branch && worker->emitted != 1)) {
-        if (!pyper__worker_stopped(worker))
-            pyper__worker_fail(worker, PYPER_EFAILED, PYPER_EINVAL,
-                               "returned without an output; emit exactly one, or set branch");
-        return false;
-    }
-    if (worker->output->order) {
-        rc = pyper__order_done(worker->output->order, worker->ticket, &worker->seat,
-                               worker->stage->input);
-        if (rc == PYPER_ENOMEM) pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
-        if (rc < 0) return false;
-    }
+    if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && !task->branch)))
+        return after_odd_call(worker, rc);
+    if (pyper__unlikely(worker->output->order != NULL)) return after_ordered_call(worker);
     return true;
 }
 
+/* The next input of a worker; waits for it. */
+static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                       int64_t deadline_ns) {
+    if (pyper__likely(!input->many_consumers)) {
+        int rc = pyper__queue_try_pop(input, ret_item, &worker->ticket);
+        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
+    }
+    return pyper__queue_pop(input, ret_item, &worker->ticket, &worker->seat, deadline_ns, false);
+}
+
 static void work(pyper_worker *worker) {
-    pyper__stage *stage = worker->stage;
-    if (stage->task->join) {
-        if (!pyper__worker_stopped(worker)) call(worker, NULL);
+    const pyper__task *task = worker->stage->task;
+    pyper__queue *input = worker->stage->input;
+    if (task->join) {
+        if (!pyper__worker_stopped(worker)) call(worker, task, NULL);
         return;
     }
     /* At the top nothing is held: no item, no lock; only the host's token. */
     void *item;
-    while (pyper__queue_pop(stage->input, &item, &worker->ticket, &worker->seat) > 0) {
-        if (!call(worker, item)) return;
+    while (take(worker, input, &item, PYPER_FOREVER) > 0) {
+        if (!call(worker, task, item)) return;
         pyper__seat_share_token(&worker->seat);
     }
 }
@@ -94,27 +109,44 @@ PYPER__COLD int pyper__worker_refuse(pyper_worker *worker, void *item, int rc) {
     return rc;
 }
 
-int pyper_emit(pyper_worker *worker, void *item) {
-    /* A slot looks like a call that has emitted: so that it takes the slow way. */
-    if (pyper__unlikely(!worker->branch && worker->emitted > 0))
-        return worker->slot ? pyper__slot_emit(worker, item)
-                            : pyper__worker_refuse(worker, item, PYPER_EINVAL);
+/* Anything but an item that goes into the queue at once. */
+static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
+    if (worker->slot) return pyper__slot_emit(worker, item);
+    if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
     int rc = pyper__queue_push(worker->output, item, worker->ticket, &worker->seat,
                                worker->stage->input);
-    if (pyper__unlikely(rc < 0)) return pyper__worker_refuse(worker, item, rc);
+    if (rc < 0) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
-    if (worker->branch) pyper__seat_share_token(&worker->seat);
+    if (worker->allowed > 1) pyper__seat_share_token(&worker->seat);
+    return 0;
+}
+
+static PYPER__NOINLINE int share_token(pyper_worker *worker) {
+    pyper__seat_share_token(&worker->seat);
+    return 0;
+}
+
+static PYPER__NOINLINE int notify(pyper_worker *worker) {
+    pyper__event_notify_slow(&worker->output->items, 1);
+    return worker->seat.shares_token ? share_token(worker) : 0;
+}
+
+int pyper_emit(pyper_worker *worker, void *item) {
+    pyper__queue *output = worker->output;
+    int64_t emitted = worker->emitted;
+    if (pyper__unlikely(!worker->push_at_once || emitted >= worker->allowed ||
+                        !pyper__queue_push_at_once(output, item)))
+        return emit_slow(worker, item);
+    worker->emitted = emitted + 1;
+    if (pyper__unlikely(pyper__event_has_waiters(&output->items))) return notify(worker);
+    if (pyper__unlikely(worker->seat.shares_token)) return share_token(worker);
     return 0;
 }
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
     if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
-    pyper__queue *input = worker->stage->input;
     void *item;
-    int rc = PYPER__AGAIN;
-    if (!input->many_consumers) rc = pyper__queue_try_pop(input, &item, &worker->ticket);
-    if (rc == PYPER__AGAIN)
-        rc = pyper__queue_pop_slow(input, &item, &worker->ticket, &worker->seat, deadline_ns, false);
+    int rc = take(worker, worker->stage->input, &item, deadline_ns);
     if (rc > 0) *ret_item = item;
     pyper__seat_share_token(&worker->seat);
     return rc;

@@ -7,7 +7,7 @@
 #include "run.h"
 
 /* Synchronization
- *   run, stage, index    set before the worker starts.
+ *   run, stage, output, allowed, push_at_once, index   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
  *   seat                 see park.h.
@@ -17,9 +17,10 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    bool branch;
-    int64_t ticket;  /* of the input it works on */
     int64_t emitted; /* outputs of the call under way */
+    int64_t allowed; /* how many outputs a call may have */
+    int64_t ticket;  /* of the input it works on */
+    bool push_at_once; /* it is the only producer of its output */
     pyper__seat seat;
     int64_t index;
     void *thread;

@@ -34,9 +34,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pyper import task
+from pyper import TaskStats, task
 
 KINDS = ("missing", "folder", "special", "unreadable")
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_]*")
@@ -139,7 +138,7 @@ def total(reports: Iterable[Report]) -> Report:
 # ------------------------------------------------------------------------ running and printing
 
 
-def run_pipeline(root: str) -> tuple[Report, tuple[Any, ...]]:
+def run_pipeline(root: str) -> tuple[Report, tuple[TaskStats, ...]]:
     """Return the answer, and the counters of each task."""
     pipeline = (
         task(list_files, branch=True, throttle=256)
@@ -182,7 +181,7 @@ def print_json(answer: Report) -> None:
     )
 
 
-def print_table(answer: Report, seconds: float, stats: Iterable[Any]) -> None:
+def print_table(answer: Report, seconds: float, stats: tuple[TaskStats, ...]) -> None:
     identifiers = answer.words.total()
     for label, number in (
         ("files", answer.files),
@@ -217,7 +216,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print the answer for machines")
     options = parser.parse_args()
 
-    stats: tuple[Any, ...] = ()
+    stats: tuple[TaskStats, ...] = ()
     started = time.perf_counter()
     if options.plain:
         answer = run_plain(options.path)

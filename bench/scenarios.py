@@ -1,0 +1,109 @@
+"""The Python scenarios of the benchmark: each prints what one round of it cost.
+
+Run by bench/run.py, once for each round, with the interpreter whose `pyper` is to be measured: this
+project's, or python-pyper, which has the same import name and the same `task`.
+
+    python bench/scenarios.py SCENARIO ITEMS    ->  seconds (for one item, or as the scenario says)
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from pyper import task
+
+Measured = Callable[[int], float]
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def burn(x: int) -> int:
+    """Some 8 us of Python."""
+    for _ in range(200):
+        pass
+    return x
+
+
+def burning_range(n: int) -> Iterator[int]:
+    for i in range(n):
+        burn(i)
+        yield i
+
+
+def wait_1ms(x: int) -> int:
+    time.sleep(0.001)
+    return x
+
+
+def drain(pipeline, n: int) -> float:
+    """Seconds for each of the `n` items of one call, all outputs taken."""
+    started = time.perf_counter()
+    count = sum(1 for _ in pipeline(n))
+    seconds = time.perf_counter() - started
+    if count != n:
+        raise SystemExit(f"{count} outputs instead of {n}")
+    return seconds / n
+
+
+def two_tasks(n: int) -> float:
+    return drain(task(range, branch=True) | task(inc), n)
+
+
+def four_tasks(n: int) -> float:
+    return drain(task(range, branch=True) | task(inc) | task(inc) | task(inc), n)
+
+
+def throttled(throttle: int) -> Measured:
+    def measure(n: int) -> float:
+        return drain(task(range, branch=True, throttle=throttle) | task(inc, throttle=throttle), n)
+
+    return measure
+
+
+def eight_workers(n: int) -> float:
+    return drain(task(range, branch=True) | task(inc, workers=8) | task(inc), n)
+
+
+def one_call(n: int) -> float:
+    """Seconds from the call of a one-task pipeline to its end, on average over `n` calls."""
+    pipeline = task(inc)
+    started = time.perf_counter()
+    for i in range(n):
+        if list(pipeline(i)) != [i + 1]:
+            raise SystemExit("wrong output")
+    return (time.perf_counter() - started) / n
+
+
+def first_output(n: int) -> float:
+    """Seconds to the first output of a CPU-bound pair with `n` items."""
+    outputs = (task(burning_range, branch=True) | task(burn))(n)
+    started = time.perf_counter()
+    next(outputs)
+    seconds = time.perf_counter() - started
+    for _ in outputs:
+        pass
+    return seconds
+
+
+def convoy(n: int) -> float:
+    """Seconds for all of `n` items that cost 8 us to make and wait 1 ms in one of 20 workers."""
+    return drain(task(burning_range, branch=True) | task(wait_1ms, workers=20), n) * n
+
+
+SCENARIOS: dict[str, Measured] = {
+    "two tasks": two_tasks,
+    "four tasks": four_tasks,
+    "throttle 1": throttled(1),
+    "throttle 10": throttled(10),
+    "throttle 100": throttled(100),
+    "throttle 1000": throttled(1000),
+    "8 workers": eight_workers,
+    "one call": one_call,
+    "first output": first_output,
+    "convoy": convoy,
+}
+
+if __name__ == "__main__":
+    print(SCENARIOS[sys.argv[1]](int(sys.argv[2])))

@@ -1,0 +1,248 @@
+/* The room `park`: no wake-up is lost, whoever waits for how long; the lock excludes.
+ *
+ * A lost wake-up shows as a test that times out. */
+#include "../kit.h"
+
+#include "park.h"
+
+/* ------------------------------------------------------------------------------------- lock */
+
+static pyper__lock lock;
+static long guarded; /* no atomic: ThreadSanitizer would see a lock that does not exclude */
+
+static void add_under_lock(void *arg) {
+    for (long i = 0; i < (long)(intptr_t)arg; i++) {
+        pyper__lock_take(&lock);
+        guarded++;
+        pyper__lock_give(&lock);
+        if (i % 1000 == 0) sched_yield();
+    }
+}
+
+TEST(the_lock_excludes) {
+    long n = check_times(100000);
+    thread threads[4];
+    for (int i = 0; i < 4; i++) thread_start(&threads[i], add_under_lock, (void *)(intptr_t)n);
+    for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+    CHECK_EQ(guarded, 4 * n);
+}
+
+/* Held for long: everybody sleeps, and everybody gets it in the end. */
+TEST(sleepers_get_the_lock) {
+    for (int round = 0; round < 20; round++) {
+        guarded = 0;
+        pyper__lock_take(&lock);
+        thread threads[4];
+        for (int i = 0; i < 4; i++) thread_start(&threads[i], add_under_lock, (void *)1);
+        all_asleep();
+        pyper__lock_give(&lock);
+        for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+        CHECK_EQ(guarded, 4);
+    }
+}
+
+/* --------------------------------------------------------------------------------- ping-pong */
+
+static pyper__event events[2];
+static _Atomic long ball;
+
+static bool ball_is_even(const void *arg) { return (void)arg, atomic_load(&ball) % 2 == 0; }
+static bool ball_is_odd(const void *arg) { return (void)arg, atomic_load(&ball) % 2 == 1; }
+
+static void play(long rounds, int side) {
+    pyper__seat seat;
+    memset(&seat, 0, sizeof seat);
+    pyper__seat_init(&seat, NULL, NULL);
+    for (long i = 0; i < rounds; i++) {
+        CHECK_EQ(pyper__await(&seat, &events[side], side ? ball_is_odd : ball_is_even, NULL,
+                              PYPER_FOREVER, PYPER__STARVED, false),
+                 0);
+        CHECK_EQ(atomic_fetch_add(&ball, 1) % 2, side);
+        pyper__event_notify(&events[!side], 1);
+        if (i % 7 == 0) sched_yield();
+    }
+}
+
+static void play_odd(void *rounds) { play((long)(intptr_t)rounds, 1); }
+
+TEST(two_threads_wake_each_other) {
+    long rounds = check_times(30000);
+    pyper__event_init(&events[0]);
+    pyper__event_init(&events[1]);
+    thread other;
+    thread_start(&other, play_odd, (void *)(intptr_t)rounds);
+    play(rounds, 0);
+    thread_join(&other);
+    CHECK_EQ(atomic_load(&ball), 2 * rounds);
+}
+
+/* ------------------------------------------------------------------------------- semaphores */
+
+/* `places` and `items`, both counted by one event each: a queue without the queue.  Every unit is
+ * announced by one notify(1), as the engine does; one lost is a hang. */
+static struct {
+    _Atomic long units;
+    pyper__event event;
+} items, places;
+
+static bool have_units(const void *arg) { return atomic_load((_Atomic long *)(uintptr_t)arg) > 0; }
+
+static bool take_unit(_Atomic long *units) {
+    long n = atomic_load(units);
+    while (n > 0)
+        if (atomic_compare_exchange_weak(units, &n, n - 1)) return true;
+    return false;
+}
+
+/* Takes a unit from one and puts one into the other, n times; with short deadlines now and then, so
+ * that waiters leave by themselves while they are being notified. */
+typedef struct mover {
+    _Atomic long *from, *to;
+    pyper__event *from_event, *to_event;
+    long n;
+    bool impatient;
+} mover;
+
+static void move_units(void *arg) {
+    mover *m = arg;
+    pyper__seat seat;
+    memset(&seat, 0, sizeof seat);
+    pyper__seat_init(&seat, NULL, NULL);
+    for (long i = 0; i < m->n;) {
+        if (!take_unit(m->from)) {
+            int64_t deadline =
+                m->impatient ? pyper_now() + 1000 * (i % 50) : PYPER_FOREVER;
+            int rc = pyper__await(&seat, m->from_event, have_units, m->from, deadline,
+                                  PYPER__BLOCKED, false);
+            CHECK(rc == 0 || (m->impatient && rc == PYPER_ETIMEDOUT));
+            continue;
+        }
+        atomic_fetch_add(m->to, 1);
+        pyper__event_notify(m->to_event, 1);
+        i++;
+    }
+}
+
+static void hammer(long capacity, int producers, int consumers, bool impatient) {
+    long total = check_times(12000) / 12 * 12;
+    atomic_store(&items.units, 0);
+    atomic_store(&places.units, capacity);
+    pyper__event_init(&items.event);
+    pyper__event_init(&places.event);
+    thread threads[8];
+    mover movers[8];
+    for (int i = 0; i < producers + consumers; i++) {
+        movers[i] =
+            i < producers
+                ? (mover){&places.units, &items.units, &places.event, &items.event,
+                          total / producers, impatient && i % 2}
+                : (mover){&items.units, &places.units, &items.event, &places.event,
+                          total / consumers, impatient && i % 2};
+        thread_start(&threads[i], move_units, &movers[i]);
+    }
+    for (int i = 0; i < producers + consumers; i++) thread_join(&threads[i]);
+    CHECK_EQ(atomic_load(&items.units), 0);
+    CHECK_EQ(atomic_load(&places.units), capacity);
+}
+
+TEST(no_wake_up_is_lost) {
+    for (int capacity = 1; capacity <= 3; capacity++)
+        for (int impatient = 0; impatient < 2; impatient++) {
+            hammer(capacity, 1, 1, impatient);
+            hammer(capacity, 1, 4, impatient);
+            hammer(capacity, 4, 1, impatient);
+            hammer(capacity, 3, 4, impatient);
+        }
+}
+
+/* ---------------------------------------------------------------------------------- everybody */
+
+static _Atomic long generation;
+static tally arrived = TALLY;
+
+static bool next_generation(const void *arg) { return atomic_load(&generation) > *(const long *)arg; }
+
+static void follow(void *arg) {
+    pyper__seat seat;
+    memset(&seat, 0, sizeof seat);
+    pyper__seat_init(&seat, NULL, NULL);
+    for (long seen = 0; seen < (long)(intptr_t)arg; seen++) {
+        CHECK_EQ(pyper__await(&seat, &events[0], next_generation, &seen, PYPER_FOREVER,
+                              PYPER__OTHER, false),
+                 0);
+        tally_add(&arrived, 1);
+    }
+}
+
+TEST(notify_all_wakes_everybody) {
+    enum { FOLLOWERS = 6 };
+    long rounds = check_times(1000);
+    pyper__event_init(&events[0]);
+    thread threads[FOLLOWERS];
+    for (int i = 0; i < FOLLOWERS; i++)
+        thread_start(&threads[i], follow, (void *)(intptr_t)rounds);
+    for (long i = 0; i < rounds; i++) {
+        if (i % 100 == 0) all_asleep();
+        atomic_fetch_add(&generation, 1);
+        pyper__event_notify_all(&events[0]);
+        tally_wait(&arrived, (i + 1) * FOLLOWERS);
+    }
+    for (int i = 0; i < FOLLOWERS; i++) thread_join(&threads[i]);
+}
+
+/* ---------------------------------------------------------------------------- deadlines, clocks */
+
+static bool never(const void *arg) { return (void)arg, false; }
+static bool always(const void *arg) { return (void)arg, true; }
+
+TEST(a_wait_ends_at_its_deadline_and_is_counted) {
+    pyper__seat seat;
+    memset(&seat, 0, sizeof seat);
+    pyper__seat_init(&seat, NULL, NULL);
+    pyper__event_init(&events[0]);
+    int64_t before = pyper_now();
+    for (int what = 0; what < PYPER__WAITS; what++) {
+        int64_t deadline = pyper_now() + 1000000;
+        CHECK_EQ(pyper__await(&seat, &events[0], never, NULL, deadline, what, false),
+                 PYPER_ETIMEDOUT);
+        CHECK_GE(pyper_now(), deadline);
+        CHECK(atomic_load(&seat.waited_ns[what]) > 0);
+        CHECK_EQ(atomic_load(&seat.waiting_since_ns), 0);
+    }
+    int64_t passed = pyper_now() - before, waited = 0;
+    for (int what = 0; what < PYPER__WAITS; what++) waited += atomic_load(&seat.waited_ns[what]);
+    CHECK_LE(waited, passed);
+    CHECK_EQ(pyper__await(&seat, &events[0], never, NULL, PYPER_NOWAIT, 0, false),
+             PYPER_ETIMEDOUT);
+    CHECK_EQ(pyper__await(&seat, &events[0], always, NULL, PYPER_NOWAIT, 0, false), 0);
+    CHECK(!pyper__event_has_waiters(&events[0]));
+}
+
+/* After whatever ends they had, no waiter stays counted in when it has not been notified. */
+static void wait_briefly(void *arg) {
+    (void)arg;
+    pyper__seat seat;
+    memset(&seat, 0, sizeof seat);
+    pyper__seat_init(&seat, NULL, NULL);
+    for (int i = 0; i < 100; i++)
+        CHECK_EQ(pyper__await(&seat, &events[0], never, NULL, pyper_now() + 20000, 0, false),
+                 PYPER_ETIMEDOUT);
+}
+
+TEST(waiters_that_leave_count_themselves_out) {
+    pyper__event_init(&events[0]);
+    thread threads[4];
+    for (int i = 0; i < 4; i++) thread_start(&threads[i], wait_briefly, NULL);
+    for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+    CHECK(!pyper__event_has_waiters(&events[0]));
+    /* With notifications in between, too many may stay counted in (never too few): the next ones
+     * count them out. */
+    for (int i = 0; i < 4; i++) thread_start(&threads[i], wait_briefly, NULL);
+    for (int i = 0; i < 300; i++) {
+        pyper__event_notify(&events[0], 1);
+        sched_yield();
+    }
+    for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+    pyper__event_notify_all(&events[0]);
+    CHECK(!pyper__event_has_waiters(&events[0]));
+}
