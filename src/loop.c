@@ -105,10 +105,12 @@ static bool over(const pyper__queue *queue) {
     return atomic_load(&queue->state) != PYPER__OPEN;
 }
 
-/* How many inputs are there (and INT64_MAX at the end, which everybody must see). */
+/* How many inputs are there; INT64_MAX at the end, which everybody must see. */
 static int64_t inputs(const pyper__queue *queue) {
-    if (over(queue)) return INT64_MAX;
-    return atomic_load(&queue->tail) - atomic_load_explicit(&queue->head, memory_order_relaxed);
+    int state = pyper__queue_state(queue);
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    int64_t count = atomic_load(&queue->tail) - head;
+    return state == PYPER__CANCELLED || (state == PYPER__ENDED && count == 0) ? INT64_MAX : count;
 }
 
 static int64_t places(const pyper__queue *queue) {
@@ -214,6 +216,9 @@ static void leave(pyper__slot *slot) {
     leave_list(slot);
     destroy_hand(slot);
     slot->left = true;
+    /* It may be the first to have seen the end of the inputs; and what was promised to it may be
+     * there for another. */
+    pyper__waker_wake(&slot->crew->loop->waker);
     int64_t now = pyper_now();
     if (!atomic_load_explicit(&worker->started_ns, memory_order_relaxed))
         atomic_store_explicit(&worker->started_ns, now, memory_order_relaxed);
@@ -836,8 +841,6 @@ void pyper_slot_left(pyper_worker *worker) {
     pyper__loop *loop = slot->crew->loop;
     if (!is_driver(loop)) become_driver(loop);
     come(slot);
-    /* What was promised to this slot may be there for another. */
-    pyper__waker_wake(&loop->waker);
     leave(slot);
 }
 
