@@ -255,14 +255,12 @@ EACH_HOST(nobody_gets_further_ahead_than_the_window) {
         pyper_task(begin, .async = true, .workers = 5, .ordered = true, .bind = &e));
     pyper_run *run = START(p, PTR(3000));
     void *out;
-    thread opener;
     /* 1 to 1023 are done, and four workers have one each that is beyond. */
     CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
     while (tally_count(&arrived) < 1023 + 4)
         CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
     CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
     CHECK_EQ(tally_count(&arrived), 1023 + 4);
-    (void)opener;
     gate_open(&first_may_go);
     for (long i = 0; i < 3000; i++) NEXT_IS(run, i + 1);
     ENDS_WITH(run, 0);
@@ -423,8 +421,9 @@ static int running_total(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     int rc;
     for (void *x; (rc = pyper_try_pull(w, &x)) > 0;) {
-        *(char **)pyper_worker_state(w) += INT(x);
-        int emitted = pyper_emit(w, *pyper_worker_state(w));
+        void **state = pyper_worker_state(w);
+        *state = PTR(INT(*state) + INT(x));
+        int emitted = pyper_emit(w, *state);
         if (emitted < 0) return emitted;
     }
     return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
@@ -737,7 +736,6 @@ EACH_HOST(a_run_without_async_tasks_can_be_driven_by_poll) {
 }
 
 EACH_HOST(the_descriptor_is_silent_while_there_is_nothing_to_do) {
-    tally gate = TALLY;
     elsewhere e;
     elsewhere_begin(&e, 1, NULL);
     e.let = false;
@@ -745,7 +743,6 @@ EACH_HOST(the_descriptor_is_silent_while_there_is_nothing_to_do) {
     pyper_pipeline *p = pyper_task(begin, .async = true, .bind = &e);
     pyper_run *run = START(p, PTR(1), .loop = true);
     void *out;
-    (void)gate;
     CHECK_EQ(pyper_drive(run), 0);
     CHECK_EQ(pyper_try_next(run, &out), PYPER_EAGAIN);
     CHECK_EQ(pyper_drive(run), 0);
