@@ -30,8 +30,8 @@ test-python: all ## run the Python tests (INTERPRETERS="3.12 3.13t" to choose)
 test-typing: all ## check the types of the package and what type checkers make of it
 	.venv/bin/python -m pytest tests/typing
 
-bench: all ## measure, as ratios against others (see bench/)
-	.venv/bin/python bench/run.py
+bench: all ## measure, as ratios against others (FAST=1 for a first look)
+	.venv/bin/python bench/run.py $(if $(FAST),--fast)
 
 sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
 

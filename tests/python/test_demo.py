@@ -28,8 +28,9 @@ KINDS = ("missing", "folder", "special", "unreadable")
 def run_demo(variant: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     if variant == "c":
         assert C_DEMO.exists(), f"{C_DEMO} is not built: run make first"
-        return run([C_DEMO, *arguments])
-    return run_python(DEMO, *(["--plain"] if variant == "plain" else []), *arguments)
+        return run([C_DEMO, *arguments], timeout=90)
+    plain = ["--plain"] if variant == "plain" else []
+    return run_python(DEMO, *plain, *arguments, timeout=90)
 
 
 def answer(variant: str, *path: str | Path, status: int = 0) -> dict[str, Any]:
@@ -133,6 +134,7 @@ def test_the_table_says_what_was_skipped(variant: str, nasty: Path) -> None:
         ]
 
 
+@pytest.mark.timeout(300)  # it reads some 1 800 files three times, perhaps for the first time
 def test_all_agree_on_the_standard_library() -> None:
     path = sysconfig.get_path("stdlib")
     plain, c = answer("plain", path), answer("c", path)
