@@ -25,12 +25,14 @@ struct peer {
     intptr_t number;
 };
 
-static void on_closed(uv_handle_t *handle) { free(handle); }
+static void on_closed(uv_handle_t *handle) {
+    free(handle);
+}
 
 static void on_alloc(uv_handle_t *handle, size_t wanted, uv_buf_t *ret_buffer) {
     struct peer *peer = (struct peer *)handle;
-    *ret_buffer = uv_buf_init(peer->line + peer->length,
-                              (unsigned)(sizeof peer->line - 1 - peer->length));
+    *ret_buffer =
+        uv_buf_init(peer->line + peer->length, (unsigned)(sizeof peer->line - 1 - peer->length));
 }
 
 static void send_number(struct peer *peer, long number, uv_write_cb done) {

@@ -149,9 +149,9 @@ EACH_HOST(an_async_task_may_complete_at_once) {
 
 EACH_HOST(all_tasks_may_be_async) {
     for (int64_t throttle = 0; throttle <= 2; throttle++) {
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(add_one, .async = true), pyper_task(add_one, .async = true, .workers = 3),
-            pyper_task(add_one, .async = true, .throttle = throttle));
+        pyper_pipeline *p = pyper_pipe(pyper_task(add_one, .async = true),
+                                       pyper_task(add_one, .async = true, .workers = 3),
+                                       pyper_task(add_one, .async = true, .throttle = throttle));
         pyper_run *run = START(p, PTR(1));
         NEXT_IS(run, 4);
         ENDS_WITH(run, 0);
@@ -162,14 +162,14 @@ EACH_HOST(all_tasks_may_be_async) {
 EACH_HOST(sync_and_async_tasks_mix_in_any_order) {
     for (int mix = 0; mix < 16; mix++) {
         for (int64_t throttle = 0; throttle <= 3; throttle += 3) {
-            pyper_pipeline *p = pyper_pipe(
-                pyper_task(count_up, .branch = true, .throttle = throttle),
-                pyper_task(add_one, .async = mix & 1, .workers = 3, .throttle = throttle,
-                           .ordered = true),
-                pyper_task(add_one, .async = mix & 2, .throttle = throttle),
-                pyper_task(add_one, .async = mix & 4, .workers = 2, .throttle = throttle,
-                           .ordered = true),
-                pyper_task(add_one, .async = mix & 8, .throttle = throttle));
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                           pyper_task(add_one, .async = mix & 1, .workers = 3, .throttle = throttle,
+                                      .ordered = true),
+                           pyper_task(add_one, .async = mix & 2, .throttle = throttle),
+                           pyper_task(add_one, .async = mix & 4, .workers = 2, .throttle = throttle,
+                                      .ordered = true),
+                           pyper_task(add_one, .async = mix & 8, .throttle = throttle));
             pyper_run *run = START(p, PTR(300));
             for (long i = 0; i < 300; i++) NEXT_IS(run, i + 4);
             ENDS_WITH(run, 0);
@@ -184,9 +184,8 @@ EACH_HOST(operations_are_completed_from_other_threads) {
     for (int threads = 1; threads <= 3; threads += 2) {
         elsewhere e;
         elsewhere_begin(&e, threads, NULL);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(begin, .async = true, .workers = 20, .bind = &e));
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(begin, .async = true, .workers = 20, .bind = &e));
         long count, total, n = check_times(5000);
         pyper_run *run = START(p, PTR(n));
         CHECK_EQ(drain(run, &count, &total), 0);
@@ -203,9 +202,8 @@ EACH_HOST(as_many_operations_as_workers_are_under_way_at_once) {
     elsewhere_begin(&e, 1, NULL);
     e.let = false;
     e.hold = 50;
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true),
-                   pyper_task(begin, .async = true, .workers = 50, .bind = &e));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(begin, .async = true, .workers = 50, .bind = &e));
     pyper_run *run = START(p, PTR(500));
     for (long i = 0; i < 451; i++) {
         void *out;
@@ -227,10 +225,10 @@ EACH_HOST(outputs_keep_the_order_of_the_inputs) {
         elsewhere_begin(&e, 2, NULL);
         e.lifo = true;
         long n = check_times(4000);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(begin, .async = true, .workers = 30, .ordered = true, .throttle = throttle,
-                       .bind = &e));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(begin, .async = true, .workers = 30, .ordered = true,
+                                  .throttle = throttle, .bind = &e));
         pyper_run *run = START(p, PTR(n));
         for (long i = 0; i < n; i++) NEXT_IS(run, i + 1);
         ENDS_WITH(run, 0);
@@ -250,9 +248,9 @@ static void hold_the_first(operation *op) {
 EACH_HOST(nobody_gets_further_ahead_than_the_window) {
     elsewhere e;
     elsewhere_begin(&e, 2, hold_the_first);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true),
-        pyper_task(begin, .async = true, .workers = 5, .ordered = true, .bind = &e));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 5, .ordered = true, .bind = &e));
     pyper_run *run = START(p, PTR(3000));
     void *out;
     /* 1 to 1023 are done, and four workers have one each that is beyond. */
@@ -280,8 +278,8 @@ EACH_HOST(a_branching_operation_emits_none_one_or_many) {
         elsewhere e;
         elsewhere_begin(&e, 2, complete_with_many);
         pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                       pyper_task(begin, .async = true, .branch = true, .workers = 4,
-                                                  .throttle = throttle, .bind = &e),
+                                       pyper_task(begin, .async = true, .branch = true,
+                                                  .workers = 4, .throttle = throttle, .bind = &e),
                                        pyper_task(add_one));
         pyper_run *run = START(p, PTR(40));
         long count, total;
@@ -354,11 +352,11 @@ EACH_HOST(the_throttle_is_exact_without_branch) {
             atomic_store(&made, 0);
             atomic_store(&taken, 0);
             int64_t workers = 6;
-            pyper_pipeline *p = pyper_pipe(
-                pyper_task(count_up, .branch = true),
-                pyper_task(count_made, .async = true, .workers = workers, .ordered = ordered,
-                           .throttle = throttle, .bind = &e),
-                pyper_task(count_taken, .bind = PTR(throttle + workers), .throttle = 2));
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true),
+                           pyper_task(count_made, .async = true, .workers = workers,
+                                      .ordered = ordered, .throttle = throttle, .bind = &e),
+                           pyper_task(count_taken, .bind = PTR(throttle + workers), .throttle = 2));
             pyper_run *run = START(p, PTR(500));
             long count;
             CHECK_EQ(drain(run, &count, NULL), 0);
@@ -431,10 +429,9 @@ static int running_total(pyper_worker *w, void *item, void *bind) {
 
 EACH_HOST(an_async_join_may_branch) {
     for (int64_t throttle = 0; throttle <= 2; throttle++) {
-        pyper_pipeline *p =
-            pyper_pipe(pyper_task(count_up, .branch = true),
-                       pyper_task(running_total, .async = true, .join = true, .branch = true,
-                                  .throttle = throttle));
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(running_total, .async = true, .join = true,
+                                                  .branch = true, .throttle = throttle));
         pyper_run *run = START(p, PTR(500));
         for (long i = 0, sum_of = 0; i < 500; i++) {
             sum_of += i;
@@ -469,9 +466,8 @@ EACH_HOST(an_async_join_that_leaves_early_ends_the_tasks_before) {
 }
 
 EACH_HOST(an_async_join_is_called_without_inputs_too) {
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true),
-                   pyper_task(sum_up, .async = true, .join = true, .workers = 3));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(sum_up, .async = true, .join = true, .workers = 3));
     pyper_run *run = START(p, PTR(0));
     for (int i = 0; i < 3; i++) NEXT_IS(run, 0);
     ENDS_WITH(run, 0);
@@ -481,16 +477,18 @@ EACH_HOST(an_async_join_is_called_without_inputs_too) {
 /* ----------------------------------------------------------------------------------- Failing */
 
 static void complete_badly(operation *op) {
-    if (INT(op->item) == 7) pyper_done(op->worker, pyper_fail(op->worker, 42, "no %d", 7));
-    else complete_one(op);
+    if (INT(op->item) == 7)
+        pyper_done(op->worker, pyper_fail(op->worker, 42, "no %d", 7));
+    else
+        complete_one(op);
 }
 
 EACH_HOST(an_operation_that_fails_elsewhere_fails_the_run) {
     elsewhere e;
     elsewhere_begin(&e, 2, complete_badly);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true),
-        pyper_task(begin, .async = true, .workers = 3, .bind = &e, .name = "op"));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .name = "op"));
     pyper_run *run = START(p, PTR(1000));
     CHECK_EQ(drain(run, NULL, NULL), PYPER_EFAILED);
     CHECK_EQ(pyper_error_code(run), 42);
@@ -540,9 +538,9 @@ EACH_HOST(what_an_operation_must_not_do_fails_the_run) {
 EACH_HOST(a_failing_thread_cancels_the_operations_under_way) {
     elsewhere e;
     elsewhere_begin(&e, 0, NULL);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true),
-        pyper_task(begin, .async = true, .workers = 5, .bind = &e, .cancel = give_up));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 5, .bind = &e, .cancel = give_up));
     pyper_run *run = START(p, PTR(5));
     void *out;
     CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
@@ -587,9 +585,9 @@ EACH_HOST(closing_waits_for_the_operations_under_way) {
     elsewhere_begin(&e, 1, complete_with_item);
     e.let = false;
     e.hold = 3;
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(make_items, .branch = true, .type = &item_type),
-        pyper_task(begin, .async = true, .workers = 3, .type = &item_type, .bind = &e));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                   pyper_task(begin, .async = true, .workers = 3, .type = &item_type, .bind = &e));
     pyper_run *run = START(p, PTR(2));
     void *out;
     while (e.count < 2)
@@ -664,9 +662,9 @@ EACH_HOST(several_threads_may_take_the_outputs) {
     elsewhere e;
     elsewhere_begin(&e, 2, NULL);
     long n = check_times(10000);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true),
-        pyper_task(begin, .async = true, .workers = 8, .throttle = 4, .bind = &e));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 8, .throttle = 4, .bind = &e));
     pyper_run *run = START(p, PTR(n));
     thread threads[3];
     for (int i = 0; i < 3; i++) thread_start(&threads[i], take_all, run);
@@ -703,11 +701,11 @@ EACH_HOST(a_run_can_be_driven_by_poll) {
         elsewhere e;
         elsewhere_begin(&e, 2, NULL);
         long n = check_times(3000);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true, .throttle = throttle),
-            pyper_task(begin, .async = true, .workers = 10, .ordered = true, .bind = &e),
-            pyper_task(add_one, .throttle = throttle),
-            pyper_task(add_one, .async = true, .throttle = throttle));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                       pyper_task(begin, .async = true, .workers = 10, .ordered = true, .bind = &e),
+                       pyper_task(add_one, .throttle = throttle),
+                       pyper_task(add_one, .async = true, .throttle = throttle));
         pyper_run *run = START(p, PTR(n), .loop = true);
         CHECK_GE(pyper_fd(run), 0);
         void *out;
@@ -886,12 +884,15 @@ static void co_cancel(void *host_data, pyper_worker *worker) {
     co_ready(host_data, c);
 }
 
-static void co_resume_caller(void *host_data) { ((co_host *)host_data)->caller = true; }
+static void co_resume_caller(void *host_data) {
+    ((co_host *)host_data)->caller = true;
+}
 
-#define CO_HOST                                                                                   \
-    .start_slot = co_start, .resume_slot = co_resume, .cancel_slot = co_cancel,                   \
+#define CO_HOST                                                                                    \
+    .start_slot = co_start, .resume_slot = co_resume, .cancel_slot = co_cancel,                    \
     .resume_caller = co_resume_caller
-static const pyper_host co_host_plain = {.size = sizeof(pyper_host), .release = kit_release, CO_HOST};
+static const pyper_host co_host_plain = {
+    .size = sizeof(pyper_host), .release = kit_release, CO_HOST};
 static const pyper_host co_host_token = {KIT_HOST, .exclusive = true, CO_HOST};
 static const pyper_host co_host_free = {KIT_HOST, .exclusive = false, CO_HOST};
 static const pyper_host *const co_hosts[] = {&co_host_plain, &co_host_token, &co_host_free};
@@ -967,16 +968,16 @@ static co_host *co_host_new(void) {
 EACH_HOST(slots_of_a_host_do_the_work) {
     for (int64_t throttle = 0; throttle <= 3; throttle += 3) {
         for (int ordered = 0; ordered < 2; ordered++) {
-            pyper_pipeline *p = pyper_pipe(
-                pyper_task(count_up, .branch = true, .throttle = throttle),
-                pyper_task(not_called, .async = true, .workers = 7, .throttle = throttle,
-                           .ordered = ordered),
-                pyper_task(add_one, .throttle = throttle),
-                pyper_task(not_called, .async = true, .workers = 2, .throttle = throttle,
-                           .ordered = ordered));
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                           pyper_task(not_called, .async = true, .workers = 7, .throttle = throttle,
+                                      .ordered = ordered),
+                           pyper_task(add_one, .throttle = throttle),
+                           pyper_task(not_called, .async = true, .workers = 2, .throttle = throttle,
+                                      .ordered = ordered));
             co_host *host = co_host_new();
-            pyper_run *run = START(p, PTR(1000), .loop = true, .host = co_hosts[kit_variant],
-                                   .host_data = host);
+            pyper_run *run =
+                START(p, PTR(1000), .loop = true, .host = co_hosts[kit_variant], .host_data = host);
             long sum_of = 0;
             for (long i = 0; i < 1000; i++) {
                 void *out;
@@ -1014,9 +1015,9 @@ EACH_HOST(a_slot_starts_only_when_there_is_work_for_it) {
 
 EACH_HOST(slots_of_a_cancelled_run_are_told_once) {
     for (int64_t throttle = 0; throttle <= 2; throttle++) {
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_for_ever, .branch = true, .throttle = 3),
-            pyper_task(not_called, .async = true, .workers = 5, .throttle = throttle));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 3),
+                       pyper_task(not_called, .async = true, .workers = 5, .throttle = throttle));
         co_host *host = co_host_new();
         pyper_run *run =
             START(p, NULL, .loop = true, .host = co_hosts[kit_variant], .host_data = host);

@@ -91,8 +91,10 @@ static void one_run(uint64_t *seed) {
         CHECK_EQ(taken, items);
         CHECK_EQ(sum_of, items * (items - 1) / 2);
     }
-    if (drop) pyper_run_unref(run);
-    else CHECK_EQ(pyper_close(run), 0);
+    if (drop)
+        pyper_run_unref(run);
+    else
+        CHECK_EQ(pyper_close(run), 0);
     pyper_unref(p);
 }
 
