@@ -91,7 +91,9 @@ def python_scenarios(divide: int) -> list[Scenario]:
     scenarios = []
     for name, ours, theirs, unit, scale, wanted, limit in PYTHON:
 
-        def measure(python: str, items: int, name: str = name, limit: float | None = limit) -> Measure:
+        def measure(
+            python: str, items: int, name: str = name, limit: float | None = limit
+        ) -> Measure:
             count = items if limit else max(items // divide, 1)  # a limit is for that many items
             return lambda: output_of(python, script, name, str(count))
 

@@ -45,14 +45,18 @@ static bool fails_now(_Atomic long *countdown, bool stays) {
 }
 #endif
 
-void *pyper__alloc(size_t size) {
+void *pyper__alloc_unset(size_t size) {
 #ifdef PYPER_TESTING
     if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
 #endif
-    if (size < PYPER__CACHE_LINE) return calloc(1, size);
+    if (size < PYPER__CACHE_LINE) return malloc(size);
     if (size > PTRDIFF_MAX - PYPER__CACHE_LINE) return NULL;
-    size = (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
-    void *memory = aligned_alloc(PYPER__CACHE_LINE, size);
+    size_t lines = (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE;
+    return aligned_alloc(PYPER__CACHE_LINE, lines * PYPER__CACHE_LINE);
+}
+
+void *pyper__alloc(size_t size) {
+    void *memory = pyper__alloc_unset(size);
     if (memory) memset(memory, 0, size);
     return memory;
 }

@@ -28,6 +28,8 @@
 
 /* Zeroed memory, aligned to a cache line if it is that large; NULL when there is none. */
 void *pyper__alloc(size_t size);
+/* The same, but not zeroed: for what is written before it is read. */
+void *pyper__alloc_unset(size_t size);
 void pyper__free(void *memory);
 
 /* Sleep while *word == expected, until woken, interrupted or `deadline_ns`.

@@ -21,8 +21,9 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     pyper__event_init(&queue->places);
     queue->room_until = queue->limit;
     queue->give_at = bounded ? queue->block : INT64_MAX;
-    queue->push_chunk = queue->pop_chunk = pyper__alloc(sizeof(pyper__chunk));
+    queue->push_chunk = queue->pop_chunk = pyper__alloc_unset(sizeof(pyper__chunk));
     if (!queue->push_chunk) return PYPER_ENOMEM;
+    queue->push_chunk->next = NULL;
     if (order_window > 0) {
         queue->order = pyper__order_create(queue, order_window);
         if (!queue->order) return PYPER_ENOMEM;
@@ -92,7 +93,7 @@ int64_t pyper__queue_popped(const pyper__queue *queue) {
 
 int pyper__queue_add_chunk(pyper__queue *queue) {
     pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
-    if (!chunk) chunk = pyper__alloc(sizeof *chunk);
+    if (!chunk) chunk = pyper__alloc_unset(sizeof *chunk);
     if (!chunk) return PYPER_ENOMEM;
     chunk->next = NULL;
     /* The consumer follows `next` only when tail says that there is a slot behind it. */

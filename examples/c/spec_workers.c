@@ -23,8 +23,8 @@ static int slow_func(pyper_worker *w, void *data, void *bind) {
 }
 
 int main(void) {
-    pyper_pipeline *pipeline = pyper_pipe(pyper_task(range, .branch = true),
-                                          pyper_task(slow_func, .workers = 20));
+    pyper_pipeline *pipeline =
+        pyper_pipe(pyper_task(range, .branch = true), pyper_task(slow_func, .workers = 20));
     pyper_run *run = pyper_start(pipeline, (void *)COUNT);
     int seen[COUNT] = {0};
     for (void *out; pyper_next(run, &out) > 0;) seen[(intptr_t)out]++;

@@ -32,6 +32,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -85,15 +86,15 @@ static void check_register(check_test *test) {
     check_last = &test->next;
 }
 
-#define CHECK_REGISTER(test, number)                                                              \
-    __attribute__((constructor)) static void check_register_##test##_##number(void) {             \
-        static check_test entry = {#test, number, test_##test, NULL};                             \
-        check_register(&entry);                                                                   \
+#define CHECK_REGISTER(test, number)                                                               \
+    __attribute__((constructor)) static void check_register_##test##_##number(void) {              \
+        static check_test entry = {#test, number, test_##test, NULL};                              \
+        check_register(&entry);                                                                    \
     }
 
-#define TEST(test)                                                                                \
-    static void test_##test(void);                                                                \
-    CHECK_REGISTER(test, 0)                                                                       \
+#define TEST(test)                                                                                 \
+    static void test_##test(void);                                                                 \
+    CHECK_REGISTER(test, 0)                                                                        \
     static void test_##test(void)
 
 /* End the test (from any thread) after a failed check has been printed. */
@@ -103,45 +104,50 @@ static _Noreturn void check_die(void) {
     _exit(1);
 }
 
-#define CHECK_FAIL(...)                                                                           \
-    do {                                                                                          \
-        fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);                                           \
-        fprintf(stderr, __VA_ARGS__);                                                             \
-        fputc('\n', stderr);                                                                      \
-        check_die();                                                                              \
+#define CHECK_FAIL(...)                                                                            \
+    do {                                                                                           \
+        fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);                                            \
+        fprintf(stderr, __VA_ARGS__);                                                              \
+        fputc('\n', stderr);                                                                       \
+        check_die();                                                                               \
     } while (0)
 
-#define CHECK(condition)                                                                          \
-    do {                                                                                          \
-        if (!(condition)) CHECK_FAIL("not true: %s", #condition);                                 \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) CHECK_FAIL("not true: %s", #condition);                                  \
     } while (0)
 
-#define CHECK_COMPARE(a, operator, b, text)                                                       \
-    do {                                                                                          \
-        long long check_a = (long long)(a), check_b = (long long)(b);                             \
-        if (!(check_a operator check_b))                                                          \
-            CHECK_FAIL("not true: %s (%lld and %lld)", text, check_a, check_b);                   \
+#define CHECK_COMPARE(a, operator, b, text)                                                        \
+    do {                                                                                           \
+        long long check_a = (long long)(a), check_b = (long long)(b);                              \
+        if (!(check_a operator check_b))                                                           \
+            CHECK_FAIL("not true: %s (%lld and %lld)", text, check_a, check_b);                    \
     } while (0)
 
 #define CHECK_EQ(a, b) CHECK_COMPARE(a, ==, b, #a " == " #b)
 #define CHECK_LE(a, b) CHECK_COMPARE(a, <=, b, #a " <= " #b)
 #define CHECK_GE(a, b) CHECK_COMPARE(a, >=, b, #a " >= " #b)
 
-#define CHECK_STR(a, b)                                                                           \
-    do {                                                                                          \
-        const char *check_a = (a), *check_b = (b);                                                \
-        if (!check_a || !check_b || strcmp(check_a, check_b) != 0)                                \
-            CHECK_FAIL("not equal: %s and %s (\"%s\" and \"%s\")", #a, #b,                        \
-                       check_a ? check_a : "NULL", check_b ? check_b : "NULL");                   \
+#define CHECK_STR(a, b)                                                                            \
+    do {                                                                                           \
+        const char *check_a = (a), *check_b = (b);                                                 \
+        if (!check_a || !check_b || strcmp(check_a, check_b) != 0)                                 \
+            CHECK_FAIL("not equal: %s and %s (\"%s\" and \"%s\")", #a, #b,                         \
+                       check_a ? check_a : "NULL", check_b ? check_b : "NULL");                    \
     } while (0)
 
-#define CHECK_HAS(text, word)                                                                     \
-    do {                                                                                          \
-        const char *check_a = (text), *check_b = (word);                                          \
-        if (!check_a || !strstr(check_a, check_b))                                                \
-            CHECK_FAIL("%s does not contain \"%s\": \"%s\"", #text, check_b,                      \
-                       check_a ? check_a : "NULL");                                               \
+#define CHECK_HAS(text, word)                                                                      \
+    do {                                                                                           \
+        const char *check_a = (text), *check_b = (word);                                           \
+        if (!check_a || !strstr(check_a, check_b))                                                 \
+            CHECK_FAIL("%s does not contain \"%s\": \"%s\"", #text, check_b,                       \
+                       check_a ? check_a : "NULL");                                                \
     } while (0)
+
+/* What to print if the test fails, even if it hangs: a seed, say.  Shared with the parent. */
+enum { CHECK_NOTE_SIZE = 200 };
+static char *check_note;
+#define CHECK_NOTE(...) ((void)snprintf(check_note, CHECK_NOTE_SIZE, __VA_ARGS__))
 
 /* A whole number from the environment. */
 CHECK_UNUSED static long check_environment(const char *name, long otherwise) {
@@ -150,7 +156,9 @@ CHECK_UNUSED static long check_environment(const char *name, long otherwise) {
 }
 
 /* How often to repeat something that ThreadSanitizer makes slow. */
-CHECK_UNUSED static long check_times(long n) { return CHECK_TSAN ? (n + 9) / 10 : n; }
+CHECK_UNUSED static long check_times(long n) {
+    return CHECK_TSAN ? (n + 9) / 10 : n;
+}
 
 static unsigned check_seconds(void) {
     long scale = check_environment("PYPER_TEST_TIMEOUT_SCALE", CHECK_TSAN || CHECK_ASAN ? 4 : 1);
@@ -166,6 +174,9 @@ static long check_entries(const char *path) {
     closedir(directory);
     return count;
 }
+
+/* What check_entries() says of the threads when the test's own are not there. */
+static long check_alone;
 
 /* Says by which name /proc knows the thread. */
 static void *check_own_task(void *ret_path) {
@@ -186,7 +197,7 @@ static void check_perform(const check_test *test) {
     if (pthread_create(&thread, NULL, check_own_task, task) != 0) CHECK_FAIL("no threads here");
     pthread_join(thread, NULL);
     while (access(task, F_OK) == 0) sched_yield();
-    long alone = check_entries("/proc/self/task");
+    check_alone = check_entries("/proc/self/task");
     long descriptors = check_entries("/proc/self/fd");
 
     if (check_hooks.before) check_hooks.before(test->variant);
@@ -195,7 +206,7 @@ static void check_perform(const check_test *test) {
 
     /* The kernel takes its time with threads that have ended; a thread that never ends is ended,
      * and this test with it, by the alarm. */
-    while (check_entries("/proc/self/task") > alone) sched_yield();
+    while (check_entries("/proc/self/task") > check_alone) sched_yield();
     CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
     if (check_hooks.settled) check_hooks.settled();
 }
@@ -203,6 +214,7 @@ static void check_perform(const check_test *test) {
 /* Run a test in a child; says whether it passed. */
 static bool check_fork(const check_test *test, const char *name) {
     fflush(NULL);
+    check_note[0] = 0;
     pid_t child = fork();
     if (child < 0) {
         perror("fork");
@@ -225,16 +237,23 @@ static bool check_fork(const check_test *test, const char *name) {
         printf("FAILED  %s (timed out after %u s)\n", name, check_seconds());
     else
         printf("FAILED  %s (%s)\n", name, strsignal(WTERMSIG(status)));
+    if (check_note[0]) printf("        %s\n", check_note);
     return false;
 }
 
 int main(int argc, char **argv) {
+    check_note =
+        mmap(NULL, CHECK_NOTE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (check_note == MAP_FAILED) return perror("mmap"), 1;
     bool list = false, filtered = false;
     long passed = 0, failed = 0;
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--no-fork") == 0) check_forks = false;
-        else if (strcmp(argv[i], "--list") == 0) list = true;
-        else filtered = true;
+        if (strcmp(argv[i], "--no-fork") == 0)
+            check_forks = false;
+        else if (strcmp(argv[i], "--list") == 0)
+            list = true;
+        else
+            filtered = true;
     }
     for (check_test *test = check_first; test; test = test->next) {
         char name[200];
@@ -252,8 +271,10 @@ int main(int argc, char **argv) {
             check_perform(test);
             printf("ok      %s\n", name);
             passed++;
-        } else if (check_fork(test, name)) passed++;
-        else failed++;
+        } else if (check_fork(test, name))
+            passed++;
+        else
+            failed++;
     }
     if (!list) printf("%ld passed, %ld failed\n", passed, failed);
     return failed != 0 || (!list && passed == 0);

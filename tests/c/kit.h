@@ -130,8 +130,8 @@ static void kit_release(void *host_data) {
     CHECK_EQ(atomic_fetch_add(&((kit_host *)host_data)->released, 1), 0);
 }
 
-#define KIT_HOST                                                                                  \
-    .size = sizeof(pyper_host), .detached = kit_detached, .start_thread = kit_start_thread,       \
+#define KIT_HOST                                                                                   \
+    .size = sizeof(pyper_host), .detached = kit_detached, .start_thread = kit_start_thread,        \
     .join_thread = kit_join_thread, .drop_thread = kit_drop_thread, .release = kit_release
 
 static const pyper_host kit_token_host = {KIT_HOST, .exclusive = true};
@@ -156,8 +156,8 @@ KIT pyper_run *kit_start(const pyper_start_options *options) {
 }
 
 /* pyper_start(), with the host that this test runs under. */
-#define START(...)                                                                                \
-    kit_start(&(const pyper_start_options){.size = sizeof(pyper_start_options),                   \
+#define START(...)                                                                                 \
+    kit_start(&(const pyper_start_options){.size = sizeof(pyper_start_options),                    \
                                            .pipeline = __VA_ARGS__})
 
 /* The first line of a task's function. */
@@ -167,9 +167,9 @@ KIT void kit_in_task(const pyper_worker *worker) {
     CHECK(kit_token_mine);
     (void)kit_living(pyper_worker_host_data(worker));
 }
-#define IN_TASK(worker)                                                                           \
-    kit_in_task(worker);                                                                          \
-    (void)item;                                                                                   \
+#define IN_TASK(worker)                                                                            \
+    kit_in_task(worker);                                                                           \
+    (void)item;                                                                                    \
     (void)bind
 
 /* ------------------------------------------------------------------------- Waiting for events */
@@ -179,7 +179,8 @@ typedef struct tally {
     pthread_cond_t grown;
     long count;
 } tally;
-#define TALLY {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0}
+#define TALLY                                                                                      \
+    { PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0 }
 
 KIT long tally_add(tally *t, long n) {
     pthread_mutex_lock(&t->lock);
@@ -189,7 +190,9 @@ KIT long tally_add(tally *t, long n) {
     return count;
 }
 
-KIT long tally_count(tally *t) { return tally_add(t, 0); }
+KIT long tally_count(tally *t) {
+    return tally_add(t, 0);
+}
 
 KIT void tally_wait(tally *t, long at_least) {
     bool mine = kit_detach();
@@ -200,8 +203,12 @@ KIT void tally_wait(tally *t, long at_least) {
 }
 
 /* A gate that is open or not. */
-KIT void gate_open(tally *t) { tally_add(t, 1); }
-KIT void gate_wait(tally *t) { tally_wait(t, 1); }
+KIT void gate_open(tally *t) {
+    tally_add(t, 1);
+}
+KIT void gate_wait(tally *t) {
+    tally_wait(t, 1);
+}
 
 /* Arrive, and wait until `width` have arrived (again and again, in rounds). */
 KIT void barrier(tally *t, long width) {
@@ -389,22 +396,22 @@ KIT int make_items(pyper_worker *w, void *item, void *bind) {
 
 /* ---------------------------------------------------------------------------- Reading a run */
 
-#define NEXT_IS(run, value)                                                                       \
-    do {                                                                                          \
-        void *next_is = NULL;                                                                     \
-        CHECK_EQ(pyper_next(run, &next_is), 1);                                                   \
-        CHECK_EQ(INT(next_is), value);                                                            \
+#define NEXT_IS(run, value)                                                                        \
+    do {                                                                                           \
+        void *next_is = NULL;                                                                      \
+        CHECK_EQ(pyper_next(run, &next_is), 1);                                                    \
+        CHECK_EQ(INT(next_is), value);                                                             \
     } while (0)
 
 /* The run answers `code` (0: it is at its end), again and again, and leaves the item alone. */
-#define ENDS_WITH(run, code)                                                                      \
-    do {                                                                                          \
-        char ends_with;                                                                           \
-        void *untouched = &ends_with;                                                             \
-        CHECK_EQ(pyper_next(run, &untouched), code);                                              \
-        CHECK_EQ(pyper_next_until(run, &untouched, PYPER_NOWAIT), code);                          \
-        CHECK_EQ(pyper_next(run, &untouched), code);                                              \
-        CHECK(untouched == &ends_with);                                                           \
+#define ENDS_WITH(run, code)                                                                       \
+    do {                                                                                           \
+        char ends_with;                                                                            \
+        void *untouched = &ends_with;                                                              \
+        CHECK_EQ(pyper_next(run, &untouched), code);                                               \
+        CHECK_EQ(pyper_next_until(run, &untouched, PYPER_NOWAIT), code);                           \
+        CHECK_EQ(pyper_next(run, &untouched), code);                                               \
+        CHECK(untouched == &ends_with);                                                            \
     } while (0)
 
 /* Take whatever comes; returns the code of the end. */
@@ -433,26 +440,37 @@ KIT uint64_t random_next(uint64_t *state) {
 }
 
 /* 0 to n - 1. */
-KIT long random_below(uint64_t *state, long n) { return (long)(random_next(state) % (uint64_t)n); }
+KIT long random_below(uint64_t *state, long n) {
+    return (long)(random_next(state) % (uint64_t)n);
+}
 
 /* ------------------------------------------------------------------- Around each test */
 
-static const char *kit_variant_name(int variant) { return variant == TOKEN ? "token" : "free"; }
+static const char *kit_variant_name(int variant) {
+    return variant == TOKEN ? "token" : "free";
+}
 
 static void kit_before(int variant) {
     kit_variant = variant;
     token_take();
 }
 
-static void kit_after(void) { token_give(); }
+static void kit_after(void) {
+    token_give();
+}
 
-static void kit_settled(void) {
+/* Every item has had its end: forget them. */
+static void kit_settle_items(void) {
     long left = atomic_load(&items_live);
     if (left != 0) CHECK_FAIL("%ld items were neither delivered nor destroyed", left);
     for (item *i = atomic_exchange(&kit_items, NULL), *next; i; i = next) {
         next = i->next;
         free(i);
     }
+}
+
+static void kit_settled(void) {
+    kit_settle_items();
     for (kit_host *h = atomic_exchange(&kit_hosts, NULL), *next; h; h = next) {
         next = h->next;
         CHECK_EQ(atomic_load(&h->released), 1);
@@ -465,11 +483,11 @@ __attribute__((constructor)) static void kit_hook(void) {
     check_hooks = (struct check_hooks){kit_variant_name, kit_before, kit_after, kit_settled};
 }
 
-#define EACH_HOST(test)                                                                           \
-    static void test_##test(void);                                                                \
-    CHECK_REGISTER(test, 0)                                                                       \
-    CHECK_REGISTER(test, 1)                                                                       \
-    CHECK_REGISTER(test, 2)                                                                       \
+#define EACH_HOST(test)                                                                            \
+    static void test_##test(void);                                                                 \
+    CHECK_REGISTER(test, 0)                                                                        \
+    CHECK_REGISTER(test, 1)                                                                        \
+    CHECK_REGISTER(test, 2)                                                                        \
     static void test_##test(void)
 
 #endif /* KIT_H */

@@ -40,10 +40,10 @@ TEST(the_version_is_that_of_the_header) {
 }
 
 TEST(each_error_has_a_name_and_a_text) {
-#define BOTH(name, number, text)                                                                  \
-    CHECK_STR(pyper_err_name(PYPER_##name), "PYPER_" #name);                                      \
-    CHECK_STR(pyper_strerror(PYPER_##name), text);                                                \
-    CHECK_EQ(PYPER_##name, number);                                                               \
+#define BOTH(name, number, text)                                                                   \
+    CHECK_STR(pyper_err_name(PYPER_##name), "PYPER_" #name);                                       \
+    CHECK_STR(pyper_strerror(PYPER_##name), text);                                                 \
+    CHECK_EQ(PYPER_##name, number);                                                                \
     CHECK(PYPER_##name < 0);
     PYPER_ERRORS(BOTH)
 #undef BOTH
@@ -115,7 +115,8 @@ TEST(absurd_numbers_of_workers_are_refused) {
 }
 
 TEST(a_negative_throttle_is_refused) {
-    is_refused(pyper_task(pass, .throttle = -1, .name = "parse"), PYPER_EINVAL, "parse", "throttle");
+    is_refused(pyper_task(pass, .throttle = -1, .name = "parse"), PYPER_EINVAL, "parse",
+               "throttle");
     is_refused(pyper_task(pass, .throttle = INT64_MIN, .name = "parse"), PYPER_EINVAL, "parse",
                "throttle");
 }
@@ -141,9 +142,9 @@ TEST(ordered_join_with_several_workers_is_refused) {
     is_refused(pyper_task(sum, .join = true, .ordered = true, .workers = 2, .name = "total"),
                PYPER_EINVAL, "total", "ordered");
     for (int64_t workers = 0; workers < 2; workers++) {
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(sum, .join = true, .ordered = true, .workers = workers));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(sum, .join = true, .ordered = true, .workers = workers));
         CHECK_EQ(pyper_pipeline_error(p), 0);
         pyper_run *run = START(p, PTR(10));
         NEXT_IS(run, 45);
@@ -191,16 +192,17 @@ TEST(a_pipe_of_nothing_is_refused) {
     is_refused(pyper_pipe_from(NULL, 0), PYPER_EINVAL, "pipe", "");
 }
 
-static void count_release(void *bind) { tally_add(bind, 1); }
+static void count_release(void *bind) {
+    tally_add(bind, 1);
+}
 
 TEST(a_pipe_with_a_missing_part_is_refused) {
     tally released = TALLY;
     for (int missing = 0; missing < 3; missing++) {
         pyper_pipeline *parts[3];
         for (int i = 0; i < 3; i++)
-            parts[i] = i == missing
-                           ? NULL
-                           : pyper_task(pass, .bind = &released, .release = count_release);
+            parts[i] =
+                i == missing ? NULL : pyper_task(pass, .bind = &released, .release = count_release);
         long before = tally_count(&released);
         pyper_pipeline *p = pyper_pipe(parts[0], parts[1], parts[2]);
         is_refused(p, PYPER_EINVAL, "NULL", "");
@@ -286,8 +288,8 @@ TEST(bind_is_released_also_when_the_task_has_failed) {
     pyper_unref(p);
     CHECK_EQ(tally_count(&released), 1);
     p = pyper_task(pass, .workers = -1, .bind = &released, .release = count_release);
-    pyper_pipeline *pipe = pyper_pipe(
-        p, NULL, pyper_task(pass, .bind = &released, .release = count_release));
+    pyper_pipeline *pipe =
+        pyper_pipe(p, NULL, pyper_task(pass, .bind = &released, .release = count_release));
     pyper_unref(pipe);
     CHECK_EQ(tally_count(&released), 3);
 }
@@ -383,8 +385,8 @@ static void refer(void *pipeline) {
 
 TEST(references_are_counted_from_several_threads) {
     tally released = TALLY;
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(pass), pyper_task(pass, .bind = &released, .release = count_release));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(pass), pyper_task(pass, .bind = &released, .release = count_release));
     thread threads[4];
     for (int i = 0; i < 4; i++) thread_start(&threads[i], refer, p);
     for (int i = 0; i < 4; i++) thread_join(&threads[i]);

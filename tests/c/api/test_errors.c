@@ -19,12 +19,12 @@ static int answer_bind(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(a_code_of_its_own_fails_the_run) {
-    static const int codes[] = {-77, -1000, INT32_MIN, PYPER_ENOMEM, PYPER_EINVAL, PYPER_EFAILED,
-                                PYPER_ETIMEDOUT};
+    static const int codes[] = {-77,          -1000,         INT32_MIN,      PYPER_ENOMEM,
+                                PYPER_EINVAL, PYPER_EFAILED, PYPER_ETIMEDOUT};
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
-        pyper_pipeline *p =
-            pyper_pipe(pyper_task(pass), pyper_task(answer_bind, .bind = PTR(codes[i]), .name = "boom"),
-                       pyper_task(pass));
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(pass), pyper_task(answer_bind, .bind = PTR(codes[i]), .name = "boom"),
+            pyper_task(pass));
         pyper_run *run = START(p, PTR(1));
         ENDS_WITH(run, PYPER_EFAILED);
         has_failed(run, codes[i], 1, "boom");
@@ -197,18 +197,20 @@ static int emit_times(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     for (long i = 0; i < INT(bind); i++) {
         int rc = pyper_emit(w, item_new(i));
-        if (i > 0) CHECK_EQ(rc, PYPER_EINVAL);
-        else if (rc < 0) return rc;
+        if (i > 0)
+            CHECK_EQ(rc, PYPER_EINVAL);
+        else if (rc < 0)
+            return rc;
     }
     return 0;
 }
 
 EACH_HOST(a_call_that_emits_nothing_fails_the_run) {
     for (int ordered = 0; ordered < 2; ordered++) {
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(emit_times, .bind = PTR(0), .type = &item_type, .name = "silent",
-                       .workers = 1 + ordered, .ordered = ordered));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(emit_times, .bind = PTR(0), .type = &item_type, .name = "silent",
+                                  .workers = 1 + ordered, .ordered = ordered));
         pyper_run *run = START(p, PTR(3));
         ENDS_WITH(run, PYPER_EFAILED);
         CHECK_EQ(pyper_failed(run), PYPER_EFAILED);

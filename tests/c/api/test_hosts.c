@@ -15,10 +15,10 @@ static const pyper_host *this_host(void) {
 }
 
 /* Twice instead of three times: without the plain variant. */
-#define BOTH_HOSTS(test)                                                                          \
-    static void test_##test(void);                                                                \
-    CHECK_REGISTER(test, 1)                                                                       \
-    CHECK_REGISTER(test, 2)                                                                       \
+#define BOTH_HOSTS(test)                                                                           \
+    static void test_##test(void);                                                                 \
+    CHECK_REGISTER(test, 1)                                                                        \
+    CHECK_REGISTER(test, 2)                                                                        \
     static void test_##test(void)
 
 BOTH_HOSTS(each_worker_has_a_thread_of_the_host) {
@@ -100,10 +100,10 @@ BOTH_HOSTS(a_thread_that_does_not_start_fails_the_run) {
     for (long k = 1; k <= 8; k++) {
         kit_host *record = kit_host_new();
         record->fail_at = k;
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(make_items, .branch = true, .throttle = 2, .type = &item_type),
-            pyper_task(pass, .workers = 3, .type = &item_type, .ordered = k % 2),
-            pyper_task(pass, .workers = 3, .type = &item_type));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .throttle = 2, .type = &item_type),
+                       pyper_task(pass, .workers = 3, .type = &item_type, .ordered = k % 2),
+                       pyper_task(pass, .workers = 3, .type = &item_type));
         pyper_run *run = start_with(record, this_host(), p, PTR(20), NULL);
         int rc, count = 0;
         for (void *out; (rc = pyper_next(run, &out)) > 0; count++) item_deliver(out);
@@ -197,8 +197,9 @@ static int fill(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(busy_workers_in_a_row_let_the_caller_get_on) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(fill, .branch = true), pyper_task(pass, .workers = 3),
-                                   pyper_task(pass, .workers = 2, .ordered = true), pyper_task(pass));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(fill, .branch = true), pyper_task(pass, .workers = 3),
+                   pyper_task(pass, .workers = 2, .ordered = true), pyper_task(pass));
     pyper_run *run = START(p, NULL);
     void *out;
     for (int i = 0; i < 500; i++) CHECK_EQ(pyper_next(run, &out), 1);
@@ -355,7 +356,9 @@ static void is_interrupted(void) {
     close_both(run, p);
 }
 
-BOTH_HOSTS(a_signal_interrupts_the_waits_of_an_interruptible_host) { is_interrupted(); }
+BOTH_HOSTS(a_signal_interrupts_the_waits_of_an_interruptible_host) {
+    is_interrupted();
+}
 
 BOTH_HOSTS(a_signal_interrupts_also_if_its_handler_restarts_system_calls) {
     signal_flags = SA_RESTART;
@@ -418,12 +421,14 @@ BOTH_HOSTS(joining_can_be_interrupted) {
     pyper_host host = interruptible();
     host.join_thread = refuse_once_to_join;
     kit_host *record = kit_host_new();
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass, .workers = 3));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass, .workers = 3));
     pyper_run *run = start_with(record, &host, p, PTR(10), NULL);
     void *out;
     int rc, interruptions = 0, count = 0;
     while ((rc = pyper_next(run, &out)) != 0) {
-        if (rc > 0) count++;
+        if (rc > 0)
+            count++;
         else {
             CHECK_EQ(rc, PYPER_EINTR);
             interruptions++;
@@ -441,8 +446,8 @@ BOTH_HOSTS(joining_can_be_interrupted) {
 TEST(a_host_without_threads_of_its_own) {
     kit_host *record = kit_host_new();
     const pyper_host host = {.size = sizeof host, .release = kit_release};
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2), pyper_task(pass, .workers = 3));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2),
+                                   pyper_task(pass, .workers = 3));
     /* Without the fake host the functions do not look at the token. */
     pyper_run *run = start_with(record, &host, p, PTR(100), NULL);
     long count;
@@ -466,11 +471,13 @@ TEST(a_host_with_nothing_at_all) {
 /* Threads of the host's, but no token. */
 TEST(a_host_with_threads_but_no_token) {
     kit_host *record = kit_host_new();
-    const pyper_host host = {.size = sizeof host, .start_thread = kit_start_thread,
-                             .join_thread = kit_join_thread, .drop_thread = kit_drop_thread,
+    const pyper_host host = {.size = sizeof host,
+                             .start_thread = kit_start_thread,
+                             .join_thread = kit_join_thread,
+                             .drop_thread = kit_drop_thread,
                              .release = kit_release};
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2), pyper_task(pass, .workers = 3));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2),
+                                   pyper_task(pass, .workers = 3));
     pyper_run *run = start_with(record, &host, p, PTR(100), NULL);
     long count;
     CHECK_EQ(drain(run, &count, NULL), 0);
@@ -527,8 +534,9 @@ TEST(plain_threads_are_called_after_their_task) {
 /* Runs of both kinds of host side by side. */
 TEST(runs_of_different_hosts_side_by_side) {
     const pyper_host host = {.size = sizeof host, .release = kit_release};
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 1),
-                                   pyper_task(add_one, .workers = 2, .throttle = 1, .ordered = true));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 1),
+                   pyper_task(add_one, .workers = 2, .throttle = 1, .ordered = true));
     pyper_run *plain = pyper_start(p, PTR(50));
     pyper_run *hosted = start_with(kit_host_new(), &host, p, PTR(50), NULL);
     for (long i = 0; i < 50; i++) {

@@ -4,10 +4,10 @@
 #include "../kit.h"
 
 EACH_HOST(all_delivered_when_all_goes_well) {
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(make_items, .branch = true, .throttle = 5, .type = &item_type),
-        pyper_task(pass, .workers = 3, .type = &item_type, .ordered = true),
-        pyper_task(pass, .workers = 3, .throttle = 2, .type = &item_type));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .throttle = 5, .type = &item_type),
+                   pyper_task(pass, .workers = 3, .type = &item_type, .ordered = true),
+                   pyper_task(pass, .workers = 3, .throttle = 2, .type = &item_type));
     pyper_run *run = START(p, PTR(1000));
     long count = 0, total = 0;
     int rc;
@@ -21,8 +21,8 @@ EACH_HOST(all_delivered_when_all_goes_well) {
 
 EACH_HOST(the_argument_is_delivered_or_destroyed) {
     for (int i = 0; i < 30; i++) {
-        pyper_pipeline *p = pyper_pipe(pyper_task(pass, .type = &item_type),
-                                       pyper_task(pass, .type = &item_type));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(pass, .type = &item_type), pyper_task(pass, .type = &item_type));
         pyper_run *run = START(p, item_new(i), .type = &item_type);
         for (int k = 0; k < i % 4; k++) others();
         if (i % 2) {
@@ -35,8 +35,9 @@ EACH_HOST(the_argument_is_delivered_or_destroyed) {
 }
 
 EACH_HOST(without_a_type_nothing_is_destroyed) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(make_items, .branch = true, .type = NULL),
-                                   pyper_task(pass, .type = &(pyper_item_type){sizeof item_type, NULL}));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .type = NULL),
+                   pyper_task(pass, .type = &(pyper_item_type){sizeof item_type, NULL}));
     pyper_run *run = START(p, PTR(50));
     CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
     void *out;
@@ -63,12 +64,17 @@ static void destroy_typed(void *memory, int owner) {
     free(t);
     atomic_fetch_add(&destroyed_by[owner], 1);
 }
-static void destroy_0(void *item) { destroy_typed(item, 0); }
-static void destroy_1(void *item) { destroy_typed(item, 1); }
-static void destroy_2(void *item) { destroy_typed(item, 2); }
-static const pyper_item_type types[3] = {{sizeof *types, destroy_0},
-                                         {sizeof *types, destroy_1},
-                                         {sizeof *types, destroy_2}};
+static void destroy_0(void *item) {
+    destroy_typed(item, 0);
+}
+static void destroy_1(void *item) {
+    destroy_typed(item, 1);
+}
+static void destroy_2(void *item) {
+    destroy_typed(item, 2);
+}
+static const pyper_item_type types[3] = {
+    {sizeof *types, destroy_0}, {sizeof *types, destroy_1}, {sizeof *types, destroy_2}};
 
 static typed *typed_new(int owner) {
     typed *t = malloc(sizeof *t);
@@ -117,18 +123,25 @@ static int until_the_moment(pyper_worker *w, void *item, void *bind) {
     moment *m = bind;
     if (atomic_fetch_sub(&m->left, 1) != 0) return pyper_emit(w, item);
     switch (m->what) {
-    case FAIL: item_deliver(item); return pyper_fail(w, -1, "the moment has come");
+    case FAIL:
+        item_deliver(item);
+        return pyper_fail(w, -1, "the moment has come");
     case FAIL_WITH:
         if (pyper_fail_with(w, -1, "the moment has come", item, item_destroy) == PYPER_ECANCELED)
             item_deliver(item);
         return PYPER_EFAILED;
-    case CANCEL: pyper_cancel(pyper_worker_run(w)); return pyper_emit(w, item);
-    case KEEP_SILENT: item_deliver(item); return 0;
+    case CANCEL:
+        pyper_cancel(pyper_worker_run(w));
+        return pyper_emit(w, item);
+    case KEEP_SILENT:
+        item_deliver(item);
+        return 0;
     case EMIT_TWICE:
         if (pyper_emit(w, item) < 0) return PYPER_ECANCELED;
         CHECK(pyper_emit(w, item_new(-1)) < 0);
         return 0;
-    default: return pyper_emit(w, item);
+    default:
+        return pyper_emit(w, item);
     }
 }
 
@@ -147,15 +160,15 @@ static void once(uint64_t seed) {
     atomic_init(&m.left, random_below(&state, 300));
     int64_t throttle = random_below(&state, 6), workers = 1 + random_below(&state, 4);
     bool ordered = random_below(&state, 2);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(make_items, .branch = true, .throttle = throttle, .type = &item_type),
-        pyper_task(until_the_moment, .workers = workers, .ordered = ordered, .bind = &m,
-                   .throttle = random_below(&state, 4), .type = &item_type),
-        random_below(&state, 2)
-            ? pyper_task(pass, .workers = workers, .ordered = !ordered, .type = &item_type,
-                         .throttle = random_below(&state, 4))
-            : pyper_task(pass_pulled, .join = true, .branch = true, .workers = workers,
-                         .type = &item_type, .throttle = random_below(&state, 4)));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .throttle = throttle, .type = &item_type),
+                   pyper_task(until_the_moment, .workers = workers, .ordered = ordered, .bind = &m,
+                              .throttle = random_below(&state, 4), .type = &item_type),
+                   random_below(&state, 2)
+                       ? pyper_task(pass, .workers = workers, .ordered = !ordered,
+                                    .type = &item_type, .throttle = random_below(&state, 4))
+                       : pyper_task(pass_pulled, .join = true, .branch = true, .workers = workers,
+                                    .type = &item_type, .throttle = random_below(&state, 4)));
     pyper_run *run = START(p, PTR(n));
     long take = random_below(&state, 2) ? INT32_MAX : random_below(&state, 300);
     int rc = 1;

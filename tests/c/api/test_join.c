@@ -2,8 +2,9 @@
 #include "../kit.h"
 
 EACH_HOST(a_join_reads_everything) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                   pyper_task(add_one, .workers = 3), pyper_task(sum, .join = true));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(add_one, .workers = 3),
+                   pyper_task(sum, .join = true));
     pyper_run *run = START(p, PTR(1000));
     NEXT_IS(run, 1000 * 999 / 2 + 1000);
     ENDS_WITH(run, 0);
@@ -34,9 +35,9 @@ static int running_total(pyper_worker *w, void *item, void *bind) {
 
 EACH_HOST(a_join_may_branch) {
     for (int ordered = 0; ordered < 2; ordered++) {
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true, .throttle = 3),
-            pyper_task(running_total, .join = true, .branch = true, .ordered = ordered, .throttle = 2));
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 3),
+                                       pyper_task(running_total, .join = true, .branch = true,
+                                                  .ordered = ordered, .throttle = 2));
         pyper_run *run = START(p, PTR(300));
         for (long i = 0, total = 0; i < 300; i++) NEXT_IS(run, total += i);
         ENDS_WITH(run, 0);
@@ -73,8 +74,8 @@ static int pull_after_end(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(the_inputs_stay_at_their_end) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                   pyper_task(pull_after_end, .join = true));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pull_after_end, .join = true));
     pyper_run *run = START(p, PTR(10));
     NEXT_IS(run, 10);
     ENDS_WITH(run, 0);
@@ -82,10 +83,10 @@ EACH_HOST(the_inputs_stay_at_their_end) {
 }
 
 EACH_HOST(joins_in_a_row) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                   pyper_task(running_total, .join = true, .branch = true),
-                                   pyper_task(sum, .join = true, .workers = 3),
-                                   pyper_task(sum, .join = true));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(running_total, .join = true, .branch = true),
+                   pyper_task(sum, .join = true, .workers = 3), pyper_task(sum, .join = true));
     pyper_run *run = START(p, PTR(100));
     long expected = 0;
     for (long i = 0, total = 0; i < 100; i++) expected += total += i;

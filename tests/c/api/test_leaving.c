@@ -85,7 +85,9 @@ EACH_HOST(a_run_can_be_closed_through_two_references) {
     pyper_unref(p);
 }
 
-static void close_run(void *run) { CHECK_EQ(pyper_close(run), 0); }
+static void close_run(void *run) {
+    CHECK_EQ(pyper_close(run), 0);
+}
 
 EACH_HOST(several_threads_may_close_at_once) {
     for (int i = 0; i < 20; i++) {
@@ -181,9 +183,8 @@ static int count_calls(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(no_new_call_starts_after_a_cancel) {
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
-                   pyper_task(count_calls, .type = &item_type));
+    pyper_pipeline *p = pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                                   pyper_task(count_calls, .type = &item_type));
     pyper_run *run = START(p, PTR(100));
     gate_wait(&inside);
     close_both(run, p);
@@ -314,10 +315,10 @@ static int read_inner_for_ever(pyper_worker *w, void *item, void *bind) {
 
 EACH_HOST(closing_a_run_that_reads_another) {
     pyper_pipeline *inner = endless(2, 2, true);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(read_inner_for_ever, .branch = true, .throttle = 2, .bind = inner,
-                   .type = &item_type),
-        pyper_task(pass, .workers = 2, .throttle = 2, .type = &item_type));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(read_inner_for_ever, .branch = true, .throttle = 2, .bind = inner,
+                              .type = &item_type),
+                   pyper_task(pass, .workers = 2, .throttle = 2, .type = &item_type));
     pyper_run *run = START(p, NULL);
     for (int i = 0; i < 20; i++) {
         void *out;
@@ -330,7 +331,9 @@ EACH_HOST(closing_a_run_that_reads_another) {
 
 /* --------------------------------------------------------------------------- Without waiting */
 
-static void count_release(void *bind) { tally_add(bind, 1); }
+static void count_release(void *bind) {
+    tally_add(bind, 1);
+}
 
 EACH_HOST(a_run_given_up_ends_by_itself) {
     for (int i = 0; i < 20; i++) {
@@ -363,9 +366,8 @@ EACH_HOST(a_run_given_up_at_its_end_is_freed) {
 
 EACH_HOST(a_run_given_up_waits_for_nobody) {
     tally gate = TALLY, released = TALLY;
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(wait_for_gate, .bind = &gate, .type = &item_type),
-                   pyper_task(pass, .bind = &released, .release = count_release));
+    pyper_pipeline *p = pyper_pipe(pyper_task(wait_for_gate, .bind = &gate, .type = &item_type),
+                                   pyper_task(pass, .bind = &released, .release = count_release));
     pyper_run *run = START(p, item_new(1), .type = &item_type);
     pyper_unref(p);
     pyper_run_unref(run); /* returns though the function is at its gate */
@@ -403,7 +405,9 @@ EACH_HOST(a_function_may_give_up_the_last_reference) {
     tally_wait(&released, 1);
 }
 
-static void cancel_run(void *arg) { pyper_cancel(arg); }
+static void cancel_run(void *arg) {
+    pyper_cancel(arg);
+}
 
 EACH_HOST(cancelling_from_another_thread) {
     for (int i = 0; i < 30; i++) {
@@ -415,6 +419,56 @@ EACH_HOST(cancelling_from_another_thread) {
         for (void *out; (rc = pyper_next(run, &out)) > 0;) item_deliver(out);
         CHECK_EQ(rc, PYPER_ECANCELED);
         thread_join(&canceller);
+        close_both(run, p);
+    }
+}
+
+/* What was cut off never looks like the whole: neither to the caller nor to a join. */
+static int count_pulled(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long count = 0;
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0; count++) continue;
+    if (rc == 0)
+        CHECK_EQ(count, INT(bind));
+    else
+        CHECK_EQ(rc, PYPER_ECANCELED);
+    return rc < 0 ? rc : pyper_emit(w, PTR(count));
+}
+
+/* Looks whether it has been told to stop, so that it leaves before the queues tell. */
+static int pass_while_wanted(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (pyper_cancelled(w)) return PYPER_ECANCELED;
+    return pyper_emit(w, item);
+}
+
+static int pass_or_fail(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return item == bind ? -1 : pyper_emit(w, item);
+}
+
+EACH_HOST(half_of_a_stream_never_looks_whole) {
+    for (long i = 0; i < check_times(400); i++) {
+        enum { N = 200 };
+        bool joined = i % 4 < 2, fails = i % 2;
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, .throttle = i % 3),
+            pyper_task(pass_or_fail, .bind = PTR(fails ? i % N : -1), .throttle = i % 5),
+            pyper_task(pass_while_wanted, .workers = 1 + i % 2, .throttle = i % 2),
+            joined ? pyper_task(count_pulled, .join = true, .bind = PTR(N)) : pyper_task(pass));
+        pyper_run *run = START(p, PTR(N));
+        thread canceller;
+        if (!fails) thread_start(&canceller, cancel_run, run);
+        long count;
+        int rc = drain(run, &count, NULL);
+        if (fails)
+            CHECK_EQ(rc, PYPER_EFAILED);
+        else if (rc != PYPER_ECANCELED)
+            CHECK_EQ(rc, 0);
+        if (joined) CHECK_LE(count, fails ? 0 : 1);
+        if (rc == 0) CHECK_EQ(count, joined ? 1 : N);
+        if (!fails) thread_join(&canceller);
         close_both(run, p);
     }
 }
@@ -448,7 +502,9 @@ static void use_inherited(pyper_run *run) {
     CHECK_EQ(pyper_close(run), PYPER_EFORKED);
 }
 
-static void give_up_inherited(pyper_run *run) { pyper_run_unref(run); }
+static void give_up_inherited(pyper_run *run) {
+    pyper_run_unref(run);
+}
 
 EACH_HOST(in_a_forked_child_a_run_is_dead) {
     pyper_pipeline *p = endless(3, 2, true);

@@ -18,12 +18,12 @@ EACH_HOST(outputs_leave_in_the_order_of_the_inputs) {
         for (int t = 0; t < 5; t++) {
             for (int64_t workers = 1; workers <= 8; workers += workers == 1 ? 2 : 5) {
                 long n = check_times(throttles[t] == 1 ? 300 : 2000);
-                pyper_pipeline *p = pyper_pipe(
-                    pyper_task(count_up, .branch = true, .throttle = throttles[t]),
-                    pyper_task(some_work, .workers = workers, .ordered = true,
-                               .throttle = throttles[t], .bind = PTR(1000 * seed)),
-                    pyper_task(some_work, .workers = workers, .ordered = true,
-                               .throttle = throttles[4 - t], .bind = PTR(2000 * seed)));
+                pyper_pipeline *p =
+                    pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttles[t]),
+                               pyper_task(some_work, .workers = workers, .ordered = true,
+                                          .throttle = throttles[t], .bind = PTR(1000 * seed)),
+                               pyper_task(some_work, .workers = workers, .ordered = true,
+                                          .throttle = throttles[4 - t], .bind = PTR(2000 * seed)));
                 pyper_run *run = START(p, PTR(n));
                 for (long i = 0; i < n; i++) NEXT_IS(run, i);
                 ENDS_WITH(run, 0);
@@ -66,7 +66,7 @@ EACH_HOST(branching_outputs_leave_in_the_order_of_the_inputs) {
 /* ------------------------------------------------------------------------------- Streaming */
 
 typedef struct held {
-    long which;   /* this call waits for the gate ... */
+    long which; /* this call waits for the gate ... */
     tally gate;
     tally entered; /* calls begun */
     tally emitted; /* calls that have emitted */
@@ -174,10 +174,9 @@ static void fills_the_window(long throttle, long workers) {
     long window = throttle ? throttle : 1024;
     held h = {0, TALLY, TALLY, TALLY};
     long n = window + workers + 50;
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true),
-                   pyper_task(hold_one, .workers = workers, .ordered = true, .bind = &h,
-                              .throttle = throttle));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(hold_one, .workers = workers, .ordered = true,
+                                              .bind = &h, .throttle = throttle));
     pyper_run *run = START(p, PTR(n));
     all_asleep();
     CHECK_EQ(tally_count(&h.emitted), window - 1);
@@ -227,6 +226,41 @@ EACH_HOST(a_branching_call_out_of_turn_pauses) {
     }
 }
 
+/* Calls out of turn that were paused because the queue was full go on when there is room again, though
+ * the call whose turn it is takes its time. */
+static int linger_after_emit(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    held *h = bind;
+    tally_add(&h->entered, 1);
+    int rc = pyper_emit(w, item);
+    if (rc < 0) return rc;
+    tally_add(&h->emitted, 1);
+    if (INT(item) == h->which) gate_wait(&h->gate);
+    return 0;
+}
+
+EACH_HOST(room_is_for_everybody_in_the_window) {
+    enum { THROTTLE = 8, WORKERS = 3, N = 100 };
+    held h = {THROTTLE, TALLY, TALLY, TALLY};
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(linger_after_emit, .workers = WORKERS,
+                                              .ordered = true, .bind = &h, .throttle = THROTTLE));
+    pyper_run *run = START(p, PTR(N));
+    all_asleep();
+    /* The queue is full; the next three calls wait, the first of them for room, the others also
+     * because they are not the first. */
+    CHECK_EQ(tally_count(&h.emitted), THROTTLE);
+    CHECK_EQ(tally_count(&h.entered), THROTTLE + WORKERS);
+    for (long i = 0; i < THROTTLE; i++) NEXT_IS(run, i);
+    /* The first one emits and lingers.  The others have the window to themselves. */
+    tally_wait(&h.emitted, THROTTLE + WORKERS);
+    NEXT_IS(run, THROTTLE);
+    gate_open(&h.gate);
+    for (long i = THROTTLE + 1; i < N; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}
+
 /* --------------------------------------------------------------------- Failing and leaving */
 
 /* Outputs kept out of turn, in full windows, are all accounted for when the run is given up. */
@@ -247,10 +281,10 @@ EACH_HOST(what_was_kept_is_destroyed_by_a_close) {
     static const int64_t throttles[] = {1, 2, 5, 0};
     for (int t = 0; t < 4; t++) {
         held h = {0, TALLY, TALLY, TALLY};
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(make_items, .branch = true, .type = &item_type, .throttle = 7),
-            pyper_task(hold_items, .workers = 4, .ordered = true, .bind = &h, .type = &item_type,
-                       .throttle = throttles[t]));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type, .throttle = 7),
+                       pyper_task(hold_items, .workers = 4, .ordered = true, .bind = &h,
+                                  .type = &item_type, .throttle = throttles[t]));
         pyper_run *run = START(p, PTR(3000));
         all_asleep();
         pyper_cancel(run);
@@ -296,10 +330,9 @@ static int every_thousandth(pyper_worker *w, void *item, void *bind) {
 
 EACH_HOST(an_ordered_filter_lets_little_through) {
     for (long throttle = 0; throttle < 3; throttle++) {
-        pyper_pipeline *p =
-            pyper_pipe(pyper_task(count_up, .branch = true),
-                       pyper_task(every_thousandth, .branch = true, .workers = 4, .ordered = true,
-                                  .throttle = throttle));
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(every_thousandth, .branch = true, .workers = 4,
+                                                  .ordered = true, .throttle = throttle));
         pyper_run *run = START(p, PTR(10000));
         for (long i = 999; i < 10000; i += 1000) NEXT_IS(run, i);
         ENDS_WITH(run, 0);

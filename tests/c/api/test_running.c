@@ -52,8 +52,7 @@ EACH_HOST(one_worker_per_task_keeps_the_order) {
     static const int64_t throttles[] = {0, 1, 2, 7, 1000};
     for (size_t t = 0; t < sizeof throttles / sizeof *throttles; t++) {
         long n = check_times(throttles[t] == 1 ? 1000 : 5000);
-        pyper_pipeline *parts[5] = {
-            pyper_task(count_up, .branch = true, .throttle = throttles[t])};
+        pyper_pipeline *parts[5] = {pyper_task(count_up, .branch = true, .throttle = throttles[t])};
         for (int i = 1; i < 5; i++) parts[i] = pyper_task(add_one, .throttle = throttles[t]);
         pyper_pipeline *p = pyper_pipe_from(parts, 5);
         pyper_run *run = START(p, PTR(n));
@@ -100,8 +99,8 @@ static int meet_64(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(sixty_four_workers_are_all_inside_at_once) {
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                   pyper_task(meet_64, .workers = width_all));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(meet_64, .workers = width_all));
     pyper_run *run = START(p, PTR(2 * width_all));
     long count;
     CHECK_EQ(drain(run, &count, NULL), 0);
@@ -210,9 +209,9 @@ EACH_HOST(a_slow_call_after_fast_ones_holds_nobody_up) {
     enum { N = 4000 };
     for (int workers = 2; workers <= 4; workers++) {
         emitted = (tally)TALLY;
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(late_one_waits_for_rest, .workers = workers, .bind = PTR(N)));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(late_one_waits_for_rest, .workers = workers, .bind = PTR(N)));
         pyper_run *run = START(p, PTR(N));
         long count;
         CHECK_EQ(drain(run, &count, NULL), 0);
@@ -412,9 +411,9 @@ EACH_HOST(several_readers_get_each_output_once) {
     for (int shape = 0; shape < 4; shape++) {
         long n = check_times(shape % 2 ? 2000 : 10000);
         readers *r = calloc(1, sizeof *r);
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true),
-            pyper_task(pass, .workers = 3, .throttle = shape % 2, .ordered = shape / 2));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(pass, .workers = 3, .throttle = shape % 2, .ordered = shape / 2));
         r->run = START(p, PTR(n));
         thread threads[4];
         for (int i = 0; i < 4; i++) thread_start(&threads[i], read_some, r);
@@ -488,7 +487,9 @@ EACH_HOST(waiting_does_not_stop_the_run) {
     close_both(run, p);
 }
 
-static void wait_for_run(void *run) { CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0); }
+static void wait_for_run(void *run) {
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+}
 
 EACH_HOST(several_threads_may_wait_for_the_run) {
     tally gate = TALLY;

@@ -94,9 +94,10 @@ static int gated(pyper_worker *w, void *item, void *bind) {
 /* Everything stands still: the numbers must be exact. */
 EACH_HOST(the_counters_of_a_run_that_stands_still) {
     tally gate = TALLY;
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true, .throttle = 7), pyper_task(pass, .workers = 2, .throttle = 4),
-        pyper_task(gated, .workers = 3, .bind = &gate), pyper_task(pass));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 7),
+                   pyper_task(pass, .workers = 2, .throttle = 4),
+                   pyper_task(gated, .workers = 3, .bind = &gate), pyper_task(pass));
     pyper_run *run = START(p, PTR(1000));
     all_asleep();
     pyper_task_stats s[4];
@@ -212,9 +213,9 @@ EACH_HOST(the_counters_only_grow) {
 EACH_HOST(the_clocks_add_up) {
     int64_t before = pyper_now();
     tally gate = TALLY;
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true, .throttle = 3), pyper_task(pass, .workers = 3, .throttle = 3),
-        pyper_task(gated, .bind = &gate), pyper_task(pass));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 3),
+                                   pyper_task(pass, .workers = 3, .throttle = 3),
+                                   pyper_task(gated, .bind = &gate), pyper_task(pass));
     pyper_run *run = START(p, PTR(500));
     all_asleep();
     int64_t still = pyper_now();
@@ -266,6 +267,7 @@ EACH_HOST(the_counters_of_runs_that_ended_badly) {
     run = START(p, NULL);
     pyper_cancel(run);
     ENDS_WITH(run, PYPER_ECANCELED);
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0); /* a cancel is reported at once */
     CHECK_EQ(pyper_stats(run, s, 1), 1);
     are_plausible(s, 1);
     CHECK_EQ(s[0].alive, 0);

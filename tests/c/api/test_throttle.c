@@ -22,7 +22,9 @@ typedef struct flow {
 } flow;
 
 /* At most this many items have been started. */
-static long most_started(flow *f) { return f->consumers + atomic_load(&f->permits); }
+static long most_started(flow *f) {
+    return f->consumers + atomic_load(&f->permits);
+}
 
 static void count_generated(flow *f) {
     long generated = atomic_fetch_add(&f->generated, 1) + 1;
@@ -81,11 +83,10 @@ static void is_filled(flow *f) {
 }
 
 static void stepped(long throttle, long producers, long consumers, bool ordered) {
-    flow f = {.throttle = throttle, .producers = producers, .consumers = consumers,
-              .permitted = TALLY};
+    flow f = {
+        .throttle = throttle, .producers = producers, .consumers = consumers, .permitted = TALLY};
     long n = consumers + 6 * (throttle + 1) + producers;
-    pyper_pipeline *consumer =
-        pyper_task(consume_with_permit, .workers = consumers, .bind = &f);
+    pyper_pipeline *consumer = pyper_task(consume_with_permit, .workers = consumers, .bind = &f);
     pyper_pipeline *p =
         producers == 1
             ? pyper_pipe(pyper_task(produce, .branch = true, .throttle = throttle, .bind = &f,
@@ -128,7 +129,8 @@ EACH_HOST(exact_with_several_producers) {
 
 EACH_HOST(exact_with_an_ordered_producer) {
     for (int i = 0; i < 4; i++)
-        for (long consumers = 1; consumers <= 8; consumers += 7) stepped(throttles[i], 1, consumers, true);
+        for (long consumers = 1; consumers <= 8; consumers += 7)
+            stepped(throttles[i], 1, consumers, true);
 }
 
 /* Between tasks with the caller as the consumer: what is started is what was asked for. */
@@ -168,8 +170,8 @@ static int pull_with_permit(pyper_worker *w, void *item, void *bind) {
 EACH_HOST(exact_towards_a_join) {
     for (int i = 0; i < 4; i++) {
         for (long readers = 1; readers <= 4; readers += 3) {
-            flow f = {.throttle = throttles[i], .producers = 1, .consumers = readers,
-                      .permitted = TALLY};
+            flow f = {
+                .throttle = throttles[i], .producers = 1, .consumers = readers, .permitted = TALLY};
             long n = readers + 3 * (throttles[i] + 1);
             pyper_pipeline *p = pyper_pipe(
                 pyper_task(produce, .branch = true, .throttle = throttles[i], .bind = &f),
@@ -202,8 +204,7 @@ static int reproduce_freely(pyper_worker *w, void *item, void *bind) {
     flow *f = bind;
     /* Each count is read before the one that it may not exceed. */
     long generated = atomic_fetch_add(&f->generated, 1) + 1;
-    CHECK_LE(generated,
-             atomic_load(&f->started) + f->consumers + f->throttle + f->producers);
+    CHECK_LE(generated, atomic_load(&f->started) + f->consumers + f->throttle + f->producers);
     if (pyper_emit(w, item) < 0) return PYPER_ECANCELED;
     long emitted = atomic_fetch_add(&f->emitted, 1) + 1;
     CHECK_LE(emitted, atomic_load(&f->started) + f->consumers + f->throttle);
@@ -214,14 +215,16 @@ EACH_HOST(never_exceeded_when_running_freely) {
     for (int i = 0; i < 4; i++) {
         for (long width = 1; width <= 8; width += width + 1) {
             for (int ordered = 0; ordered < 2; ordered++) {
-                flow f = {.throttle = throttles[i], .producers = width, .consumers = 9 - width,
+                flow f = {.throttle = throttles[i],
+                          .producers = width,
+                          .consumers = 9 - width,
                           .permitted = TALLY};
                 long n = check_times(throttles[i] == 1 ? 1000 : 4000);
-                pyper_pipeline *p = pyper_pipe(
-                    pyper_task(count_up, .branch = true, .throttle = throttles[i]),
-                    pyper_task(reproduce_freely, .workers = width, .throttle = throttles[i],
-                               .bind = &f, .ordered = ordered),
-                    pyper_task(consume_freely, .workers = 9 - width, .bind = &f));
+                pyper_pipeline *p =
+                    pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttles[i]),
+                               pyper_task(reproduce_freely, .workers = width,
+                                          .throttle = throttles[i], .bind = &f, .ordered = ordered),
+                               pyper_task(consume_freely, .workers = 9 - width, .bind = &f));
                 pyper_run *run = START(p, PTR(n));
                 long count;
                 CHECK_EQ(drain(run, &count, NULL), 0);
@@ -249,9 +252,9 @@ EACH_HOST(no_throttle_is_no_bound) {
 /* A consumer that is about to wait gets the producer going, whatever the throttle. */
 EACH_HOST(a_throttle_never_stops_the_flow) {
     for (long throttle = 1; throttle <= 70; throttle += throttle < 10 ? 1 : 13) {
-        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
-                                       pyper_task(pass, .throttle = throttle),
-                                       pyper_task(pass, .throttle = 1));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                       pyper_task(pass, .throttle = throttle), pyper_task(pass, .throttle = 1));
         long n = check_times(500);
         pyper_run *run = START(p, PTR(n));
         for (long i = 0; i < n; i++) NEXT_IS(run, i);

@@ -1,0 +1,380 @@
+/* The room `queue`: order, bounds, both ends with one or several threads, the ends of a stream, and
+ * what becomes of the memory. */
+#include "../kit.h"
+
+#include "queue.h"
+
+static pyper__queue queue; /* aligned to its cache lines */
+
+static void open_queue(int64_t throttle, bool many_producers, bool many_consumers) {
+    memset(&queue, 0, sizeof queue);
+    CHECK_EQ(pyper__queue_init(&queue, throttle, many_producers, many_consumers, 0, &item_type), 0);
+}
+
+static void seat_init(pyper__seat *seat) {
+    memset(seat, 0, sizeof *seat);
+    pyper__seat_init(seat, NULL, NULL);
+}
+
+static void close_queue(void) {
+    pyper__seat seat;
+    seat_init(&seat);
+    pyper__queue_fini(&queue, &seat);
+}
+
+/* As workers do: the quick way where it is allowed, and the slow one. */
+static int push(pyper__seat *seat, void *item) {
+    if (!queue.many_producers && pyper__queue_push_at_once(&queue, item)) {
+        pyper__event_notify(&queue.items, 1);
+        return 0;
+    }
+    return pyper__queue_push(&queue, item, 0, seat, NULL);
+}
+
+static int pop(pyper__seat *seat, void **ret_item, int64_t *ret_ticket) {
+    if (!queue.many_consumers) {
+        int rc = pyper__queue_try_pop(&queue, ret_item, ret_ticket);
+        if (rc != PYPER__AGAIN) return rc;
+    }
+    return pyper__queue_pop(&queue, ret_item, ret_ticket, seat, PYPER_FOREVER, false);
+}
+
+static int pop_at_once(pyper__seat *seat, void **ret_item) {
+    int64_t ticket;
+    return pyper__queue_pop(&queue, ret_item, &ticket, seat, PYPER_NOWAIT, false);
+}
+
+/* ----------------------------------------------------------------------------- One thread */
+
+TEST(items_leave_in_their_order_across_chunks) {
+    pyper__seat seat;
+    seat_init(&seat);
+    open_queue(0, false, false);
+    long next = 0, pushed = 0;
+    uint64_t state = 1;
+    while (next < 20000) {
+        for (long n = random_below(&state, 1200); n > 0; n--)
+            CHECK_EQ(push(&seat, PTR(pushed++)), 0);
+        for (long n = random_below(&state, 1400); n > 0 && next < pushed; n--) {
+            void *item;
+            int64_t ticket;
+            CHECK_EQ(pop(&seat, &item, &ticket), 1);
+            CHECK_EQ(INT(item), next);
+            CHECK_EQ(ticket, next);
+            next++;
+        }
+        CHECK_EQ(pyper__queue_pushed(&queue), pushed);
+        CHECK_EQ(pyper__queue_popped(&queue), next);
+    }
+    queue.type = NULL; /* those that are left are no items */
+    close_queue();
+}
+
+TEST(exactly_as_many_as_there_are_places) {
+    static const int64_t limits[] = {1, 2, 3, 4, 5, 511, 512, 1000};
+    pyper__seat seat;
+    seat_init(&seat);
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        open_queue(limits[i], false, false);
+        for (int round = 0; round < 5; round++) {
+            /* The quick way may give up early (it does not look at the other end), never late. */
+            for (int64_t n = 0; n < limits[i]; n++) CHECK_EQ(push(&seat, item_new(n)), 0);
+            void *late = item_new(-1);
+            CHECK(!pyper__queue_push_at_once(&queue, late));
+            item_deliver(late);
+            CHECK_EQ(pyper__queue_pushed(&queue) - pyper__queue_popped(&queue), limits[i]);
+            for (int64_t n = 0; n < limits[i]; n++) {
+                void *item;
+                int64_t ticket;
+                CHECK_EQ(pop(&seat, &item, &ticket), 1);
+                CHECK_EQ(item_deliver(item), n);
+            }
+            void *none;
+            CHECK_EQ(pop_at_once(&seat, &none), PYPER_ETIMEDOUT); /* and gives all places back */
+        }
+        close_queue();
+    }
+}
+
+TEST(the_ends_of_a_stream) {
+    pyper__seat seat;
+    seat_init(&seat);
+    void *item;
+    int64_t ticket;
+    /* Ended: what is there can be popped, nothing more can be pushed. */
+    open_queue(0, false, false);
+    for (long i = 0; i < 3; i++) CHECK_EQ(push(&seat, item_new(i)), 0);
+    pyper__queue_set_state(&queue, PYPER__ENDED);
+    void *late = item_new(9);
+    CHECK_EQ(push(&seat, late), PYPER_ECANCELED);
+    item_deliver(late); /* it was not taken */
+    for (long i = 0; i < 3; i++) {
+        CHECK_EQ(pop(&seat, &item, &ticket), 1);
+        CHECK_EQ(item_deliver(item), i);
+    }
+    CHECK_EQ(pop(&seat, &item, &ticket), 0);
+    CHECK_EQ(pop(&seat, &item, &ticket), 0);
+    /* It cannot be opened again, but cancelled. */
+    pyper__queue_set_state(&queue, PYPER__OPEN);
+    CHECK_EQ(pyper__queue_state(&queue), PYPER__ENDED);
+    pyper__queue_set_state(&queue, PYPER__CANCELLED);
+    CHECK_EQ(pop(&seat, &item, &ticket), PYPER_ECANCELED);
+    pyper__queue_set_state(&queue, PYPER__ENDED);
+    CHECK_EQ(pyper__queue_state(&queue), PYPER__CANCELLED);
+    close_queue();
+    /* Cancelled: what is there is destroyed. */
+    open_queue(0, false, false);
+    for (long i = 0; i < 2000; i++) CHECK_EQ(push(&seat, item_new(i)), 0);
+    pyper__queue_set_state(&queue, PYPER__CANCELLED);
+    CHECK_EQ(pop(&seat, &item, &ticket), PYPER_ECANCELED);
+    pyper__queue_drain(&queue, &seat);
+    CHECK_EQ(atomic_load(&items_destroyed), 2000);
+    pyper__queue_drain(&queue, &seat);
+    close_queue();
+}
+
+/* The testing library counts allocations down. */
+static long allocations_since(long start) {
+    return start - atomic_load(&pyper__fail_alloc_at);
+}
+
+TEST(a_steady_flow_allocates_nothing) {
+    enum { MANY = 1 << 30 };
+    pyper__seat seat;
+    seat_init(&seat);
+    for (int64_t throttle = 0; throttle < 3000; throttle += 1000) {
+        open_queue(throttle, false, false);
+        for (long i = 0; i < 600; i++) CHECK_EQ(push(&seat, PTR(i)), 0);
+        atomic_store(&pyper__fail_alloc_at, MANY);
+        for (long i = 0; i < 100000; i++) {
+            void *item;
+            int64_t ticket;
+            CHECK_EQ(pop(&seat, &item, &ticket), 1);
+            CHECK_EQ(push(&seat, PTR(i)), 0);
+        }
+        CHECK_LE(allocations_since(MANY), 2);
+        atomic_store(&pyper__fail_alloc_at, -1);
+        queue.type = NULL;
+        close_queue();
+    }
+}
+
+TEST(a_push_without_memory_takes_nothing_and_can_be_repeated) {
+    pyper__seat seat;
+    seat_init(&seat);
+    open_queue(0, false, false);
+    long next = 0;
+    for (int chunks = 0; chunks < 3; chunks++) {
+        atomic_store(&pyper__fail_alloc_at, 1);
+        void *refused;
+        int rc;
+        while ((rc = push(&seat, refused = item_new(next))) == 0) next++;
+        CHECK_EQ(rc, PYPER_ENOMEM);
+        CHECK_EQ(pyper__queue_pushed(&queue), next);
+        atomic_store(&pyper__fail_alloc_at, -1);
+        CHECK_EQ(push(&seat, refused), 0);
+        next++;
+    }
+    for (long i = 0; i < next; i++) {
+        void *item;
+        int64_t ticket;
+        CHECK_EQ(pop(&seat, &item, &ticket), 1);
+        CHECK_EQ(item_deliver(item), i);
+    }
+    close_queue();
+}
+
+TEST(a_queue_without_memory_can_be_given_up) {
+    for (int at = 1; at < 3; at++) {
+        memset(&queue, 0, sizeof queue);
+        atomic_store(&pyper__fail_alloc_at, at);
+        int rc = pyper__queue_init(&queue, 5, true, true, 16, NULL);
+        atomic_store(&pyper__fail_alloc_at, -1);
+        CHECK_EQ(rc, PYPER_ENOMEM);
+        close_queue();
+    }
+}
+
+/* ------------------------------------------------------------------------- Several threads */
+
+enum { ITEMS_MAX = 200000 };
+static _Atomic unsigned char seen[ITEMS_MAX], seen_ticket[ITEMS_MAX];
+static _Atomic long next_item, taken, refused;
+static long wanted;
+
+/* Pushes the numbers that are left, together with the other producers. */
+static void produce(void *arg) {
+    (void)arg;
+    pyper__seat seat;
+    seat_init(&seat);
+    for (long i; (i = atomic_fetch_add(&next_item, 1)) < wanted;) {
+        int rc = push(&seat, PTR(i));
+        if (rc < 0) {
+            CHECK_EQ(rc, PYPER_ECANCELED);
+            atomic_fetch_add(&refused, 1);
+        }
+    }
+}
+
+static void consume(void *arg) {
+    bool in_order = arg != NULL;
+    pyper__seat seat;
+    seat_init(&seat);
+    void *item;
+    int64_t ticket;
+    int rc;
+    for (long last = -1; (rc = pop(&seat, &item, &ticket)) > 0;) {
+        CHECK(INT(item) >= 0 && INT(item) < wanted);
+        CHECK_EQ(atomic_fetch_add(&seen[INT(item)], 1), 0);
+        CHECK(ticket >= 0 && ticket < wanted);
+        CHECK_EQ(atomic_fetch_add(&seen_ticket[ticket], 1), 0);
+        if (in_order) CHECK(INT(item) > last);
+        last = INT(item);
+        atomic_fetch_add(&taken, 1);
+        /* The bound holds at every moment; popped is read last, so the difference is no larger than
+         * it was when pushed was read. */
+        if (queue.limit != INT64_MAX) {
+            int64_t pushed = pyper__queue_pushed(&queue);
+            CHECK_LE(pushed - pyper__queue_popped(&queue), queue.limit);
+        }
+    }
+    CHECK(rc == 0 || rc == PYPER_ECANCELED);
+}
+
+static void flow(int64_t throttle, int producers, int consumers, int end, long n) {
+    memset(seen, 0, sizeof seen);
+    memset(seen_ticket, 0, sizeof seen_ticket);
+    atomic_store(&next_item, 0);
+    atomic_store(&taken, 0);
+    atomic_store(&refused, 0);
+    wanted = n;
+    open_queue(throttle, producers > 1, consumers > 1);
+    queue.type = NULL;
+    thread threads[8];
+    for (int i = 0; i < producers; i++) thread_start(&threads[i], produce, NULL);
+    for (int i = 0; i < consumers; i++)
+        thread_start(&threads[producers + i], consume, producers == 1 ? &queue : NULL);
+    if (end == PYPER__CANCELLED) { /* under way, after some items */
+        while (atomic_load(&taken) < n / 7) sched_yield();
+        pyper__queue_set_state(&queue, end);
+    }
+    for (int i = 0; i < producers; i++) thread_join(&threads[i]);
+    pyper__queue_set_state(&queue, PYPER__ENDED);
+    for (int i = 0; i < consumers; i++) thread_join(&threads[producers + i]);
+    if (end == PYPER__ENDED) CHECK_EQ(atomic_load(&taken), n);
+    /* Each was pushed or refused, and what was pushed was taken or is left. */
+    long left = pyper__queue_pushed(&queue) - pyper__queue_popped(&queue);
+    CHECK_EQ(atomic_load(&taken) + atomic_load(&refused) + left, n);
+    close_queue();
+}
+
+TEST(one_producer_one_consumer) {
+    static const int64_t limits[] = {0, 1, 2, 3, 7, 64, 511, 512, 513, 1023};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+        flow(limits[i], 1, 1, PYPER__ENDED,
+             check_times(limits[i] && limits[i] < 7 ? 10000 : 100000));
+}
+
+TEST(several_producers_and_consumers) {
+    static const int64_t limits[] = {0, 1, 2, 7, 600};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        long n = check_times(limits[i] && limits[i] < 7 ? 4000 : 20000);
+        flow(limits[i], 4, 1, PYPER__ENDED, n);
+        flow(limits[i], 1, 4, PYPER__ENDED, n);
+        flow(limits[i], 3, 3, PYPER__ENDED, n);
+    }
+}
+
+TEST(a_cancel_against_pushes_and_pops) {
+    static const int64_t limits[] = {0, 1, 5, 600};
+    for (int round = 0; round < 10; round++) {
+        for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+            flow(limits[i], 1, 1, PYPER__CANCELLED, 1000);
+            flow(limits[i], 3, 3, PYPER__CANCELLED, 1000);
+        }
+    }
+}
+
+/* An end against waiting consumers: everybody wakes. */
+static void expect_end(void *arg) {
+    pyper__seat seat;
+    seat_init(&seat);
+    void *item;
+    int64_t ticket;
+    CHECK_EQ(pop(&seat, &item, &ticket), (int)(intptr_t)arg);
+}
+
+TEST(everybody_who_waits_is_told_of_the_end) {
+    for (int round = 0; round < 30; round++) {
+        int end = round % 2 ? PYPER__ENDED : PYPER__CANCELLED;
+        open_queue(1, true, true);
+        thread threads[4];
+        for (int i = 0; i < 4; i++)
+            thread_start(&threads[i], expect_end,
+                         (void *)(intptr_t)(round % 2 ? 0 : PYPER_ECANCELED));
+        if (round % 3 == 0) all_asleep();
+        pyper__queue_set_state(&queue, end);
+        for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+        close_queue();
+    }
+}
+
+static void push_into_full(void *arg) {
+    (void)arg;
+    pyper__seat seat;
+    seat_init(&seat);
+    void *item = item_new(7);
+    CHECK_EQ(push(&seat, item), PYPER_ECANCELED);
+    item_deliver(item);
+}
+
+TEST(everybody_who_waits_for_room_is_told_of_the_end) {
+    for (int round = 0; round < 30; round++) {
+        open_queue(1, true, false);
+        pyper__seat seat;
+        seat_init(&seat);
+        CHECK_EQ(push(&seat, item_new(1)), 0);
+        thread threads[4];
+        for (int i = 0; i < 4; i++) thread_start(&threads[i], push_into_full, NULL);
+        if (round % 3 == 0) all_asleep();
+        pyper__queue_set_state(&queue, PYPER__CANCELLED);
+        for (int i = 0; i < 4; i++) thread_join(&threads[i]);
+        close_queue();
+    }
+}
+
+/* A producer that waits for room gives the free places of its own input back first: else the one
+ * before it could wait for ever. */
+static pyper__queue input;
+
+static void push_with_input(void *arg) {
+    (void)arg;
+    pyper__seat seat;
+    seat_init(&seat);
+    CHECK_EQ(pyper__queue_push(&queue, PTR(2), 0, &seat, &input), 0);
+}
+
+TEST(who_waits_for_room_gives_back_what_it_has) {
+    pyper__seat seat;
+    seat_init(&seat);
+    memset(&input, 0, sizeof input);
+    CHECK_EQ(pyper__queue_init(&input, 100, false, false, 0, NULL), 0);
+    open_queue(1, false, false);
+    queue.type = NULL;
+    for (long i = 0; i < 100; i++) CHECK_EQ(pyper__queue_push(&input, PTR(i), 0, &seat, NULL), 0);
+    CHECK_EQ(push(&seat, PTR(1)), 0);
+    void *item;
+    int64_t ticket;
+    for (long i = 0; i < 3; i++) CHECK_EQ(pyper__queue_try_pop(&input, &item, &ticket), 1);
+    thread pusher;
+    thread_start(&pusher, push_with_input, NULL);
+    all_asleep();
+    for (long i = 0; i < 3; i++) CHECK_EQ(pyper__queue_push(&input, PTR(i), 0, &seat, NULL), 0);
+    for (long i = 1; i <= 2; i++) {
+        CHECK_EQ(pop(&seat, &item, &ticket), 1);
+        CHECK_EQ(INT(item), i);
+    }
+    thread_join(&pusher);
+    pyper__queue_fini(&input, &seat);
+    close_queue();
+}
