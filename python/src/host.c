@@ -34,7 +34,7 @@ void python_run_unref(python_run *self) {
 }
 
 /* Keep the current exception for this thread.  A second one goes to sys.unraisablehook. */
-static void keep_pending(python_run *self) {
+void python_run_keep_pending(python_run *self) {
     PyObject *exception = PyErr_GetRaisedException();
     LOCK_TAKE(&self->lock);
     bool free = !self->pending;
@@ -226,7 +226,7 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
         Py_XDECREF(result);
         if (result || !turn((entry *)worker, REVOKED)) rc = 0;
     }
-    if (PyErr_Occurred()) keep_pending(python);
+    if (PyErr_Occurred()) python_run_keep_pending(python);
     if (rc == 0) {
         *ret_thread = thread;
     } else {
@@ -241,7 +241,7 @@ static int join_thread(void *host_data, void *thread) {
     python_run *python = host_data;
     PyObject *result = PyObject_CallMethodNoArgs(thread, python->plan->state->name_join);
     if (!result) {
-        keep_pending(python);
+        python_run_keep_pending(python);
         return PYPER_EINTR;
     }
     Py_DECREF(result);
@@ -262,7 +262,9 @@ static void release(void *host_data) {
     {                                                                                              \
         .size = sizeof(pyper_host), .exclusive = is_exclusive, .detached = detached,               \
         .interruptible = true, .start_thread = start_thread, .join_thread = join_thread,           \
-        .drop_thread = drop_thread, .release = release,                                            \
+        .drop_thread = drop_thread, .release = release, .start_slot = host_start_slot,             \
+        .resume_slot = host_resume_slot, .cancel_slot = host_cancel_slot,                          \
+        .resume_caller = host_resume_caller,                                                       \
     }
 const pyper_host host_shared = HOST(false);
 const pyper_host host_exclusive = HOST(true);
