@@ -85,11 +85,22 @@ PySendResult awaiting_send(module_state *state, PyObject *iterator, PyObject *th
     return yielded ? PYGEN_NEXT : after_exception(ret_value);
 }
 
+static PyCodeObject *generator_code(PyGenObject *generator) {
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyGen_GetCode(generator);
+#else
+    return (PyCodeObject *)Py_NewRef((PyObject *)generator->gi_code);
+#endif
+}
+
 bool awaiting_possible(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
     if (type->tp_as_async && type->tp_as_async->am_await) return true;
-    return PyGen_CheckExact(object) &&
-           (((PyCodeObject *)((PyGenObject *)object)->gi_code)->co_flags & CO_ITERABLE_COROUTINE);
+    if (!PyGen_CheckExact(object)) return false;
+    PyCodeObject *code = generator_code((PyGenObject *)object);
+    bool is_coroutine = code->co_flags & CO_ITERABLE_COROUTINE;
+    Py_DECREF(code);
+    return is_coroutine;
 }
 
 PyObject *awaiting_iterator(PyObject *awaitable) {
