@@ -2,7 +2,8 @@
 # package and installs it into .venv/, where the tools (Meson and ninja among them) live as well.
 # The longer work is done by scripts/; `make help` lists the targets.
 
-PYTHON    ?= python3
+# The interpreter that .venv/ was made with, unless another one is asked for.
+PYTHON    ?= $(firstword $(wildcard .venv/bin/python) python3)
 PREFIX    ?= /usr/local
 LIBDIR    ?= lib
 DEMO_PATH ?=
@@ -41,7 +42,7 @@ sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
 sanitize-thread: venv ## run the C tests under ThreadSanitizer
 	scripts/sanitize thread
 
-check: all ## check the formatting, the Python code and its types
+check: all ## check the formatting and the lint rules
 	scripts/check
 
 format: venv ## format the C and the Python sources
@@ -61,14 +62,14 @@ help: ## list the targets
 
 venv:
 	@scripts/check-prerequisites $(PYTHON)
-	@$(PYTHON) scripts/venv.py .venv build test check
+	@$(PYTHON) scripts/environment.py .venv build test check
 
 library: venv
 	@test -e build/build.ninja || $(meson) setup build -Dlibdir=$(LIBDIR)
 	@$(ninja) -C build
 
 package: venv
-	@.venv/bin/python scripts/venv.py .venv --package
+	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing bench sanitize sanitize-address \
 	sanitize-thread check format install clean help venv library package

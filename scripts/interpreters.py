@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 OLDEST = (3, 11)
 NEWEST_MINOR = 19  # how far the versioned names on PATH are looked for
@@ -55,14 +56,12 @@ def candidates() -> Iterator[Path]:
     yield Path(free_threaded) / "bin" / "python3.13t"
 
 
-def probe(path: Path) -> dict | None:
+def probe(path: Path) -> dict[str, Any] | None:
     """What the interpreter says of itself; None if it does not run."""
     if not os.access(path, os.X_OK):
         return None
     try:
-        done = subprocess.run(
-            [path, "-I", "-c", PROBE], capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run([path, "-I", "-c", PROBE], capture_output=True, text=True, timeout=60)
         return json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None

@@ -3,8 +3,8 @@
 
 const char *pyper_strerror(int code) {
     switch (code) {
-#define TEXT(name, number, text)                                                                  \
-    case number:                                                                                  \
+#define TEXT(name, number, text)                                                                   \
+    case number:                                                                                   \
         return text;
         PYPER_ERRORS(TEXT)
 #undef TEXT
@@ -15,8 +15,8 @@ const char *pyper_strerror(int code) {
 
 const char *pyper_err_name(int code) {
     switch (code) {
-#define NAME(name, number, text)                                                                  \
-    case number:                                                                                  \
+#define NAME(name, number, text)                                                                   \
+    case number:                                                                                   \
         return "PYPER_" #name;
         PYPER_ERRORS(NAME)
 #undef NAME

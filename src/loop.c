@@ -8,12 +8,6 @@
 
 /* An address of its own for each thread. */
 static _Thread_local char this_thread;
-/* The loop whose user code this thread is in. */
-static _Thread_local const pyper__loop *inside;
-
-bool pyper__slot_is_inside(const pyper_run *run) {
-    return inside && inside->run == run;
-}
 
 /* --------------------------------------------------------------------------------- the driver */
 
@@ -236,14 +230,14 @@ static void wait_for(pyper__slot *slot, pyper__waiters *list) {
 /* Call fn or resume.  What it answered is in slot->done and slot->rc, unless it is pending. */
 static void call(pyper__slot *slot, pyper_fn fn, void *item) {
     pyper__loop *loop = slot->crew->loop;
-    const pyper__loop *outer = inside;
-    inside = loop;
+    const pyper_worker *outer = pyper__worker_current;
+    pyper__worker_current = slot->worker;
     loop->budget--;
     slot->calling = true;
     slot->wants = false;
     int rc = fn(slot->worker, item, slot->worker->stage->task->bind);
     slot->calling = false;
-    inside = outer;
+    pyper__worker_current = outer;
     if (slot->done) return;
     if (rc == PYPER_PENDING) return;
     slot->done = true;
@@ -433,7 +427,7 @@ static void serve_blocked(pyper__crew *crew) {
 static void tell(pyper__crew *crew) {
     pyper__loop *loop = crew->loop;
     const pyper__task *task = crew->stage->task;
-    const pyper__loop *outer = inside;
+    const pyper_worker *outer = pyper__worker_current;
     crew->told = true;
     for (int64_t k = 0; k < crew->fresh; k++) {
         pyper__slot *slot = &crew->slots[k];
@@ -441,11 +435,11 @@ static void tell(pyper__crew *crew) {
         if (loop->host_slots) {
             loop->run->host->cancel_slot(loop->run->host_data, slot->worker);
         } else if (slot->operating && !slot->done && task->cancel) {
-            inside = loop;
+            pyper__worker_current = slot->worker;
             slot->calling = true;
             task->cancel(slot->worker, task->bind);
             slot->calling = false;
-            inside = outer;
+            pyper__worker_current = outer;
             if (slot->done) step(slot);
         }
     }
@@ -619,7 +613,7 @@ static int refuse_driver(const pyper_run *run) {
     if (!run) return PYPER_EINVAL;
     if (run->count > 0 && pyper__run_inherited(run)) return PYPER_EFORKED;
     if (run->loop && !run->loop->yours) return PYPER_EINVAL;
-    return run->loop && pyper__slot_is_inside(run) ? PYPER_EDEADLK : 0;
+    return run->loop && pyper__worker_is_inside(run) ? PYPER_EDEADLK : 0;
 }
 
 int pyper_drive(pyper_run *run) {

@@ -5,7 +5,7 @@
 
 /* What the ticket t with t % window == index has kept, for turn <= t < turn + window. */
 struct record {
-    void **items;      /* `one`, or memory of its own if the call has kept several */
+    void **items; /* `one`, or memory of its own if the call has kept several */
     void *one;
     int64_t count, capacity;
     bool done;
@@ -17,6 +17,7 @@ struct pyper__order {
     int64_t window;
     _Atomic int64_t turn;
     _Atomic int64_t kept;
+    _Atomic int blocked; /* how many wait out of turn for room */
     struct record ring[];
 };
 
@@ -24,8 +25,7 @@ struct pyper__order {
 #define CAPACITY_KEPT 64
 
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
-    pyper__order *order =
-        pyper__alloc(sizeof *order + (size_t)window * sizeof(struct record));
+    pyper__order *order = pyper__alloc(sizeof *order + (size_t)window * sizeof(struct record));
     if (!order) return NULL;
     order->queue = queue;
     order->window = window;
@@ -81,8 +81,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    int64_t waiting =
-        tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
+    int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
     *ret_wait = (struct pyper__turn){.queue = queue, .order = order, .until = ticket};
     if (ticket == turn) {
         if (waiting >= queue->limit) return PYPER__AGAIN;
@@ -96,8 +95,11 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
         ret_wait->until = ticket - order->window + 1;
         return PYPER__AGAIN;
     }
-    if (queue->limit != INT64_MAX ? waiting >= queue->limit - 1 : record->count >= order->window)
+    if (queue->limit == INT64_MAX && record->count >= order->window) return PYPER__AGAIN;
+    if (queue->limit != INT64_MAX && waiting >= queue->limit - 1) {
+        ret_wait->or_for_room = true;
         return PYPER__AGAIN;
+    }
     return keep_locked(order, record, item);
 }
 
@@ -177,8 +179,29 @@ int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, py
 
 bool pyper__order_turn_has_come(const void *arg) {
     const struct pyper__turn *turn = arg;
-    return atomic_load(&turn->queue->state) != PYPER__OPEN ||
-           atomic_load(&turn->order->turn) >= turn->until;
+    const pyper__queue *queue = turn->queue;
+    return atomic_load(&queue->state) != PYPER__OPEN ||
+           atomic_load(&turn->order->turn) >= turn->until ||
+           (turn->or_for_room && atomic_load(&queue->tail) + atomic_load(&turn->order->kept) -
+                                         atomic_load(&queue->given_back) <
+                                     queue->limit - 1);
+}
+
+void pyper__order_add_blocked(pyper__order *order, int more) {
+    atomic_fetch_add(&order->blocked, more);
+}
+
+/* They have tickets soon after the turn, so they are found soon. */
+void pyper__order_notify_blocked(pyper__order *order, int64_t count) {
+    int64_t left = atomic_load(&order->blocked);
+    if (left > count) left = count;
+    int64_t turn = atomic_load(&order->turn);
+    for (int64_t t = turn + 1; left > 0 && t < turn + order->window; t++) {
+        pyper__event *event = &record_of(order, t)->turn;
+        if (!pyper__event_has_waiters(event)) continue;
+        pyper__event_notify_all(event);
+        left--;
+    }
 }
 
 void pyper__order_notify_all(pyper__order *order) {

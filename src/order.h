@@ -13,8 +13,9 @@
  *
  * Synchronization
  *   All fields are protected by the queue's push_lock, except: `turn` and `kept` are also read
- *   without it (atomic, seq_cst) by those who wait and by statistics; the events look after
- *   themselves. */
+ *   without it (atomic, seq_cst) by those who wait and by statistics; `blocked` is atomic (seq_cst):
+ *   who waits for room counts himself in before he looks for it, and who makes room looks there after
+ *   he has made it; the events look after themselves. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -27,7 +28,8 @@ struct pyper__turn {
     pyper__event *event; /* NULL: it is his turn, wait for room in the queue */
     const pyper__queue *queue;
     pyper__order *order;
-    int64_t until; /* turn >= until */
+    int64_t until;    /* turn >= until */
+    bool or_for_room; /* or for a place that is not the last one */
 };
 
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window);
@@ -50,6 +52,10 @@ int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, py
 
 bool pyper__order_turn_has_come(const void *turn);
 void pyper__order_notify_all(pyper__order *order);
+
+/* Who waits out of turn for room counts as blocked; `count` of those may try again. */
+void pyper__order_add_blocked(pyper__order *order, int more);
+void pyper__order_notify_blocked(pyper__order *order, int64_t count);
 
 /* How many outputs are kept. */
 int64_t pyper__order_kept(const pyper__order *order);

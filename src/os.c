@@ -82,15 +82,13 @@ void pyper__yield(void) {
 #if USE_FUTEX
 
 int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns) {
-    struct timespec until, *limit = NULL;
-    if (deadline_ns != PYPER_FOREVER) {
-        until.tv_sec = (time_t)(deadline_ns / 1000000000);
-        until.tv_nsec = (long)(deadline_ns % 1000000000);
-        limit = &until;
-    }
-    /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock. */
-    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, limit, NULL,
-                      FUTEX_BITSET_MATCH_ANY);
+    /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for ever
+     * is some 292 years), for without one the kernel restarts the call after a handler that was
+     * installed with SA_RESTART, and the signal would not end the sleep. */
+    struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
+                             .tv_nsec = (long)(deadline_ns % 1000000000)};
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, &until,
+                      NULL, FUTEX_BITSET_MATCH_ANY);
     if (rc == 0 || errno == EAGAIN) return 0;
     return errno == ETIMEDOUT ? PYPER_ETIMEDOUT : errno == EINTR ? PYPER_EINTR : 0;
 }

@@ -19,11 +19,14 @@
 #define pyper__unlikely(x) __builtin_expect(!!(x), 0)
 #define PYPER__COLD __attribute__((cold, noinline))
 #define PYPER__NOINLINE __attribute__((noinline))
+/* Quick to reach from a shared library, too: pyper_next() looks there for each item. */
+#define PYPER__TLS_MODEL __attribute__((tls_model("initial-exec")))
 #else
 #define pyper__likely(x) (x)
 #define pyper__unlikely(x) (x)
 #define PYPER__COLD
 #define PYPER__NOINLINE
+#define PYPER__TLS_MODEL
 #endif
 
 /* Zeroed memory, aligned to a cache line if it is that large; NULL when there is none. */
@@ -32,7 +35,7 @@ void *pyper__alloc(size_t size);
 void *pyper__alloc_unset(size_t size);
 void pyper__free(void *memory);
 
-/* Sleep while *word == expected, until woken, interrupted or `deadline_ns`.
+/* Sleep while *word == expected, until woken, interrupted by a handled signal, or `deadline_ns`.
  * Returns 0 (woken, or the word had changed, or for no reason), PYPER_ETIMEDOUT or PYPER_EINTR.
  * A signal ends the sleep on Linux; elsewhere it does not (see os.c). */
 int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns);

@@ -151,8 +151,7 @@ void pyper__seat_check_token(pyper__seat *seat) {
     if ((wanted && held >= hold) || held >= HOLD_MAX_NS) {
         detached(seat, let_others, NULL);
         now = pyper_now();
-        if (hold < HOLD_NS)
-            atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
+        if (hold < HOLD_NS) atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
     }
     atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
     int32_t granted = atomic_load_explicit(&seat->granted, memory_order_relaxed);
@@ -213,14 +212,11 @@ int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const voi
     int64_t since = pyper_now();
     if (deadline_ns <= since) return PYPER_ETIMEDOUT;
     struct wait wait = {event, ready, arg, deadline_ns, interruptible, seat->shares_token};
-    atomic_store_explicit(&seat->waiting_for, what_for, memory_order_relaxed);
-    atomic_store_explicit(&seat->waiting_since_ns, since, memory_order_relaxed);
+    bool clocked = what_for != PYPER__OTHER && !seat->shared;
+    if (clocked) pyper__seat_begin_wait(seat, what_for, since);
     int rc = detached(seat, wait_detached, &wait);
     if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited + pyper_now() - since,
-                          memory_order_relaxed);
-    atomic_store_explicit(&seat->waiting_since_ns, 0, memory_order_relaxed);
+    if (clocked) pyper__seat_end_wait(seat, what_for, pyper_now());
     return rc;
 }
 

@@ -121,30 +121,42 @@ static inline void pyper__event_notify_all(pyper__event *event) {
 
 /* ---------------------------------------------------------------------------------- seat */
 
-/* What a thread waits for: the index of its clock. */
-enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__OTHER, PYPER__WAITS };
+/* What a thread waits for: the index of its clock; nobody asks how long it waits for anything other. */
+enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__WAITS, PYPER__OTHER = PYPER__WAITS };
 
 /* Synchronization
  *   host, host_data, shares_token   set by init, never change.
+ *   shared       set before others see the seat: several callers of pyper_next() use it at once, so
+ *       its clocks stand still.
  *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
- *   waited_ns, waiting_since_ns, waiting_for   written by the thread in the seat, read by
- *       statistics; relaxed. */
+ *   waited_ns    written by the thread in the seat, read by statistics; relaxed.  One clock for each
+ *       thing to wait for: how long it was waited for; while it is, that less the time since when,
+ *       which is negative.  So one store begins a wait and one ends it. */
 typedef struct pyper__seat {
     const pyper_host *host;
     void *host_data;
     bool shares_token;
+    bool shared;
     _Atomic int32_t patience; /* items until the clock is asked again */
     _Atomic int32_t granted;  /* what patience was set to */
     _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
     _Atomic int64_t waited_ns[PYPER__WAITS];
-    _Atomic int64_t waiting_since_ns;
-    _Atomic int waiting_for;
 } pyper__seat;
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
+
+/* Begin and end a wait on one of the seat's clocks. */
+static inline void pyper__seat_begin_wait(pyper__seat *seat, int what_for, int64_t now) {
+    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->waited_ns[what_for], waited - now, memory_order_relaxed);
+}
+static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t now) {
+    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->waited_ns[what_for], waited + now, memory_order_relaxed);
+}
 
 /* Wait on `event` until ready(arg), with the host's token given up.
  *

@@ -53,8 +53,7 @@ static pyper__task *task_create(const pyper_task_options *options, const char *n
 
 static pyper_pipeline *create(size_t count) {
     if (count > SIZE_MAX / (2 * sizeof(pyper__task *))) return NULL;
-    pyper_pipeline *pipeline =
-        pyper__alloc(sizeof *pipeline + count * sizeof(pyper__task *));
+    pyper_pipeline *pipeline = pyper__alloc(sizeof *pipeline + count * sizeof(pyper__task *));
     if (pipeline) atomic_init(&pipeline->refs, 1);
     return pipeline;
 }
@@ -79,8 +78,8 @@ static pyper_pipeline *refuse(const pyper_task_options *options, const char *nam
                       options->workers, PYPER_WORKERS_MAX);
     if (options->throttle < 0)
         return failed(PYPER_EINVAL,
-                      "task '%.64s': throttle is %" PRId64 "; use 1 or more, or 0 for no bound", name,
-                      options->throttle);
+                      "task '%.64s': throttle is %" PRId64 "; use 1 or more, or 0 for no bound",
+                      name, options->throttle);
     if (options->ordered && options->join && options->workers > 1)
         return failed(PYPER_EINVAL,
                       "task '%.64s': ordered has no order to keep with join and several workers; "
@@ -109,8 +108,7 @@ pyper_pipeline *pyper_task_from(const pyper_task_options *given) {
 }
 
 static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
-    if (count == 0)
-        return failed(PYPER_EINVAL, "pyper_pipe() needs at least one pipeline");
+    if (count == 0) return failed(PYPER_EINVAL, "pyper_pipe() needs at least one pipeline");
     size_t tasks = 0;
     for (size_t i = 0; i < count; i++) {
         if (!parts[i])

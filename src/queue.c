@@ -48,6 +48,7 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
         *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
         if (queue->seen <= head) queue->seen = head + 1;
+        atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
     }
     pyper__lock_give(&queue->pop_lock);
     return any;
@@ -89,6 +90,11 @@ int64_t pyper__queue_popped(const pyper__queue *queue) {
     return atomic_load_explicit(&queue->head, memory_order_relaxed);
 }
 
+int64_t pyper__queue_started(const pyper__queue *queue) {
+    int64_t drained = atomic_load_explicit(&queue->drained, memory_order_relaxed);
+    return pyper__queue_popped(queue) - drained;
+}
+
 /* --------------------------------------------------------------------------------- chunks */
 
 int pyper__queue_add_chunk(pyper__queue *queue) {
@@ -121,6 +127,7 @@ static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
     if (free_places <= 0 || (!all && free_places < queue->limit / 2)) return;
     pyper__event_notify(&queue->places,
                         free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+    if (queue->order) pyper__order_notify_blocked(queue->order, free_places);
 }
 
 void pyper__queue_give_back(pyper__queue *queue, int64_t head) {
@@ -167,10 +174,10 @@ static bool room_or_over(const void *arg) {
 
 static bool room_with_order(const void *arg) {
     const pyper__queue *queue = arg;
-    return atomic_load(&queue->state) != PYPER__OPEN ||
-           atomic_load(&queue->tail) + pyper__order_kept(queue->order) -
-                   atomic_load(&queue->given_back) <
-               queue->limit;
+    return atomic_load(&queue->state) != PYPER__OPEN || atomic_load(&queue->tail) +
+                                                                pyper__order_kept(queue->order) -
+                                                                atomic_load(&queue->given_back) <
+                                                            queue->limit;
 }
 
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
@@ -192,12 +199,15 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (rc == 0) pyper__event_notify(&queue->items, 1);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        if (turn)
+        if (turn) {
+            pyper__order_add_blocked(queue->order, wait_for.or_for_room);
             pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
                          PYPER__BLOCKED, false);
-        else
+            pyper__order_add_blocked(queue->order, -(int)wait_for.or_for_room);
+        } else {
             pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
                          PYPER_FOREVER, PYPER__BLOCKED, false);
+        }
     }
 }
 

@@ -27,6 +27,7 @@
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
+ *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
  *   spare        atomic; a drained chunk on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
@@ -82,6 +83,7 @@ typedef struct pyper__queue {
     int pop_slot;
     pyper__lock pop_lock;
     _Atomic int64_t given_back;
+    _Atomic int64_t drained;
 
     /* Between the two. */
     _Alignas(PYPER__CACHE_LINE) pyper__chunk *_Atomic spare;
@@ -107,6 +109,7 @@ static inline int pyper__queue_state(const pyper__queue *queue) {
 /* How many items have been pushed; popped; are waiting (those that an order keeps included). */
 int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
+int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
 
 /* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *

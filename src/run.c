@@ -24,22 +24,22 @@ static pyper_run out_of_memory = {.failed = PYPER_ENOMEM,
 
 /* ------------------------------------------------------------------------------- stopping */
 
-/* Tell the stages before `upto` to stop, and cancel the queues up to their end. */
-static void stop(pyper_run *run, size_t upto) {
+/* Tell the stages before `upto` to stop, and cancel the first `queues` queues.  In this order: whoever
+ * is refused by a queue finds that he was told to stop; and the last queue first, so that no stage
+ * takes the end of a stopped one before it for the end of its inputs. */
+static void stop(pyper_run *run, size_t upto, size_t queues) {
     size_t before = atomic_load(&run->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&run->stopped, &before, upto)) {
     }
-    for (size_t i = 0; i <= upto && i < run->count; i++)
-        pyper__queue_set_state(&run->queues[i], PYPER__CANCELLED);
+    for (size_t i = queues; i > 0; i--)
+        pyper__queue_set_state(&run->queues[i - 1], PYPER__CANCELLED);
     if (run->loop) pyper__waker_wake(&run->loop->waker);
 }
 
 void pyper_cancel(pyper_run *run) {
     if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
     atomic_store(&run->cancelled, true);
-    if (run->count == 0) return;
-    stop(run, run->count);
-    pyper__queue_set_state(&run->queues[run->count], PYPER__CANCELLED);
+    if (run->count > 0) stop(run, run->count, run->count + 1);
 }
 
 bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
@@ -61,7 +61,7 @@ bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int 
     }
     pyper__lock_give(&run->lock);
     if (first && run->count > 0) {
-        stop(run, run->count);
+        stop(run, run->count, run->count);
         pyper__queue_set_state(&run->queues[run->count], PYPER__ENDED);
     }
     return first;
@@ -97,7 +97,7 @@ void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
          * the stages before are done. */
         bool complete = pyper__queue_state(stage->input) == PYPER__ENDED &&
                         pyper__queue_pushed(stage->input) == pyper__queue_popped(stage->input);
-        if (!complete) stop(run, stage->index);
+        if (!complete) stop(run, stage->index, stage->index + 1);
         pyper__queue_set_state(stage->output, PYPER__ENDED);
     }
     one_less(run, 1);
@@ -225,7 +225,8 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
 
 static int refuse_first(pyper_run *run, const char **ret_message) {
     const pyper__task *first = run->pipeline->tasks[0];
-    if (first->join) *ret_message = "the first task cannot have join: there is nothing to pull from";
+    if (first->join)
+        *ret_message = "the first task cannot have join: there is nothing to pull from";
     if (first->workers > 1)
         *ret_message = "the first task cannot have several workers: it is called once";
     return *ret_message ? PYPER_EINVAL : 0;
@@ -269,7 +270,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
 
 pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_start_options options = {.size = sizeof options};
-    memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    if (given) memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
     pyper__watch_forks();
     pyper_run *run = pyper__alloc(sizeof *run);
     if (!run) {
@@ -287,6 +288,7 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper__event_init(&run->gate);
     pyper__event_init(&run->done);
     pyper__seat_init(&run->callers, run->host, run->host_data);
+    run->callers.shared = true;
     start(run, &options);
     one_less(run, 1);
     return run;
@@ -364,7 +366,6 @@ int pyper_close(pyper_run *run) {
 /* There was nothing to take at once. */
 static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (run->count > 0) {
-        if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
         int64_t ticket;
         bool interruptible = run->host && run->host->interruptible;
         int rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
@@ -380,6 +381,7 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
 int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
     if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
+    if (pyper__unlikely(pyper__worker_is_inside(run))) return PYPER_EDEADLK;
     if (pyper__likely(run->count > 0 && !run->loop)) {
         pyper__queue *queue = &run->queues[run->count];
         int64_t ticket;

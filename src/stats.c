@@ -6,31 +6,34 @@
 
 #include "worker.h"
 
-/* How long the worker has waited for `what` so far, a wait under way included. */
-static int64_t waited(pyper_worker *worker, int what, int64_t now) {
-    pyper__seat *seat = &worker->seat;
-    int64_t total = atomic_load_explicit(&seat->waited_ns[what], memory_order_relaxed);
-    int64_t since = atomic_load_explicit(&seat->waiting_since_ns, memory_order_relaxed);
-    if (since && atomic_load_explicit(&seat->waiting_for, memory_order_relaxed) == what &&
-        since < now)
-        total += now - since;
-    return total;
+static int64_t clock_of(pyper_worker *worker, int what) {
+    return atomic_load_explicit(&worker->seat.waited_ns[what], memory_order_relaxed);
 }
 
-static void add_worker(pyper_task_stats *stats, pyper_worker *worker, int64_t now) {
+/* Add the worker's times as they are at one moment, so that no counter ever goes back: its clocks are
+ * read again until none has changed while the time was read. */
+static void add_worker(pyper_task_stats *stats, pyper_worker *worker) {
+    int64_t starved, blocked, left, now;
     int64_t started = atomic_load_explicit(&worker->started_ns, memory_order_relaxed);
-    int64_t left = atomic_load_explicit(&worker->left_ns, memory_order_relaxed);
     if (!started) return;
-    int64_t starved = waited(worker, PYPER__STARVED, now);
-    int64_t blocked = waited(worker, PYPER__BLOCKED, now);
-    int64_t busy = (left ? left : now) - started - starved - blocked;
+    do {
+        starved = clock_of(worker, PYPER__STARVED);
+        blocked = clock_of(worker, PYPER__BLOCKED);
+        left = atomic_load_explicit(&worker->left_ns, memory_order_relaxed);
+        now = pyper_now();
+    } while (starved != clock_of(worker, PYPER__STARVED) ||
+             blocked != clock_of(worker, PYPER__BLOCKED) ||
+             left != atomic_load_explicit(&worker->left_ns, memory_order_relaxed));
+    if (left) now = left;
+    if (starved < 0) starved += now;
+    if (blocked < 0) blocked += now;
+    int64_t busy = now - started - starved - blocked;
     stats->starved_ns += starved;
     stats->blocked_ns += blocked;
     stats->busy_ns += busy > 0 ? busy : 0;
 }
 
 static pyper_task_stats read_stage(pyper__stage *stage) {
-    int64_t now = pyper_now();
     /* Popped before pushed, so that `queued` is never negative. */
     int64_t started = pyper__queue_popped(stage->output);
     int64_t emitted = pyper__queue_pushed(stage->output);
@@ -38,11 +41,11 @@ static pyper_task_stats read_stage(pyper__stage *stage) {
         .name = stage->task->name,
         .workers = stage->task->workers,
         .alive = atomic_load_explicit(&stage->alive, memory_order_relaxed),
-        .items_in = pyper__queue_popped(stage->input),
+        .items_in = pyper__queue_started(stage->input),
         .items_out = emitted,
         .queued = emitted > started ? emitted - started : 0,
     };
-    for (int64_t k = 0; k < stage->task->workers; k++) add_worker(&stats, &stage->workers[k], now);
+    for (int64_t k = 0; k < stage->task->workers; k++) add_worker(&stats, &stage->workers[k]);
     return stats;
 }
 

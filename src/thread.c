@@ -16,7 +16,8 @@ int pyper__thread_carry(pyper_worker *worker) {
                  ? host->start_thread(worker->run->host_data, name, pyper__worker_main, worker,
                                       &worker->thread)
                  : pyper__thread_start(name, pyper__worker_main, worker, &worker->thread);
-    if (rc < 0) return rc;
+    /* Whatever a host calls it. */
+    if (rc < 0) return rc == PYPER_ENOMEM ? rc : PYPER_ETHREAD;
     worker->has_thread = true;
     return 0;
 }

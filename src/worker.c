@@ -4,12 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* The worker that this thread carries, if any. */
-static _Thread_local const pyper_worker *current;
-
-bool pyper__worker_is_inside(const pyper_run *run) {
-    return (current && current->run == run) || pyper__slot_is_inside(run);
-}
+_Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 
 /* ----------------------------------------------------------------------------- the loop */
 
@@ -85,13 +80,13 @@ static void work(pyper_worker *worker) {
 void pyper__worker_main(void *arg) {
     pyper_worker *worker = arg;
     pyper_run *run = worker->run;
-    current = worker;
+    pyper__worker_current = worker;
     pyper__seat_init(&worker->seat, run->host, run->host_data);
     pyper__run_wait_for_gate(run, &worker->seat);
     atomic_store_explicit(&worker->started_ns, pyper_now(), memory_order_relaxed);
     work(worker);
     atomic_store_explicit(&worker->left_ns, pyper_now(), memory_order_relaxed);
-    current = NULL;
+    pyper__worker_current = NULL;
     pyper__run_worker_left(run, worker->stage);
     pyper__run_release(run);
 }

@@ -17,9 +17,9 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    int64_t emitted; /* outputs of the call under way */
-    int64_t allowed; /* how many outputs a call may have */
-    int64_t ticket;  /* of the input it works on */
+    int64_t emitted;   /* outputs of the call under way */
+    int64_t allowed;   /* how many outputs a call may have */
+    int64_t ticket;    /* of the input it works on */
     bool push_at_once; /* it is the only producer of its output */
     pyper__seat seat;
     int64_t index;
@@ -44,12 +44,16 @@ int pyper__worker_refuse(pyper_worker *worker, void *item, int rc);
 
 /* What the public functions do for a worker on an event loop; in loop.c. */
 int pyper__slot_emit(pyper_worker *worker, void *item);
-bool pyper__slot_is_inside(const pyper_run *run);
 
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);
 
+/* The worker that the calling thread carries, if any. */
+extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
+
 /* Is the calling thread a worker of this run? */
-bool pyper__worker_is_inside(const pyper_run *run);
+static inline bool pyper__worker_is_inside(const pyper_run *run) {
+    return pyper__worker_current && pyper__worker_current->run == run;
+}
 
 #endif

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from printed import ROOT, run, run_python
 
 DEMO = ROOT / "examples" / "python" / "demo.py"

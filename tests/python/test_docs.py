@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from printed import ROOT, expected_lines, printed_lines, run, run_python
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "c.md"]

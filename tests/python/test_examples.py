@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from printed import ROOT, expected_lines, printed_lines, run_python
 
 EXAMPLES = sorted(

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from printed import ROOT
 
 pytestmark = pytest.mark.timeout(300)

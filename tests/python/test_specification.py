@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from printed import ROOT, expected_lines, printed_lines, run_python
 
+from printed import ROOT, expected_lines, printed_lines, run_python
 from pyper import task
 
 EXAMPLES = ROOT / "examples" / "python"

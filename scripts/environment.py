@@ -1,6 +1,6 @@
 """Keeps a virtual environment up to date: its tools, and the package pyper in it.
 
-usage: venv.py FOLDER [GROUP ...] [--package]
+usage: environment.py FOLDER [GROUP ...] [--package]
 
 Creates FOLDER with the interpreter that runs this script if it is not there yet, installs the
 named dependency groups of pyproject.toml, and with --package builds and installs pyper (the groups
@@ -104,7 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock_path = folder.with_name(f"{folder.name}.lock")
+    lock_path = ROOT / "build" / f"{folder.name.lstrip('.')}.lock"
+    lock_path.parent.mkdir(exist_ok=True)
     with lock_path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         update(folder, options.groups, options.package)
