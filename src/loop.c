@@ -50,20 +50,8 @@ static bool watch(pyper__watch *watch) {
 
 /* ----------------------------------------------------------------------------------- waiting */
 
-static void begin_clock(pyper__slot *slot, int what_for) {
-    pyper__seat *seat = &slot->worker->seat;
-    atomic_store_explicit(&seat->waiting_for, what_for, memory_order_relaxed);
-    atomic_store_explicit(&seat->waiting_since_ns, pyper_now(), memory_order_relaxed);
-}
-
-static void end_clock(pyper__slot *slot) {
-    pyper__seat *seat = &slot->worker->seat;
-    int what_for = atomic_load_explicit(&seat->waiting_for, memory_order_relaxed);
-    int64_t since = atomic_load_explicit(&seat->waiting_since_ns, memory_order_relaxed);
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited + pyper_now() - since,
-                          memory_order_relaxed);
-    atomic_store_explicit(&seat->waiting_since_ns, 0, memory_order_relaxed);
+static int clock_of(const pyper__slot *slot, const pyper__waiters *list) {
+    return list == &slot->crew->starved ? PYPER__STARVED : PYPER__BLOCKED;
 }
 
 /* Put the slot at the end of a list of its crew. */
@@ -77,7 +65,7 @@ static void enter_list(pyper__slot *slot, pyper__waiters *list) {
     else
         list->first = slot;
     list->last = slot;
-    begin_clock(slot, list == &slot->crew->starved ? PYPER__STARVED : PYPER__BLOCKED);
+    pyper__seat_begin_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
 static void leave_list(pyper__slot *slot) {
@@ -92,7 +80,7 @@ static void leave_list(pyper__slot *slot) {
     else
         list->last = slot->previous;
     slot->list = NULL;
-    end_clock(slot);
+    pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
 static bool over(const pyper__queue *queue) {
