@@ -159,6 +159,14 @@ static PySendResult leave_step(awaitable *awaitable, PyObject **ret_value, PyObj
     atomic_store(&self->phase, OVER);
     outputs_stop(self);
     if (self->driver && !self->driver->run) return PYGEN_RETURN; /* it is over, or its loop is */
+    if (self->driver && driver_is_orphaned(self->driver)) {
+        /* The loop was closed: let this one wait for what is left. */
+        PyObject *loop = PyObject_CallNoArgs(self->plan->state->get_running_loop);
+        int rc = loop ? driver_move(self->driver, loop) : -1;
+        if (rc == 0) Py_XSETREF(self->loop, Py_NewRef(loop));
+        Py_XDECREF(loop);
+        if (rc < 0) return PYGEN_ERROR;
+    }
     if (check_loop(self, false) < 0) return PYGEN_ERROR;
     int rc;
     do {

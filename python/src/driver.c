@@ -22,6 +22,17 @@ static bool is_closed(driver *self) {
     return closed != 0;
 }
 
+/* Have the loop watch the run's descriptor: 0, or -1 with an exception. */
+static int add_reader(driver *self) {
+    PyObject *fd = PyLong_FromLong(self->fd), *result = NULL;
+    if (fd)
+        result =
+            PyObject_CallMethodObjArgs(self->loop, self->state->name_add_reader, fd, self, NULL);
+    Py_XDECREF(fd);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 driver *driver_new(outputs *outputs) {
     module_state *state = outputs->plan->state;
     driver *self = (driver *)state->driver_type->tp_alloc(state->driver_type, 0);
@@ -33,16 +44,10 @@ driver *driver_new(outputs *outputs) {
     self->python = outputs->python;
     self->fd = pyper_fd(outputs->run);
     self->waiting = PyList_New(0);
-    PyObject *fd = self->waiting ? PyLong_FromLong(self->fd) : NULL;
-    PyObject *result = NULL;
-    if (fd)
-        result = PyObject_CallMethodObjArgs(self->loop, state->name_add_reader, fd, self, NULL);
-    Py_XDECREF(fd);
-    if (!result) {
+    if (!self->waiting || add_reader(self) < 0) {
         Py_DECREF(self);
         return NULL;
     }
-    Py_DECREF(result);
     self->python->driver = self;
     return self;
 }
@@ -55,6 +60,19 @@ static void remove_reader(driver *self) {
     if (!result) PyErr_WriteUnraisable(self->loop);
     Py_XDECREF(result);
     Py_XDECREF(fd);
+}
+
+bool driver_is_orphaned(driver *self) {
+    return is_closed(self);
+}
+
+int driver_move(driver *self, PyObject *loop) {
+    while (self->slots) slot_abandon(self->slots);
+    PyObject *waiting = PyList_New(0);
+    if (!waiting) return -1;
+    Py_XSETREF(self->waiting, waiting);
+    Py_SETREF(self->loop, Py_NewRef(loop));
+    return add_reader(self);
 }
 
 static void wake_all(driver *self) {
@@ -200,7 +218,7 @@ static int driver_traverse(PyObject *op, visitproc visit, void *arg) {
     return 0;
 }
 
-/* The loop has forgotten us: end the slots without it. */
+/* We are garbage, so the loop has forgotten us: end the slots without it. */
 static int driver_clear(PyObject *op) {
     driver *self = (driver *)op;
     Py_INCREF(op);

@@ -329,6 +329,11 @@ typedef struct driver {
 /* A driver for a run that has been started: a new reference, or NULL. */
 driver *driver_new(outputs *outputs);
 
+/* Has its loop been closed under it?  And: end the slots, which that loop has carried, and have another
+ * loop drive from now on; 0, or -1 with an exception. */
+bool driver_is_orphaned(driver *self);
+int driver_move(driver *self, PyObject *loop);
+
 /* Drive, wake who waits, and end the driver when nothing is left to do. */
 void driver_look(driver *self);
 
