@@ -20,16 +20,16 @@ demo: all ## run the demo in Python and in C (DEMO_PATH=folder to choose the inp
 	.venv/bin/python examples/python/demo.py $(DEMO_PATH)
 	build/examples/c/demo $(or $(DEMO_PATH),$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))'))
 
-test: test-c test-python test-typing ## run all tests, with every Python that the machine has
+test: test-c test-python ## run all tests, with every Python that the machine has
 
 test-c: library ## run the C tests
 	scripts/test-c build
 
-test-python: all ## run the Python tests (INTERPRETERS="3.12 3.13t" to choose)
+test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to choose)
 	.venv/bin/python scripts/test-python $(INTERPRETERS)
 
-test-typing: all ## check the types of the package and what type checkers make of it
-	.venv/bin/python -m pytest tests/typing
+test-typing: all tools ## ask type checkers about the package (test-python does so too)
+	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
 
 bench: all ## measure, as ratios against others (FAST=1 for a first look)
 	.venv/bin/python bench/run.py $(if $(FAST),--fast)
@@ -42,10 +42,10 @@ sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
 sanitize-thread: venv ## run the C tests under ThreadSanitizer
 	scripts/sanitize thread
 
-check: all ## check the formatting and the lint rules
+check: tools ## check the formatting and the lint rules
 	scripts/check
 
-format: venv ## format the C and the Python sources
+format: tools ## format the C and the Python sources
 	scripts/check --fix
 
 install: library ## install header, libraries and pyper.pc below PREFIX (DESTDIR, LIBDIR too)
@@ -62,7 +62,10 @@ help: ## list the targets
 
 venv:
 	@scripts/check-prerequisites $(PYTHON)
-	@$(PYTHON) scripts/environment.py .venv build test check
+	@$(PYTHON) scripts/environment.py .venv build
+
+tools: venv
+	@.venv/bin/python scripts/environment.py .venv test check
 
 library: venv
 	@test -e build/build.ninja || $(meson) setup build -Dlibdir=$(LIBDIR)
@@ -72,4 +75,4 @@ package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing bench sanitize sanitize-address \
-	sanitize-thread check format install clean help venv library package
+	sanitize-thread check format install clean help venv tools library package

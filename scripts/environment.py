@@ -29,12 +29,6 @@ def python_of(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def requirements(groups: list[str]) -> list[str]:
-    """The requirements of the dependency groups, in their order."""
-    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    return [requirement for group in groups for requirement in known[group]]
-
-
 def fingerprint() -> str:
     """A hash of the sources of the package."""
     paths = [ROOT / name for name in SOURCES]
@@ -74,12 +68,14 @@ def update(folder: Path, groups: list[str], package: bool) -> None:
         state = {"base": base}
         state_path.write_text(json.dumps(state))
 
-    wanted = requirements(groups)
-    missing = [name for name in wanted if name not in state.get("requirements", [])]
-    if missing:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    installed = state.setdefault("groups", {})
+    stale = [group for group in groups if installed.get(group) != known[group]]
+    if stale:
+        missing = [requirement for group in stale for requirement in known[group]]
         print(f"pyper: installing {', '.join(missing)} into {folder}", flush=True)
         pip_install(folder, "--prefer-binary", *missing)
-        state["requirements"] = wanted
+        installed.update({group: known[group] for group in stale})
         state_path.write_text(json.dumps(state))
 
     if package and state.get("package") != (now := fingerprint()):

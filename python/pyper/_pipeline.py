@@ -14,7 +14,7 @@ import operator
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
 
 from pyper._pyper import AsyncOutputs, Outputs, Plan
 
@@ -23,6 +23,7 @@ __all__ = ["AsyncConsumer", "AsyncPipeline", "Consumer", "Pipeline", "Task"]
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
 
@@ -155,6 +156,16 @@ class Task:
         )  # fmt: skip
 
 
+class Pipeable(Protocol[S_co]):
+    """What type checkers see in a pipeline that is piped into: its output, not its parameters.
+
+    With `Pipeline[..., S]` instead, mypy would not infer lambdas in `p | task(lambda x: x + 1)`.
+    """
+
+    @property
+    def _output(self) -> S_co: ...
+
+
 class Pipeline(Generic[P, R_co]):
     """A chain of tasks.
 
@@ -163,8 +174,10 @@ class Pipeline(Generic[P, R_co]):
     task it is an `AsyncPipeline`.
     """
 
-    tasks: tuple[Task, ...]
-    """The tasks, from the first to the last."""
+    if TYPE_CHECKING:
+
+        @property
+        def _output(self) -> R_co: ...
 
     def __new__(cls, tasks: tuple[Task, ...]) -> Pipeline[P, R_co]:
         """A pipeline of this class, or an `AsyncPipeline` where one is needed."""
@@ -179,12 +192,18 @@ class Pipeline(Generic[P, R_co]):
         for item in tasks:
             if not isinstance(item, Task):
                 raise TypeError(f"a pipeline is made of tasks, not of {_kind(item)}")
-        self.__dict__["tasks"] = tasks
+        self.__dict__["_tasks"] = tasks
         self.__dict__["_plan"] = None
         if isinstance(self, AsyncPipeline) != any(item.is_async for item in tasks):
             raise TypeError("a pipeline is an AsyncPipeline if, and only if, a task of it is async")
         if len(tasks) == 1:
             self._look_like(tasks[0].func)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, from the first to the last."""
+        tasks: tuple[Task, ...] = self.__dict__["_tasks"]
+        return tasks
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Outputs[R_co]:
         """The outputs of the pipeline for these arguments of the first task's function.
@@ -196,14 +215,14 @@ class Pipeline(Generic[P, R_co]):
         outputs: Outputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
         return outputs
 
-    def pipe(self, other: Pipeline[..., S], /) -> Pipeline[P, S]:
+    def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         """The pipeline that hands each output of this one to `other`; the same as `self | other`.
 
         Raises TypeError if `other` is not a pipeline.
         """
         return Pipeline(self.tasks + _tasks_of(other))
 
-    def __or__(self, other: Pipeline[..., S], /) -> Pipeline[P, S]:
+    def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         return self.pipe(other)
 
     def consume(self, consumer: Callable[[Outputs[R_co]], C], /) -> Consumer[P, C]:

@@ -12,7 +12,10 @@ _Step = tuple[Callable[..., Any], str, bool, bool, bool, int, int]
 __version__: Final[str]
 
 def cancel_live() -> None:
-    """Cancel every run that goes on, without waiting."""
+    """Cancel every run that goes on, without waiting, and those that are started later.
+
+    For the end of the interpreter.  The main thread may still run pipelines.
+    """
 
 def forget_live() -> None:
     """Forget the runs of the parent process, in a forked child."""

@@ -33,7 +33,8 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
     The interpreter joins all threads that are no daemons before it calls what `atexit` knows, so a
     run that somebody has left behind would keep it for ever.  `threading._register_atexit` knows
     what to call before that.  Threads of the program that still go on may be using their runs
-    rightly: then the runs are cancelled when the last of those threads has ended.
+    rightly: then the runs are cancelled when the last of those threads has ended (Python 3.12.0
+    and 3.12.1 refuse to start the thread that would wait for that: there they are cancelled now).
     """
 
     def cancel_after_others() -> None:
@@ -47,7 +48,7 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
             try:
                 threading.Thread(target=cancel_after_others, name="pyper-exit").start()
                 return
-            except RuntimeError:  # no further thread can be had: then now
+            except RuntimeError:  # no thread can be had any more (always in 3.12.0 and 3.12.1)
                 pass
         cancel_live()
 

@@ -42,12 +42,26 @@ class BoundBranchDecorator(Protocol):
 class AnyDecorator(Protocol):
     """`@task(branch=flag, ...)`: who knows what an output is."""
 
-    def __call__(self, func: Callable[..., Any], /) -> Pipeline[..., Any]: ...
+    def __call__(self, func: Callable[P, Iterable[Any]], /) -> Pipeline[P, Any]: ...
 
 
 class TaskMaker(Protocol):
     """The type of `task`: makes a pipeline of one function, or a decorator that does."""
 
+    @overload  # of an overloaded callable, type checkers take the first form; range is worth it
+    def __call__(
+        self,
+        func: type[range],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound | None = None,
+        ordered: bool = False,
+    ) -> Pipeline[..., int]: ...
     @overload
     def __call__(
         self,
@@ -63,7 +77,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> Pipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a known branch says more
+    def __call__(
         self,
         func: Callable[P, R],
         /,
@@ -107,7 +121,7 @@ class TaskMaker(Protocol):
     @overload
     def __call__(
         self,
-        func: Callable[..., Any],
+        func: Callable[P, Iterable[Any]],
         /,
         *,
         branch: bool,
@@ -117,7 +131,7 @@ class TaskMaker(Protocol):
         multiprocess: bool = False,
         bind: Bound | None = None,
         ordered: bool = False,
-    ) -> Pipeline[..., Any]: ...
+    ) -> Pipeline[P, Any]: ...
     @overload
     def __call__(
         self,
@@ -147,7 +161,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> PlainDecorator: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a known branch says more
         self,
         func: None = None,
         /,
@@ -161,7 +175,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> BoundBranchDecorator: ...
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a known branch says more
         self,
         func: None = None,
         /,

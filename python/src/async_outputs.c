@@ -81,17 +81,12 @@ static void let_driver_go(outputs *self) {
     driver_look(self->driver);
 }
 
-/* What came up inside a callback of the engine, Thread.start() say: -1 with it, or 0. */
+/* A signal handler has raised inside a callback of the engine, in Thread.start() say: -1 with its
+ * exception, or 0. */
 static int check_pending(outputs *self) {
     PyObject *pending = python_run_take_pending(self->python);
-    if (!pending) return 0;
-    if (PyErr_GivenExceptionMatches(pending, PyExc_Exception)) { /* a failure's cause: see there */
-        PyErr_SetRaisedException(pending);
-        python_run_keep_pending(self->python);
-        return 0;
-    }
-    PyErr_SetRaisedException(pending);
-    return -1;
+    if (pending) PyErr_SetRaisedException(pending);
+    return pending ? -1 : 0;
 }
 
 /* ----------------------------------------------------------------------------------- __anext__ */

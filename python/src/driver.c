@@ -154,19 +154,25 @@ static int create_task(driver *self, slot *slot) {
     return 0;
 }
 
+/* The current exception is why a worker could not be started. */
+static void keep_start_error(python_run *python) {
+    PyObject *raised = PyErr_GetRaisedException();
+    if (raised) Py_XDECREF(atomic_exchange(&python->start_error, raised));
+}
+
 int host_start_slot(void *host_data, pyper_worker *worker) {
     python_run *python = host_data;
     driver *self = python->driver;
     slot *slot = self ? slot_new(self, worker) : NULL;
     if (!slot) {
-        if (PyErr_Occurred()) python_run_keep_pending(python);
+        keep_start_error(python);
         return PYPER_ENOMEM;
     }
     int rc = 0;
     Py_INCREF(slot);
     *pyper_worker_state(worker) = slot;
     if (create_task(self, slot) < 0) {
-        python_run_keep_pending(python);
+        keep_start_error(python);
         if (slot->worker) {
             slot->worker = NULL; /* it is the engine's again */
             atomic_fetch_sub(&python->alive, 1);

@@ -11,39 +11,11 @@
  */
 #include "pyper_python.h"
 
-/* ------------------------------------------------------------------ other threads' turn */
-
-/* The interpreter gives other threads their turn between bytecodes.  A task whose function runs none
- * (str, a method of a C type, range) would keep the GIL from all threads that the engine does not
- * know, and the garbage collector from running.  So we give the turn ourselves, at most every
- * BREATH_NS (the interpreter's own default), and look at the clock at every 16th item only. */
-#ifndef Py_GIL_DISABLED
-enum { BREATH_NS = 5000000 };
-
-static void breathe_slowly(step *step) {
-    int64_t now_ns = pyper_now();
-    if (now_ns - step->breathed_ns < BREATH_NS) return;
-    step->breathed_ns = now_ns;
-    PyThreadState *thread = PyEval_SaveThread();
-    PyEval_RestoreThread(thread);
-    if (PyErr_CheckSignals() < 0) PyErr_WriteUnraisable(NULL); /* handlers run in the main thread */
-}
-
-static inline void breathe(step *step) {
-    if ((++step->calls & 15) == 0) breathe_slowly(step);
-}
-#else
-static inline void breathe(step *step) {
-    (void)step;
-}
-#endif
-
 /* --------------------------------------------------------------------------- outputs */
 
 /* What `func` returned is the output.  Takes `result`; NULL: an exception is set. */
 static inline int emit_one(step *step, pyper_worker *worker, PyObject *result) {
     if (!result) return failure_report(step, worker);
-    breathe(step);
     return pyper_emit(worker, result);
 }
 
@@ -80,7 +52,6 @@ static int emit_all(step *step, pyper_worker *worker, PyObject *iterator) {
         int rc = pyper_emit(worker, item);
         if (rc < 0)
             return close_iterator(step->state, iterator) < 0 ? failure_report(step, worker) : rc;
-        breathe(step);
     }
     if (!PyErr_Occurred()) return 0;
     if (PyErr_ExceptionMatches(PyExc_StopIteration)) { /* an iterator's way to say: the end */
@@ -113,8 +84,8 @@ static int emit_each(step *step, pyper_worker *worker, PyObject *result) {
 
 /* func(*args, **kwargs) for the item (args, kwargs), which is taken. */
 static PyObject *call_first(step *step, PyObject *item) {
-    PyObject *result = PyObject_Call(step->func, PyTuple_GET_ITEM(item, 0),
-                                     PyTuple_GET_ITEM(item, 1));
+    PyObject *result =
+        PyObject_Call(step->func, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1));
     Py_DECREF(item);
     return result;
 }

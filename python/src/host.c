@@ -3,10 +3,11 @@
  * A worker thread is a pyper._threads.WorkerThread.  Its run() calls a WorkerEntry, which enters a
  * copy of the caller's contextvars and then the engine.
  *
- * Exceptions inside callbacks: Thread.start() may raise ("can't start new thread"), and so may any
- * signal handler that runs while we are in Thread.start() or Thread.join().  The engine cannot carry
- * those; they wait in python_run.pending for the thread they came up in, which finds them as soon as
- * the engine returns to outputs.c.
+ * Exceptions inside callbacks: the engine cannot carry them.  What Thread.start() raises when no
+ * thread can be had waits in python_run.start_error for whoever learns that the run could not be
+ * started.  What a signal handler raises in Thread.start() or Thread.join() waits in
+ * python_run.pending for the thread it came up in, which finds it as soon as the engine returns to
+ * outputs.c.
  */
 #include "pyper_python.h"
 
@@ -27,20 +28,35 @@ void python_run_ref(python_run *self) {
 
 void python_run_unref(python_run *self) {
     if (atomic_fetch_sub(&self->references, 1) > 1) return;
-    Py_XDECREF(self->pending);
+    Py_XDECREF(atomic_load(&self->pending));
+    Py_XDECREF(atomic_load(&self->start_error));
     Py_DECREF(self->context);
     Py_DECREF((PyObject *)self->plan);
     PyMem_RawFree(self);
 }
 
-/* Keep the current exception for this thread.  A second one goes to sys.unraisablehook. */
-void python_run_keep_pending(python_run *self) {
-    PyObject *exception = PyErr_GetRaisedException();
+/* Is this exception, or one that it was raised in the handling of, no Exception (a KeyboardInterrupt,
+ * say)?  Returns that one, borrowed, or NULL.  The locks of threading do not expect a signal handler
+ * to raise between two of their steps, and may then raise something of their own. */
+static PyObject *interrupt_behind(PyObject *exception) {
+    PyObject *found = exception;
+    while (found && PyErr_GivenExceptionMatches(found, PyExc_Exception)) {
+        PyObject *context = PyException_GetContext(found);
+        Py_XDECREF(context); /* `found` keeps it */
+        found = context;
+    }
+    return found;
+}
+
+/* Keep `exception`, which is taken, for this thread.  A second one goes to sys.unraisablehook. */
+static void keep_pending(python_run *self, PyObject *exception) {
+    PyObject *interrupt = Py_XNewRef(interrupt_behind(exception));
+    if (interrupt) Py_SETREF(exception, interrupt);
     LOCK_TAKE(&self->lock);
-    bool free = !self->pending;
+    bool free = !atomic_load(&self->pending);
     if (free) {
-        self->pending = exception;
         self->pending_thread = PyThread_get_thread_ident();
+        atomic_store(&self->pending, exception);
     }
     LOCK_GIVE(&self->lock);
     if (free) return;
@@ -49,12 +65,12 @@ void python_run_keep_pending(python_run *self) {
 }
 
 PyObject *python_run_take_pending(python_run *self) {
+    /* What was kept by this thread this thread sees; anything else does not concern it. */
+    if (!atomic_load_explicit(&self->pending, memory_order_relaxed)) return NULL;
     PyObject *exception = NULL;
     LOCK_TAKE(&self->lock);
-    if (self->pending && self->pending_thread == PyThread_get_thread_ident()) {
-        exception = self->pending;
-        self->pending = NULL;
-    }
+    if (self->pending_thread == PyThread_get_thread_ident())
+        exception = atomic_exchange(&self->pending, NULL);
     LOCK_GIVE(&self->lock);
     return exception;
 }
@@ -226,7 +242,11 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
         Py_XDECREF(result);
         if (result || !turn((entry *)worker, REVOKED)) rc = 0;
     }
-    if (PyErr_Occurred()) python_run_keep_pending(python);
+    PyObject *raised = PyErr_GetRaisedException();
+    if (raised && (rc == 0 || interrupt_behind(raised)))
+        keep_pending(python, raised);
+    else if (raised)
+        Py_XDECREF(atomic_exchange(&python->start_error, raised));
     if (rc == 0) {
         *ret_thread = thread;
     } else {
@@ -239,12 +259,14 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
 
 static int join_thread(void *host_data, void *thread) {
     python_run *python = host_data;
-    PyObject *result = PyObject_CallMethodNoArgs(thread, python->plan->state->name_join);
-    if (!result) {
-        python_run_keep_pending(python);
-        return PYPER_EINTR;
+    if (!interpreter_is_ending()) { /* at its end all threads have been joined */
+        PyObject *result = PyObject_CallMethodNoArgs(thread, python->plan->state->name_join);
+        if (!result) {
+            keep_pending(python, PyErr_GetRaisedException());
+            return PYPER_EINTR;
+        }
+        Py_DECREF(result);
     }
-    Py_DECREF(result);
     Py_DECREF((PyObject *)thread);
     return 0;
 }

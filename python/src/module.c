@@ -14,8 +14,10 @@ static PyObject *forget_live(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(cancel_live_doc, "cancel_live($module, /)\n--\n\n"
-                              "Cancel every run that goes on, without waiting.");
+PyDoc_STRVAR(cancel_live_doc,
+             "cancel_live($module, /)\n--\n\n"
+             "Cancel every run that goes on, without waiting, and those that are started later.\n\n"
+             "For the end of the interpreter.  The main thread may still run pipelines.");
 PyDoc_STRVAR(forget_live_doc, "forget_live($module, /)\n--\n\n"
                               "Forget the runs of the parent process, in a forked child.");
 
@@ -47,6 +49,17 @@ static int register_as(PyObject *abstract, PyTypeObject *type) {
     if (!result) return -1;
     Py_DECREF(result);
     return 0;
+}
+
+static int find_main_thread(module_state *state) {
+    PyObject *ask = import_from("threading", "main_thread");
+    PyObject *thread = ask ? PyObject_CallNoArgs(ask) : NULL;
+    PyObject *ident = thread ? PyObject_GetAttrString(thread, "ident") : NULL;
+    if (ident && ident != Py_None) state->main_thread = PyLong_AsUnsignedLong(ident);
+    Py_XDECREF(ask);
+    Py_XDECREF(thread);
+    Py_XDECREF(ident);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static int module_exec(PyObject *module) {
@@ -90,6 +103,7 @@ static int module_exec(PyObject *module) {
     if (!(state->async_generator = import_from("collections.abc", "AsyncGenerator"))) return -1;
     if (register_as(state->generator, state->outputs_type) < 0) return -1;
     if (register_as(state->async_generator, state->async_outputs_type) < 0) return -1;
+    if (find_main_thread(state) < 0) return -1;
     return PyModule_AddStringConstant(module, "__version__", pyper_version());
 }
 

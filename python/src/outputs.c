@@ -27,20 +27,33 @@
  */
 #include "pyper_python.h"
 
+/* A signal ends a wait of the main thread, but not one that begins just after the signal has come,
+ * and some come without interrupting anything (_thread.interrupt_main()).  So the main thread, which
+ * alone runs signal handlers, looks again after this time. */
+enum { SIGNAL_SLICE_NS = 50000000 };
+
 /* -------------------------------------------------------------------------------- live runs */
 
 static module_state *state_of(const outputs *self) {
     return self->plan->state;
 }
 
-static void live_add(outputs *self) {
+/* Where signal handlers run? */
+static bool in_main_thread(const outputs *self) {
+    return PyThread_get_thread_ident() == state_of(self)->main_thread;
+}
+
+/* Returns false if the run must not begin any more. */
+static bool live_add(outputs *self) {
     module_state *state = state_of(self);
     LOCK_TAKE(&state->live_lock);
     self->generation = state->generation;
     self->older = state->live;
     if (self->older) self->older->newer = self;
     state->live = self;
+    bool ending = state->ending;
     LOCK_GIVE(&state->live_lock);
+    return !ending || in_main_thread(self);
 }
 
 void outputs_no_longer_live(outputs *self) {
@@ -64,6 +77,7 @@ void outputs_cancel_live(module_state *state) {
         pyper_run *runs[64];
         size_t count = 0;
         LOCK_TAKE(&state->live_lock);
+        state->ending = true;
         while (state->live && count < sizeof runs / sizeof *runs) {
             outputs *self = state->live;
             runs[count++] = pyper_run_ref(self->run);
@@ -86,6 +100,7 @@ void outputs_forget_live(module_state *state) {
     memset(&state->live_lock, 0, sizeof state->live_lock);
     state->live = NULL;
     state->generation++;
+    state->main_thread = PyThread_get_thread_ident();
 }
 
 /* ------------------------------------------------------------------------------- beginning */
@@ -128,6 +143,7 @@ int outputs_start_run(outputs *self) {
         PyErr_NoMemory();
         return -1;
     }
+    python_run_ref(self->python); /* for the run */
     PyObject *arguments = self->arguments;
     self->arguments = NULL;
     Py_CLEAR(self->context);
@@ -140,21 +156,16 @@ int outputs_start_run(outputs *self) {
         .host_data = self->python,
         .loop = self->plan->is_async,
     });
-    live_add(self);
+    if (!live_add(self)) atomic_store(&self->cancel_requested, true);
     return 0;
 }
 
-/* Wait for `starting`.  Returns 0, or -1 with an exception in the thread that holds it. */
-static int take_starting(outputs *self) {
-    if (PyThread_acquire_lock(self->starting, NOWAIT_LOCK)) return 0;
-    if (atomic_load(&self->starter) == PyThread_get_thread_ident()) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this thread is starting these outputs already: a signal handler or a "
-                        "trace function cannot use them");
-        return -1;
-    }
+/* Wait for `starting`.  Returns false in the thread that holds it: in a signal handler, say. */
+static bool take_starting(outputs *self) {
+    if (PyThread_acquire_lock(self->starting, NOWAIT_LOCK)) return true;
+    if (atomic_load(&self->starter) == PyThread_get_thread_ident()) return false;
     Py_BEGIN_ALLOW_THREADS PyThread_acquire_lock(self->starting, WAIT_LOCK);
-    Py_END_ALLOW_THREADS return 0;
+    Py_END_ALLOW_THREADS return true;
 }
 
 PyObject *outputs_raise_cancelled(outputs *self, const char *why) {
@@ -176,7 +187,12 @@ void outputs_cancel(PyObject *op) {
 
 /* The first output is asked for.  Returns the phase after that, or -1 with an exception. */
 static int start(outputs *self) {
-    if (take_starting(self) < 0) return -1;
+    if (!take_starting(self)) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "these outputs are being started by this very thread: a signal handler or "
+                        "trace function cannot ask for one meanwhile");
+        return -1;
+    }
     int rc = 0;
     if (atomic_load(&self->phase) == FRESH) {
         atomic_store(&self->starter, PyThread_get_thread_ident());
@@ -215,11 +231,7 @@ static int check_signals(outputs *self) {
 /* The run could not be started, or failed without an exception: say why, with what Thread.start()
  * raised as the cause. */
 static PyObject *raise_plainly(outputs *self, int error) {
-    PyObject *cause = python_run_take_pending(self->python);
-    if (cause && !PyErr_GivenExceptionMatches(cause, PyExc_Exception)) {
-        PyErr_SetRaisedException(cause); /* KeyboardInterrupt: no failure of ours */
-        return NULL;
-    }
+    PyObject *cause = atomic_exchange(&self->python->start_error, NULL);
     const char *message = pyper_error_message(self->run);
     if (error == PYPER_ENOMEM)
         PyErr_SetString(PyExc_MemoryError, message);
@@ -270,6 +282,14 @@ PyObject *outputs_none(outputs *self, int rc) {
     }
 }
 
+/* pyper_next(), in slices if this thread has signals to look after. */
+static int next_item(outputs *self, void **ret_item) {
+    if (!in_main_thread(self)) return pyper_next(self->run, ret_item);
+    int rc = pyper_next_until(self->run, ret_item, PYPER_NOWAIT);
+    if (rc != PYPER_ETIMEDOUT) return rc;
+    return pyper_next_until(self->run, ret_item, pyper_now() + SIGNAL_SLICE_NS);
+}
+
 static PyObject *outputs_next(PyObject *op) {
     outputs *self = (outputs *)op;
     int phase = atomic_load_explicit(&self->phase, memory_order_acquire);
@@ -281,9 +301,9 @@ static PyObject *outputs_next(PyObject *op) {
         /* Also before the first wait: list(outputs) runs no bytecode that would check. */
         if (check_signals(self) < 0) return interrupted(self);
         void *item;
-        int rc = pyper_next(self->run, &item);
+        int rc = next_item(self, &item);
         if (rc > 0) return item;
-        if (rc != PYPER_EINTR) return outputs_none(self, rc);
+        if (rc != PYPER_EINTR && rc != PYPER_ETIMEDOUT) return outputs_none(self, rc);
     }
 }
 
@@ -302,7 +322,7 @@ static int finish(outputs *self, PyObject **ret_failure) {
     *ret_failure = NULL;
     if (atomic_load(&self->phase) <= STARTING) {
         atomic_store(&self->cancel_requested, true);
-        if (take_starting(self) < 0) return -1;
+        if (!take_starting(self)) return 0; /* cancelled as soon as it has started */
         PyObject *arguments = NULL, *context = NULL;
         if (atomic_load(&self->phase) == FRESH) {
             atomic_store(&self->phase, OVER);
@@ -317,11 +337,13 @@ static int finish(outputs *self, PyObject **ret_failure) {
     atomic_store(&self->phase, OVER);
     if (!self->run) return 0;
     outputs_stop(self);
+    if (interpreter_is_ending()) return 0; /* what has not left by now never will */
     int rc;
     do {
         if (check_signals(self) < 0) return -1;
-        rc = pyper_wait_until(self->run, PYPER_FOREVER);
-    } while (rc == PYPER_EINTR);
+        bool slice = in_main_thread(self);
+        rc = pyper_wait_until(self->run, slice ? pyper_now() + SIGNAL_SLICE_NS : PYPER_FOREVER);
+    } while (rc == PYPER_EINTR || rc == PYPER_ETIMEDOUT);
     if (rc == PYPER_EFORKED) return 0;
     if (rc == PYPER_EDEADLK) {
         raise_deadlock("closes the outputs");
@@ -492,6 +514,7 @@ void outputs_dealloc(PyObject *op) {
         pyper_run_unref(self->run);
         Py_XDECREF((PyObject *)self->driver);
     }
+    if (self->python) python_run_unref(self->python);
     outputs_clear(op);
     Py_DECREF((PyObject *)self->plan);
     if (self->starting) PyThread_free_lock(self->starting);
@@ -507,7 +530,7 @@ PyDoc_STRVAR(
     "goes\nto one of them.");
 PyDoc_STRVAR(send_doc, "send($self, value, /)\n--\n\nThe next output; the value is ignored.");
 PyDoc_STRVAR(throw_doc,
-             "throw($self, type, value=None, traceback=None, /)\n--\n\n"
+             "throw($self, kind, value=None, traceback=None, /)\n--\n\n"
              "Cancel the run, wait until nothing of it is left, and raise the exception.");
 PyDoc_STRVAR(close_doc,
              "close($self, /)\n--\n\n"

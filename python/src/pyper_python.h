@@ -51,6 +51,15 @@ static inline void PyErr_SetRaisedException(PyObject *exception) {
 }
 #endif
 
+/* Do threads other than this one run no more Python code, ever? */
+static inline bool interpreter_is_ending(void) {
+#if PY_VERSION_HEX < 0x030D0000
+    return _Py_IsFinalizing();
+#else
+    return Py_IsFinalizing();
+#endif
+}
+
 /* A short lock for the extension's own C data.  With a GIL the GIL is that lock, as long as nothing
  * between take and give can release it. */
 #ifdef Py_GIL_DISABLED
@@ -92,10 +101,14 @@ typedef struct module_state {
     PyObject *name_start, *name_join, *name_close, *name_add_note; /* interned */
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
-     * Outputs.  A forked child begins a new `generation` with an empty list. */
+     * Outputs.  A forked child begins a new `generation` with an empty list.  `ending`: the
+     * interpreter ends, so no thread but the main one may begin a run any more. */
     short_lock live_lock;
     outputs *live;
     uint64_t generation;
+    bool ending;
+
+    unsigned long main_thread; /* where signal handlers run; changed in a forked child only */
 } module_state;
 
 extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec;
@@ -113,11 +126,6 @@ typedef struct step {
     Py_ssize_t count; /* of the tasks of the pipeline */
     int64_t workers;
     bool branch, join;
-#ifndef Py_GIL_DISABLED
-    /* When this task last let other threads have the GIL.  Guarded by the GIL. */
-    uint32_t calls;
-    int64_t breathed_ns;
-#endif
 } step;
 
 /* An engine pipeline and its steps.  Every run of it holds a reference (python_run.plan), so it
@@ -151,7 +159,7 @@ struct outputs {
     PyObject *arguments; /* (args, kwargs), until the run takes them */
     PyObject *context;
     pyper_run *run;
-    python_run *python; /* borrowed from `run` */
+    python_run *python; /* a reference: there may be no run to hold one */
     PyThread_type_lock starting;
     atomic_ulong starter;
     atomic_int phase;
@@ -189,8 +197,11 @@ PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs);
 /* Cancel the run of an Outputs, started or not, without waiting; and those nested in it. */
 void outputs_cancel(PyObject *outputs);
 
-/* Cancel every live run; forget them all (in a forked child). */
+/* The interpreter ends: cancel every live run, and those that other threads than the main one still
+ * begin. */
 void outputs_cancel_live(module_state *state);
+
+/* This is a forked child: its parent's runs are not its business. */
 void outputs_forget_live(module_state *state);
 
 /* --------------------------------------------------------------------------------- stream.c */
@@ -216,10 +227,13 @@ struct python_run {
     atomic_size_t alive; /* worker threads that may still call a function */
     atomic_int notes;    /* further failures that were noted at the first */
 
-    /* An exception that came up inside a callback of the host, for the thread that called the
-     * engine: raised by a signal handler, or by Thread.start().  Guarded by `lock`. */
+    /* Why a thread could not be started: the cause of what next() raises. */
+    _Atomic(PyObject *) start_error;
+
+    /* What a signal handler raised inside a callback of the host, for the thread that called the
+     * engine.  Both are written under `lock`. */
     short_lock lock;
-    PyObject *pending;
+    _Atomic(PyObject *) pending;
     unsigned long pending_thread;
 
     /* The Outputs that workers of this run are branching out right now: cancelled with this run, so
@@ -253,9 +267,6 @@ void nested_leave(nested *self, pyper_worker *worker);
 
 /* The run has been told to stop: tell those nested in it. */
 void nested_cancel(python_run *python);
-
-/* Keep the current exception for this thread: python_run_take_pending(). */
-void python_run_keep_pending(python_run *self);
 
 /* ------------------------------------------------------------------------------ awaiting.c */
 

@@ -801,16 +801,17 @@ def test_dropping_in_another_thread() -> None:
 
 
 def test_close_waits_for_threads_without_blocking_the_loop() -> None:
-    may_go = threading.Event()
+    begun, may_go = threading.Event(), threading.Event()
 
     def blocks(x: int) -> int:
+        begun.set()
         may_go.wait(PATIENCE)
         return x
 
     async def main() -> None:
         outputs = (task(arange, branch=True) | task(ainc) | task(blocks))(5)
         reading = asyncio.create_task(anext(outputs))  # type: ignore[arg-type]
-        while not any(thread.name == "blocks" for thread in threading.enumerate()):
+        while not begun.is_set():
             await asyncio.sleep(0)
         closing = asyncio.create_task(outputs.aclose())
         for _ in range(100):

@@ -226,39 +226,41 @@ EACH_HOST(a_branching_call_out_of_turn_pauses) {
     }
 }
 
-/* Calls out of turn that were paused because the queue was full go on when there is room again, though
- * the call whose turn it is takes its time. */
-static int linger_after_emit(pyper_worker *w, void *item, void *bind) {
+/* A call out of turn that was paused because there was no room goes on when there is, though the call
+ * whose turn it is takes its time, and whoever else waits for his turn. */
+static int linger_at_first(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     held *h = bind;
-    tally_add(&h->entered, 1);
     int rc = pyper_emit(w, item);
     if (rc < 0) return rc;
     tally_add(&h->emitted, 1);
-    if (INT(item) == h->which) gate_wait(&h->gate);
+    if (INT(item) == 0) gate_wait(&h->gate);
     return 0;
 }
 
-EACH_HOST(room_is_for_everybody_in_the_window) {
-    enum { THROTTLE = 8, WORKERS = 3, N = 100 };
-    held h = {THROTTLE, TALLY, TALLY, TALLY};
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
-                                   pyper_task(linger_after_emit, .workers = WORKERS,
-                                              .ordered = true, .bind = &h, .throttle = THROTTLE));
-    pyper_run *run = START(p, PTR(N));
-    all_asleep();
-    /* The queue is full; the next three calls wait, the first of them for room, the others also
-     * because they are not the first. */
-    CHECK_EQ(tally_count(&h.emitted), THROTTLE);
-    CHECK_EQ(tally_count(&h.entered), THROTTLE + WORKERS);
-    for (long i = 0; i < THROTTLE; i++) NEXT_IS(run, i);
-    /* The first one emits and lingers.  The others have the window to themselves. */
-    tally_wait(&h.emitted, THROTTLE + WORKERS);
-    NEXT_IS(run, THROTTLE);
-    gate_open(&h.gate);
-    for (long i = THROTTLE + 1; i < N; i++) NEXT_IS(run, i);
-    ENDS_WITH(run, 0);
-    close_both(run, p);
+EACH_HOST(room_is_for_whoever_is_within_the_window) {
+    enum { THROTTLE = 8, N = 100 };
+    for (long workers = 2; workers <= 20; workers = 2 * workers - 1) {
+        held h = {0, TALLY, TALLY, TALLY};
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(linger_at_first, .workers = workers, .ordered = true, .bind = &h,
+                                  .throttle = THROTTLE));
+        pyper_run *run = START(p, PTR(N));
+        all_asleep();
+        /* Call 0 has emitted and lingers.  Six of the seven behind it in the window have emitted: the
+         * last place is not for them.  One waits for room, and the rest, beyond the window, for the
+         * turn to move. */
+        CHECK_EQ(tally_count(&h.emitted), THROTTLE - 1);
+        NEXT_IS(run, 0);
+        void *out;
+        CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+        tally_wait(&h.emitted, THROTTLE);
+        gate_open(&h.gate);
+        for (long i = 1; i < N; i++) NEXT_IS(run, i);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
 }
 
 /* --------------------------------------------------------------------- Failing and leaving */

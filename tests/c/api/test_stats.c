@@ -169,6 +169,27 @@ EACH_HOST(what_is_kept_for_the_order_is_queued) {
     close_both(run, p);
 }
 
+/* What is destroyed in the end was emitted all the same, and nobody has started on it. */
+EACH_HOST(outputs_stay_counted_when_they_are_destroyed) {
+    tally gate = TALLY;
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true),
+        pyper_task(gated_zero, .workers = 2, .ordered = true, .bind = &gate), pyper_task(pass));
+    pyper_run *run = START(p, PTR(50));
+    all_asleep();
+    pyper_cancel(run);
+    gate_open(&gate);
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+    pyper_task_stats s[3];
+    CHECK_EQ(pyper_stats(run, s, 3), 3);
+    CHECK_EQ(s[0].items_out, 50);
+    CHECK_EQ(s[1].items_in, 50);
+    CHECK_EQ(s[1].items_out, 49);
+    CHECK_EQ(s[2].items_in, 0);
+    for (int i = 0; i < 3; i++) CHECK_EQ(s[i].queued, 0);
+    close_both(run, p);
+}
+
 /* ------------------------------------------------------------------------- During the run */
 
 typedef struct watched {

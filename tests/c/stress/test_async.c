@@ -69,10 +69,10 @@ static void one_run(uint64_t *seed) {
     bool loop = random_below(seed, 2), ordered = random_below(seed, 2);
     bool leave = random_below(seed, 3) == 0, drop = leave && random_below(seed, 2);
     pyper_pipeline *p = pyper_task(make_items, .branch = true, .type = &item_type,
-                                   .throttle = random_below(seed, 4));
+                                   .throttle = leave + random_below(seed, 4));
     for (long i = 0; i < count; i++) {
         bool async = random_below(seed, 3) > 0;
-        int64_t throttle = random_below(seed, 5), workers = 1 + random_below(seed, 6);
+        int64_t throttle = leave + random_below(seed, 5), workers = 1 + random_below(seed, 6);
         p = pyper_pipe(p, pyper_task(async ? later : pass, .async = async, .workers = workers,
                                      .ordered = ordered, .throttle = throttle, .type = &item_type));
     }

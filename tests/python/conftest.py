@@ -1,0 +1,61 @@
+"""What every Python test is held to: whatever it starts, nothing of it is left when it ends.
+
+Threads, operating-system threads and open files are counted before and after each test, in the
+process of the tests.  Dropping outputs does not wait, so the check waits for threads to end, and
+fails if they do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import PATIENCE, until
+
+
+def threads_of_the_system() -> int | None:
+    """How many threads the operating system sees in this process, if it says."""
+    tasks = Path("/proc/self/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else None
+
+
+def open_files() -> set[str]:
+    """What the descriptors of this process refer to, one entry for each."""
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        return set()
+    found = set()
+    for entry in folder.iterdir():
+        try:
+            found.add(f"{entry.name} -> {entry.readlink()}")
+        except FileNotFoundError:  # the descriptor that lists the folder
+            continue
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collections() -> None:
+    """Let the collector pass over what was there before: it is asked after every test."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(quick_collections: None) -> Iterator[None]:
+    """Fail a test that leaves a thread or an open file behind."""
+    gc.collect()
+    threads_before = set(threading.enumerate())
+    system_before = threads_of_the_system()
+    files_before = open_files()
+    yield
+    gc.collect()
+    for thread in set(threading.enumerate()) - threads_before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread} is left"
+    if system_before is not None:
+        until(lambda: (threads_of_the_system() or 0) <= system_before)
+    assert open_files() <= files_before

@@ -1,0 +1,685 @@
+"""What happens to whole processes: the end of the interpreter, Ctrl-C, fork, subinterpreters.
+
+Each test runs a program of its own and waits for it to end; a program that hangs fails the test.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from helpers import Program, run_program
+
+BEGIN = """
+import itertools, os, signal, sys, threading, time
+import pyper
+from pyper import task
+counting = task(itertools.count, branch=True, throttle=100)
+"""
+
+
+def program(source: str) -> str:
+    import textwrap
+
+    return BEGIN + textwrap.dedent(source)
+
+
+threads_at_the_end = pytest.mark.skipif(
+    (3, 12, 0) <= sys.version_info[:3] <= (3, 12, 1),
+    reason="Python 3.12.0 and 3.12.1 start no thread once the main thread has ended",
+)
+
+
+# ------------------------------------------------------------------- the end of the interpreter
+
+
+@pytest.mark.parametrize("throttle", [0, 1])
+def test_a_run_left_in_a_global_lets_the_program_end(throttle: int) -> None:
+    printed = run_program(
+        program(f"""
+        outputs = (task(itertools.count, branch=True, throttle={throttle}) | task(abs, workers=3))()
+        print(next(outputs) in (0, 1, 2))
+        """)
+    )
+    assert printed == "True"
+
+
+def test_runs_left_behind_run_their_finally_blocks() -> None:
+    printed = run_program(
+        program("""
+        def produce():
+            try:
+                yield from itertools.count()
+            finally:
+                print("closed")
+        outputs = task(produce, branch=True, throttle=1)()
+        next(outputs)
+        """)
+    )
+    assert printed == "closed"
+
+
+def test_many_runs_left_behind() -> None:
+    printed = run_program(
+        program("""
+        left = [(counting | task(abs, throttle=5))() for _ in range(100)]
+        print(sum(next(outputs) for outputs in left))
+        """)
+    )
+    assert printed == "0"
+
+
+def test_a_run_left_in_a_cycle() -> None:
+    run_program(
+        program("""
+        class Owner:
+            def __init__(self):
+                self.outputs = (counting | task(self.work))()
+                next(self.outputs)
+            def work(self, x):
+                return x
+        Owner()
+        """)
+    )
+
+
+def test_the_program_ends_by_an_exception() -> None:
+    printed, errors, status = Program(
+        program("""
+        outputs = counting()
+        next(outputs)
+        raise ValueError("over")
+        """)
+    ).end()
+    assert (printed, status) == ("", 1)
+    assert errors.endswith("ValueError: over")
+
+
+def test_the_program_ends_by_sys_exit_in_a_task() -> None:
+    _, errors, status = Program(
+        program("""
+        for _ in (counting | task(lambda x: sys.exit(3)))():
+            pass
+        """)
+    ).end()
+    assert (errors, status) == ("", 3)
+
+
+def test_the_program_ends_while_a_daemon_thread_waits_for_an_output() -> None:
+    printed = run_program(
+        program("""
+        gate = threading.Event()
+        def produce():
+            yield 0
+            gate.wait(0.5)
+            yield from itertools.count()
+        outputs = task(produce, branch=True)()
+        ready = threading.Event()
+        def ask():
+            next(outputs)
+            ready.set()
+            try:
+                for _ in outputs:
+                    pass
+            except pyper.Cancelled:
+                pass
+        threading.Thread(target=ask, daemon=True).start()
+        ready.wait()
+        print("end")
+        """)
+    )
+    assert printed == "end"
+
+
+def test_the_program_ends_while_a_daemon_thread_takes_outputs() -> None:
+    printed = run_program(
+        program("""
+        def take():
+            try:
+                for _ in (counting | task(abs))():
+                    ready.set()
+            except pyper.Cancelled:
+                pass
+        ready = threading.Event()
+        threading.Thread(target=take, daemon=True).start()
+        ready.wait()
+        print("end")
+        """)
+    )
+    assert printed == "end"
+
+
+@threads_at_the_end
+def test_threads_of_the_program_finish_what_they_do() -> None:
+    printed = run_program(
+        program("""
+        go_on = threading.Event()
+        def use():
+            total = 0
+            for x in (task(range, branch=True, throttle=10) | task(abs))(2000):
+                total += x
+                if x == 1:
+                    started.set()
+                    go_on.wait(0.2)  # the main thread ends meanwhile
+            print(total)
+        started = threading.Event()
+        threading.Thread(target=use).start()
+        started.wait()
+        """)
+    )
+    assert printed == str(sum(range(2000)))
+
+
+@threads_at_the_end
+def test_threads_of_the_program_may_start_runs_after_the_main_thread_has_ended() -> None:
+    printed = run_program(
+        program("""
+        def use():
+            threading.main_thread().join()
+            print(sum((task(range, branch=True) | task(abs))(100)))
+            global left
+            left = counting()
+            next(left)
+        threading.Thread(target=use).start()
+        """)
+    )
+    assert printed == "4950"
+
+
+@threads_at_the_end
+def test_a_thread_of_the_program_leaves_a_run_behind() -> None:
+    run_program(
+        program("""
+        def leave():
+            global outputs
+            outputs = counting()
+            next(outputs)
+        thread = threading.Thread(target=leave)
+        thread.start()
+        """)
+    )
+
+
+def test_a_function_that_runs_pipelines_all_the_time_lets_the_program_end() -> None:
+    run_program(
+        program("""
+        def busy(x):
+            while True:
+                for _ in (counting | task(abs))():
+                    started.set()
+        started = threading.Event()
+        outputs = (counting | task(busy))()
+        asker = threading.Thread(target=lambda: next(outputs, None), daemon=True)
+        threading.excepthook = lambda args: None  # the daemon is told: Cancelled
+        asker.start()
+        started.wait()
+        """)
+    )
+
+
+@threads_at_the_end
+def test_an_executor_uses_a_pipeline_while_the_program_ends() -> None:
+    printed = run_program(
+        program("""
+        from concurrent.futures import ThreadPoolExecutor
+        executor = ThreadPoolExecutor(2)
+        pipeline = task(range, branch=True, throttle=3) | task(abs, workers=2)
+        for _ in range(4):
+            executor.submit(lambda: sys.stdout.write(f"{sum(pipeline(1000))}\\n"))
+        """)
+    )
+    assert printed.split() == [str(sum(range(1000)))] * 4
+
+
+def test_outputs_used_by_atexit() -> None:
+    printed = run_program(
+        program("""
+        import atexit
+        finished = task(range, branch=True)(3)
+        list(finished)
+        def leave():
+            print(finished.stats()[0].items_out, list(finished))
+            finished.close()
+        atexit.register(leave)
+        """)
+    )
+    assert printed == "3 []"
+
+
+def test_outputs_in_objects_that_go_last() -> None:
+    printed = run_program(
+        program("""
+        class Last:
+            def __init__(self):
+                self.outputs = counting()
+                next(self.outputs)
+            def __del__(self, write=os.write):  # the module may have gone before
+                self.outputs.close()
+                write(1, b"closed")
+        last = Last()
+        sys.last = last
+        """)
+    )
+    assert printed == "closed"
+
+
+def test_pyper_imported_while_the_interpreter_ends() -> None:
+    printed = run_program("""
+        import atexit
+        @atexit.register
+        def late():
+            from pyper import task
+            print(task(abs).tasks[0].name)
+        """)
+    assert printed == "abs"
+
+
+# ------------------------------------------------------------------------------------- Ctrl-C
+
+
+def interrupted(source: str) -> str:
+    """Run a program, interrupt it once it has printed "ready"; what it prints after that."""
+    running = Program(program(source))
+    running.wait_for("ready")
+    running.interrupt()
+    printed, errors, status = running.end()
+    assert (errors, status) == ("", 0)
+    return printed
+
+
+def test_ctrl_c_while_next_waits() -> None:
+    printed = interrupted("""
+        gate = threading.Event()
+        def produce():
+            yield "ready"
+            gate.wait(20)
+        outputs = task(produce, branch=True)()
+        try:
+            print(next(outputs), flush=True)
+            next(outputs)
+        except KeyboardInterrupt:
+            print("interrupted", gate.is_set())
+        gate.set()
+        """)
+    assert printed == "interrupted False"
+
+
+@pytest.mark.parametrize(
+    "interrupt", ["_thread.interrupt_main()", "os.kill(os.getpid(), signal.SIGINT)"]
+)
+def test_after_an_interrupt_in_next_comes_the_end(interrupt: str) -> None:
+    printed = run_program(
+        program(f"""
+        import _thread
+        gate = threading.Event()
+        def produce():
+            yield from range(100)
+            {interrupt}
+            gate.wait(20)
+        outputs = task(produce, branch=True)()
+        try:
+            print(list(outputs))
+        except KeyboardInterrupt:
+            print("interrupted", list(outputs), gate.is_set())
+        gate.set()
+        """)
+    )
+    assert printed == "interrupted [] False"
+
+
+def test_ctrl_c_while_list_takes_outputs_that_run_no_bytecode() -> None:
+    printed = interrupted("""
+        import collections
+        outputs = (task(itertools.count, branch=True, throttle=10) | task(abs))()
+        try:
+            print("ready", flush=True)
+            collections.deque(outputs, 0)
+        except KeyboardInterrupt:
+            print("interrupted")
+        """)
+    assert printed == "interrupted"
+
+
+def test_ctrl_c_in_a_loop_over_outputs() -> None:
+    printed = interrupted("""
+        outputs = (task(itertools.count, branch=True, throttle=10) | task(abs))()
+        def loop():
+            for x in outputs:
+                if x == 100:
+                    print("ready", flush=True)
+        try:
+            loop()
+        except KeyboardInterrupt:
+            outputs.close()
+            print("interrupted")
+        """)
+    assert printed == "interrupted"
+
+
+INTERRUPT_WHILE_CLOSING = """
+gate = threading.Event()
+def produce():
+    try:
+        yield from itertools.count()
+    finally:  # reached because the main thread closes
+        os.kill(os.getpid(), signal.SIGINT)
+        gate.wait(20)
+outputs = task(produce, branch=True)()
+"""
+
+
+def test_ctrl_c_while_close_waits() -> None:
+    printed = run_program(
+        program(
+            INTERRUPT_WHILE_CLOSING
+            + """
+next(outputs)
+try:
+    outputs.close()
+except KeyboardInterrupt:
+    print("interrupted", gate.is_set())
+gate.set()
+outputs.close()
+print(threading.active_count())
+"""
+        )
+    )
+    assert printed.splitlines() == ["interrupted False", "1"]
+
+
+@pytest.mark.parametrize("body", ["pass", "raise ValueError"])
+def test_ctrl_c_while_leaving_a_with(body: str) -> None:
+    printed = run_program(
+        program(
+            INTERRUPT_WHILE_CLOSING
+            + f"""
+try:
+    with outputs:
+        next(outputs)
+        {body}
+except KeyboardInterrupt as error:
+    print("interrupted", gate.is_set(), repr(error.__context__))
+gate.set()
+"""
+        )
+    )
+    context = {"pass": "None", "raise ValueError": "ValueError()"}[body]
+    assert printed == f"interrupted False {context}"
+
+
+def test_ctrl_c_ends_a_program_that_does_not_expect_it() -> None:
+    running = Program(
+        program("""
+        for x in (counting | task(abs))():
+            if x == 100:
+                print("ready", flush=True)
+        """)
+    )
+    running.wait_for("ready")
+    running.interrupt()
+    _, errors, status = running.end()
+    assert errors.endswith("KeyboardInterrupt")
+    assert status == -signal.SIGINT
+
+
+def test_a_handler_that_raises_nothing_interrupts_nothing() -> None:
+    printed = interrupted("""
+        handled = threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: handled.set())
+        def produce():
+            yield 1
+            handled.wait(20)
+            yield 2
+        outputs = task(produce, branch=True)()
+        next(outputs)
+        print("ready", flush=True)
+        print(list(outputs))
+        """)
+    assert printed == "[2]"
+
+
+def test_a_handler_may_close_the_outputs() -> None:
+    printed = interrupted("""
+        signal.signal(signal.SIGINT, lambda *_: outputs.close())
+        gate = threading.Event()
+        def produce():
+            yield 1
+            while not outputs.stats()[0].alive == 0:
+                yield 2
+        outputs = task(produce, branch=True, throttle=1)()
+        print("ready", flush=True)
+        try:
+            for _ in outputs:
+                pass
+            print("end")
+        except pyper.Cancelled:
+            print("cancelled")
+        """)
+    assert printed in ("end", "cancelled")
+
+
+def test_ctrl_c_at_any_moment_of_a_call() -> None:
+    # Runs begin and end all the time; the interrupt comes wherever it comes.
+    for _ in range(5):
+        printed = interrupted("""
+            pipeline = task(range, branch=True) | task(abs, workers=4) | task(abs)
+            try:
+                print("ready", flush=True)
+                while True:
+                    assert sorted(pipeline(10)) == list(range(10))
+            except KeyboardInterrupt:
+                print("interrupted")
+            """)
+        assert printed == "interrupted"
+
+
+# --------------------------------------------------------------------------------------- fork
+
+FORK = """
+def in_child(work):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            work()
+            sys.stdout.flush()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    print("child", status)
+"""
+
+NO_FORK_WARNING = "import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n"
+
+
+def forked(source: str) -> list[str]:
+    import textwrap
+
+    return run_program(BEGIN + NO_FORK_WARNING + FORK + textwrap.dedent(source)).splitlines()
+
+
+def test_an_inherited_run_is_dead_in_a_forked_child() -> None:
+    printed = forked("""
+        outputs = (counting | task(abs, workers=2))()
+        next(outputs)
+        def work():
+            try:
+                next(outputs)
+            except RuntimeError as error:
+                print(error)
+            outputs.close()
+            with outputs:
+                pass
+        in_child(work)
+        print(next(outputs) >= 0)
+        outputs.close()
+        """)
+    refusal = "these outputs belong to the parent of this forked process; "
+    refusal += "call the pipeline again in this one"
+    assert printed == [refusal, "child 0", "True"]
+
+
+def test_deallocation_in_a_forked_child_does_nothing() -> None:
+    printed = forked("""
+        box = [(counting | task(abs))()]
+        next(box[0])
+        in_child(box.clear)
+        print(next(box[0]))
+        """)
+    assert printed == ["child 0", "1"]
+
+
+def test_a_forked_child_may_run_pipelines() -> None:
+    printed = forked("""
+        pipeline = task(range, branch=True) | task(abs, workers=3, ordered=True)
+        unstarted = pipeline(3)
+        outputs = counting()
+        next(outputs)
+        def work():
+            print(list(pipeline(4)), list(unstarted))
+        in_child(work)
+        print(list(unstarted))
+        """)
+    assert printed == ["[0, 1, 2, 3] [0, 1, 2]", "child 0", "[0, 1, 2]"]
+
+
+def test_a_forked_child_ends_like_any_program() -> None:
+    printed = forked("""
+        outputs = counting()
+        next(outputs)
+        sys.stdout.flush()
+        if os.fork() == 0:
+            mine = counting()
+            next(mine)
+            sys.exit()  # with the hooks at the end of the interpreter
+        print(os.WEXITSTATUS(os.wait()[1]))
+        """)
+    assert printed == ["0"]
+
+
+def test_a_worker_may_fork() -> None:
+    printed = forked("""
+        def fork(x):
+            in_child(lambda: print("in child", x, threading.active_count()))
+            return x
+        print(list((task(range, branch=True) | task(fork))(2)))
+        """)
+    assert printed == ["in child 0 1", "child 0", "in child 1 1", "child 0", "[0, 1]"]
+
+
+def test_a_fork_while_runs_go_on_in_other_threads() -> None:
+    printed = forked("""
+        stop = threading.Event()
+        def work():
+            while not stop.is_set():
+                assert len(list((task(range, branch=True) | task(abs))(50))) == 50
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            in_child(lambda: print(len(list(task(range, branch=True)(5)))))
+        stop.set()
+        for thread in threads:
+            thread.join()
+        """)
+    assert printed == ["5", "child 0"] * 20
+
+
+# ------------------------------------------------------------------------------ no more threads
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_that_names_the_task() -> None:
+    printed = run_program(
+        program("""
+        start = threading.Thread.start
+        def refuse(self):
+            if self.name.startswith("abs-3"):
+                raise RuntimeError("can't start new thread")
+            start(self)
+        threading.Thread.start = refuse
+        outputs = (counting | task(abs, workers=5))()
+        try:
+            for _ in outputs:
+                pass
+        except RuntimeError as error:
+            print("abs" in str(error), repr(error.__cause__))
+        print(list(outputs), threading.active_count())
+        """)
+    )
+    assert printed.splitlines() == ["""True RuntimeError("can't start new thread")""", "[] 1"]
+
+
+def test_an_interrupt_while_threads_are_started() -> None:
+    printed = run_program(
+        program("""
+        start = threading.Thread.start
+        def interrupted(self):
+            start(self)
+            if self.name.startswith("abs-2"):
+                raise KeyboardInterrupt
+        threading.Thread.start = interrupted
+        outputs = (counting | task(abs, workers=4))()
+        try:
+            next(outputs)
+        except KeyboardInterrupt:
+            print("interrupted")
+        outputs.close()
+        print(list(outputs), threading.active_count())
+        """)
+    )
+    assert printed.splitlines() == ["interrupted", "[] 1"]
+
+
+def test_an_interrupt_while_threads_are_joined() -> None:
+    printed = run_program(
+        program("""
+        join = threading.Thread.join
+        pending = [KeyboardInterrupt]
+        def interrupted(self, timeout=None):
+            if pending:
+                raise pending.pop()
+            join(self, timeout)
+        threading.Thread.join = interrupted
+        outputs = task(range, branch=True)(2)
+        try:
+            print(list(outputs))
+        except KeyboardInterrupt:
+            print("interrupted")
+        outputs.close()
+        print(list(outputs), threading.active_count())
+        """)
+    )
+    assert printed.splitlines() == ["interrupted", "[] 1"]
+
+
+# --------------------------------------------------------------------------------- subinterpreters
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="no way to make one before 3.13")
+def test_a_subinterpreter_runs_pipelines_of_its_own() -> None:
+    printed = run_program("""
+        import _interpreters
+        import pyper
+        source = '''
+        from pyper import task
+        print(list((task(range, branch=True) | task(abs, workers=2, ordered=True))(4)))
+        import itertools
+        left = task(itertools.count, branch=True, throttle=1)()
+        next(left)
+        '''
+        import textwrap
+        for _ in range(3):
+            interpreter = _interpreters.create()
+            error = _interpreters.run_string(interpreter, textwrap.dedent(source))
+            assert error is None, error
+            _interpreters.destroy(interpreter)
+        print(list(pyper.task(abs)(-5)))
+        """)
+    assert printed.splitlines() == ["[0, 1, 2, 3]"] * 3 + ["[5]"]

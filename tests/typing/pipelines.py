@@ -1,0 +1,173 @@
+"""What type checkers know about pipelines: each line says what an expression's type is.
+
+Not run, but checked by tests/python/test_typing.py with mypy, and with pyright where it is
+installed.
+A line that must be refused ends in `# type: ignore[code]`; the checkers say if it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, assert_type
+
+from pyper import Consumer, InputStream, Outputs, Pipeline, Task, TaskStats, task
+
+
+def parse(text: str, *, strict: bool = False) -> int:
+    return int(text)
+
+
+def lines(path: str, limit: int = 0) -> Iterator[str]:
+    yield path
+
+
+def show(x: float) -> str:
+    return str(x)
+
+
+def total(data: Iterable[int]) -> int:
+    return sum(data)
+
+
+def scale(x: int, by: float) -> float:
+    return x * by
+
+
+# ------------------------------------------------------------------------------------- one task
+
+one = task(parse)
+assert_type(one("5", strict=True), Outputs[int])
+one(5)  # type: ignore[arg-type]
+one("5", strict="no")  # type: ignore[arg-type]
+one()  # type: ignore[call-arg]
+one("5", other=1)  # type: ignore[call-arg]
+assert_type(next(one("5")), int)
+assert_type(list(one("5")), list[int])
+assert_type(one("5").stats(), tuple[TaskStats, ...])
+assert_type(one.tasks, tuple[Task, ...])
+with one("5") as outputs:
+    assert_type(outputs, Outputs[int])
+generator: Generator[int, Any, None] = one("5")
+
+# ---------------------------------------------------------------------------------------- branch
+
+branching = task(lines, branch=True, throttle=100)
+assert_type(branching("a", limit=3), Outputs[str])
+assert_type(task(lines)("a"), Outputs[Iterator[str]])
+task(parse, branch=True)  # type: ignore[arg-type]
+assert_type(task(range, branch=True)(1, 4), Outputs[int])
+flag = bool(input())
+assert_type(task(lines, branch=flag)("a"), Outputs[Any])
+
+# ------------------------------------------------------------------------------------- decorators
+
+
+@task
+def plain(x: int) -> str:
+    return str(x)
+
+
+@task(workers=3, ordered=True)
+def with_options(x: int) -> str:
+    return str(x)
+
+
+@task(branch=True)
+def with_branch(x: int) -> list[str]:
+    return [str(x)]
+
+
+@task(branch=True, join=True)
+def joined(data: Iterable[int]) -> Iterator[bytes]:
+    for x in data:
+        yield bytes(x)
+
+
+@task(bind=task.bind(by=2.0))
+def bound(x: int, by: float) -> float:
+    return x * by
+
+
+@task(branch=True, bind=task.bind(by=2))
+def bound_branch(x: int, by: int) -> list[int]:
+    return [x] * by
+
+
+assert_type(plain(5), Outputs[str])
+plain("5")  # type: ignore[arg-type]
+assert_type(with_options(5), Outputs[str])
+assert_type(with_branch(5), Outputs[str])
+assert_type(bound(5), Outputs[float])
+assert_type(bound_branch(5), Outputs[int])
+
+# ---------------------------------------------------------------------------------------- chains
+
+chain = task(lines, branch=True) | task(parse, workers=4) | task(show)
+assert_type(chain("a", 5), Outputs[str])
+assert_type(chain("a", limit=5), Outputs[str])
+chain(5)  # type: ignore[arg-type]
+chain("a", unknown=5)  # type: ignore[call-arg]
+assert_type((task(lines, branch=True) | task(parse) | task(total, join=True))("a"), Outputs[int])
+assert_type((task(lines, branch=True) | task(parse) | joined)("a"), Outputs[bytes])
+assert_type(task(lines, branch=True).pipe(task(parse)).pipe(task(show))("a"), Outputs[str])
+assert_type((one | task(scale, bind=task.bind(by=2.0)))("5"), Outputs[float])
+one | parse  # type: ignore[operator]
+one.pipe(parse)  # type: ignore[arg-type]
+parse | one  # type: ignore[operator]
+
+
+def of_lambdas() -> None:
+    list((one | task(lambda x: x + 1))("5"))
+    list((task(lambda: [1], branch=True) | task(lambda x: [x], branch=True, workers=2))())
+
+
+# ---------------------------------------------------------------------------------------- nested
+
+assert_type(task(chain, branch=True)("a"), Outputs[str])
+assert_type((task(lines, branch=True) | task(chain, branch=True))("a"), Outputs[str])
+assert_type(task(chain)("a"), Outputs[Outputs[str]])
+
+# -------------------------------------------------------------------------------------- consuming
+
+
+def count(outputs: Iterable[str]) -> int:
+    return len(list(outputs))
+
+
+consumer = chain > count
+assert_type(consumer("a", 5), int)
+assert_type(chain.consume(count)("a"), int)
+assert_type((one > total)("5"), int)
+consumer(5)  # type: ignore[arg-type]
+one > count  # type: ignore[operator]
+one > 5  # type: ignore[operator]
+assert_type(task(consumer)("a"), Outputs[int])
+
+# ---------------------------------------------------------------------- names to annotate with
+
+
+def takes(
+    pipeline: Pipeline[[int], str],
+    outputs: Outputs[str],
+    stream: InputStream[str],
+    consumer: Consumer[[int], bytes],
+) -> None:
+    assert_type(pipeline(5), Outputs[str])
+    assert_type(next(outputs), str)
+    assert_type(outputs.send(None), str)
+    assert_type(next(stream), str)
+    assert_type(consumer(5), bytes)
+    function: Callable[[int], Iterable[str]] = pipeline
+    wider: Pipeline[[int], object] = pipeline
+    any_of_them: Pipeline[..., Any] = pipeline
+    pipeline.tasks = ()  # type: ignore[misc]
+    print(function, wider, any_of_them)
+
+
+# --------------------------------------------------------------------------------- wrong options
+
+task(parse, workers="3")  # type: ignore[call-overload]
+task(parse, wokers=3)  # type: ignore[call-overload]
+task(parse, bind=5)  # type: ignore[call-overload]
+task(5)  # type: ignore[call-overload]
+task(parse, True)  # type: ignore[call-overload]
