@@ -604,6 +604,15 @@ static int refuse_driver(const pyper_run *run) {
     return run->loop && pyper__worker_is_inside(run) ? PYPER_EDEADLK : 0;
 }
 
+/* Is it worth while for the caller to ask again?  If not, the loop is counted in where he waits: a
+ * notification may have come for what he had taken already. */
+static bool caller_may_go_on(pyper__loop *loop) {
+    do {
+        if (output_or_over(loop->run) || all_left(loop->run)) return true;
+    } while (watch(&loop->outputs));
+    return false;
+}
+
 int pyper_drive(pyper_run *run) {
     int rc = refuse_driver(run);
     if (rc < 0) return rc;
@@ -613,7 +622,7 @@ int pyper_drive(pyper_run *run) {
     pyper__bell_silence(loop->waker.bell);
     drive(loop);
     fall_asleep(loop);
-    if (loop->caller_waits && (output_or_over(run) || all_left(run))) {
+    if (loop->caller_waits && caller_may_go_on(loop)) {
         loop->caller_waits = false;
         if (run->host && run->host->resume_caller) run->host->resume_caller(run->host_data);
     }
