@@ -30,6 +30,9 @@
  *
  *  - fork: a run belongs to the process that started it.  In a forked child every inherited run is
  *    dead: pyper_next() and pyper_wait_until() answer PYPER_EFORKED, closing it does nothing.
+ *  - Process workers are forked by pyper_start(), before any thread of the run: what your own other
+ *    threads hold at that moment (a lock, half a change) stays so in the child for ever.  See
+ *    Processes.
  *  - Signal handlers: nothing here may be called from one.
  *  - From a task's function you may start, read and close other runs.  Of the function's own run
  *    you may call pyper_cancel(); pyper_next() and pyper_close() would wait for their own caller
@@ -65,7 +68,7 @@
  *   driver     called only by the thread that drives the run (see Asynchronous tasks)
  *
  * Sections: Version - Errors - Item types - Pipelines - Runs - Writing functions - Asynchronous
- * tasks - Statistics - Hosts.
+ * tasks - Statistics - Processes - Hosts.
  */
 #ifndef PYPER_H
 #define PYPER_H
@@ -106,17 +109,20 @@ PYPER_API const char *pyper_version(void);
 
 /* Every error the library itself can report: name, number, text.  Functions return one of these
  * (always negative) or a number >= 0 on success. */
-#define PYPER_ERRORS(X)                                                                           \
-    X(ENOMEM, -1, "out of memory")                                                                \
-    X(EINVAL, -2, "invalid argument")                                                             \
-    X(ECANCELED, -3, "the run is cancelled")                                                      \
-    X(EFAILED, -4, "a task's function failed")                                                    \
-    X(ETIMEDOUT, -5, "the deadline has passed")                                                   \
-    X(EINTR, -6, "the wait was interrupted")                                                      \
-    X(ETHREAD, -7, "a thread could not be started")                                               \
-    X(EDEADLK, -8, "the call would wait for its own caller")                                      \
-    X(EFORKED, -9, "the run belongs to the parent of this forked process")                       \
-    X(EAGAIN, -11, "not now: it will be told when to try again")
+#define PYPER_ERRORS(X)                                                                            \
+    X(ENOMEM, -1, "out of memory")                                                                 \
+    X(EINVAL, -2, "invalid argument")                                                              \
+    X(ECANCELED, -3, "the run is cancelled")                                                       \
+    X(EFAILED, -4, "a task's function failed")                                                     \
+    X(ETIMEDOUT, -5, "the deadline has passed")                                                    \
+    X(EINTR, -6, "the wait was interrupted")                                                       \
+    X(ETHREAD, -7, "a thread could not be started")                                                \
+    X(EDEADLK, -8, "the call would wait for its own caller")                                       \
+    X(EFORKED, -9, "the run belongs to the parent of this forked process")                         \
+    X(EDIED, -11, "a worker's process died")                                                       \
+    X(EPROCESS, -12, "a process could not be started")                                             \
+    X(ENOTSUP, -13, "process workers need Linux")                                                  \
+    X(EAGAIN, -14, "not now: it will be told when to try again")
 
 enum {
 #define PYPER_ERROR_ENUM(name, number, text) PYPER_##name = number,
@@ -147,11 +153,34 @@ PYPER_API int64_t pyper_now(void);
  * destroy  called exactly once for every item that is not delivered: after a cancel or a failure,
  *          or when pyper_emit() refuses it.  Called on a worker's thread or on the thread that
  *          closes the run, holding no lock of the library, with the host's token (see Hosts).
- *          NULL: items need no destroying (integers, borrowed pointers). */
+ *          NULL: items need no destroying (integers, borrowed pointers).
+ * encode   writes the item as bytes: asks pyper_transfer_reserve() once for as many as it takes, and
+ *          fills them.  Returns 0 or a negative code, which fails the run.  Borrows the item: the
+ *          library destroys it when it has gone.  Called by the sender, with the host's token.
+ * decode   makes the item again from these bytes: sets *ret_item and returns 0, or a negative code,
+ *          which fails the run.  Borrows `data` (aligned to 8 bytes) for the call.  Called by the
+ *          receiver, with the host's token.
+ *          NULL: items do not cross between processes (see Processes). */
+typedef struct pyper_transfer pyper_transfer; /* an item on its way between two processes */
 typedef struct pyper_item_type {
     size_t size;
     void (*destroy)(void *item);
+    int (*encode)(void *item, pyper_transfer *to);
+    int (*decode)(pyper_transfer *from, const void *data, size_t size, void **ret_item);
 } pyper_item_type;
+
+/* Integers (or anything else without a meaning of its own) in the pointer itself. */
+PYPER_API extern const pyper_item_type pyper_type_int;
+
+/* Flat blobs of bytes, allocated with malloc(). */
+#if defined(__GNUC__)
+__extension__ /* C++ has no flexible array members, but its compilers do */
+#endif
+    typedef struct pyper_blob {
+    size_t size; /* of data */
+    unsigned char data[];
+} pyper_blob;
+PYPER_API extern const pyper_item_type pyper_type_blob;
 
 /* ----------------------------------------------------------------------------- Pipelines */
 
@@ -178,18 +207,19 @@ typedef int (*pyper_fn)(pyper_worker *worker, void *item, void *bind);
 /* How to run a function.  Use the pyper_task() macro, which fills in `size`; a field left out is
  * zero, which is its default. */
 typedef struct pyper_task_options {
-    size_t size;       /* sizeof(pyper_task_options), set by the macro */
-    pyper_fn fn;       /* the function, the macro's first argument */
-    bool branch;       /* a call may emit any number of outputs, not exactly one */
-    bool join;         /* the function is called once per worker and pulls its inputs */
-    bool ordered;      /* outputs leave in the order of the inputs, whatever the workers' order */
-    int64_t workers;   /* how many workers run the function at once, 1 to PYPER_WORKERS_MAX; 0: 1 */
-    int64_t throttle;  /* at most this many items wait in the task's output queue; 0: no bound */
-    const void *bind;  /* handed to each call; borrowed until the pipeline's last pyper_unref() */
-    void (*release)(void *bind);  /* called once, by that last pyper_unref(); NULL: nothing to do */
-    const pyper_item_type *type;  /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
-    const char *name;             /* for messages, threads and statistics; copied; NULL: "task" */
-    bool async;      /* fn starts an operation and returns; see Asynchronous tasks */
+    size_t size;      /* sizeof(pyper_task_options), set by the macro */
+    pyper_fn fn;      /* the function, the macro's first argument */
+    bool branch;      /* a call may emit any number of outputs, not exactly one */
+    bool join;        /* the function is called once per worker and pulls its inputs */
+    bool ordered;     /* outputs leave in the order of the inputs, whatever the workers' order */
+    int64_t workers;  /* how many workers run the function at once, 1 to PYPER_WORKERS_MAX; 0: 1 */
+    int64_t throttle; /* at most this many items wait in the task's output queue; 0: no bound */
+    const void *bind; /* handed to each call; borrowed until the pipeline's last pyper_unref() */
+    void (*release)(void *bind); /* called once, by that last pyper_unref(); NULL: nothing to do */
+    const pyper_item_type *type; /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
+    const char *name;            /* for messages, threads and statistics; copied; NULL: "task" */
+    bool multiprocess;           /* workers are processes (see Processes) */
+    bool async;                  /* fn starts an operation (see Asynchronous tasks) */
     pyper_fn resume; /* async: an operation that had to stop may go on; NULL: with join fn itself */
     void (*cancel)(pyper_worker *worker, void *bind); /* async: give this operation up; or NULL */
 } pyper_task_options;
@@ -233,11 +263,11 @@ template <class... Parts> inline pyper_pipeline *pyper_pipe(Parts... parts) {
 extern "C" {
 #else
 /* pyper_task(fn, .option = value, ...) and pyper_pipe(part, ...) */
-#define pyper_task(...)                                                                           \
-    pyper_task_from(                                                                              \
+#define pyper_task(...)                                                                            \
+    pyper_task_from(                                                                               \
         &(const pyper_task_options){.size = sizeof(pyper_task_options), .fn = __VA_ARGS__})
-#define pyper_pipe(...)                                                                           \
-    pyper_pipe_from((pyper_pipeline *const[]){__VA_ARGS__},                                       \
+#define pyper_pipe(...)                                                                            \
+    pyper_pipe_from((pyper_pipeline *const[]){__VA_ARGS__},                                        \
                     sizeof((pyper_pipeline *const[]){__VA_ARGS__}) / sizeof(pyper_pipeline *))
 #endif
 
@@ -264,9 +294,9 @@ typedef struct pyper_host pyper_host; /* see Hosts */
 
 /* What to run.  Use the pyper_start() macro. */
 typedef struct pyper_start_options {
-    size_t size;              /* sizeof(pyper_start_options), set by the macro */
-    pyper_pipeline *pipeline; /* shared: the run adds a reference */
-    void *argument;           /* handed to the first task's function */
+    size_t size;                 /* sizeof(pyper_start_options), set by the macro */
+    pyper_pipeline *pipeline;    /* shared: the run adds a reference */
+    void *argument;              /* handed to the first task's function */
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
     const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
     void *host_data;             /* handed to each callback of the host */
@@ -296,8 +326,8 @@ inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr
 }
 extern "C" {
 #else
-#define pyper_start(...)                                                                          \
-    pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),            \
+#define pyper_start(...)                                                                           \
+    pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),             \
                                                   .pipeline = __VA_ARGS__})
 #endif
 
@@ -313,8 +343,9 @@ extern "C" {
  *         PYPER_ECANCELED: somebody cancelled the run;
  *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
  *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED;
- *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD: the run could not be started, or ran out of
- *         memory underway.
+ *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS: the run could not be started,
+ *         or ran out of memory underway;
+ *         PYPER_EDIED: a process worker died (see pyper_error_message()).
  * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
  * Blocks: yes.  Thread safety: shared (each output goes to one caller). */
 PYPER_API int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns);
@@ -354,10 +385,12 @@ PYPER_API void pyper_run_unref(pyper_run *run);
  *
  * pyper_failed         0, or the code that pyper_next() reports: PYPER_EFAILED if a function
  *                      failed.  A cancelled run has not failed.
- * pyper_error_code     the code given to pyper_fail(), or the one the function returned
+ * pyper_error_code     the code given to pyper_fail(), or the one the function returned; if a
+ *                      process died, its exit code, or minus the signal that killed it
  * pyper_error_message  a text that names the task and its place; "" if nothing failed
  * pyper_error_task     the index of the task (0 is the first), or -1
  * pyper_error_payload  what was given to pyper_fail_with(), borrowed; or NULL
+ * pyper_error_bytes    what was given to pyper_fail_bytes() and *ret_size of them, borrowed; or NULL
  *
  * The first failure counts, and does not change any more: what is returned stays valid as long as
  * my reference.  Thread safety: shared. */
@@ -366,6 +399,7 @@ PYPER_API int pyper_error_code(pyper_run *run);
 PYPER_API const char *pyper_error_message(pyper_run *run);
 PYPER_API int64_t pyper_error_task(pyper_run *run);
 PYPER_API void *pyper_error_payload(pyper_run *run);
+PYPER_API const void *pyper_error_bytes(pyper_run *run, size_t *ret_size);
 
 /* --------------------------------------------------------------------- Writing functions */
 
@@ -401,10 +435,18 @@ PYPER_API int pyper_fail(pyper_worker *worker, int code, const char *format, ...
  * pyper_error_payload().  `destroy` is called once when the run is freed, on the thread that frees
  * it, with the host's token; NULL: nothing to do.
  *
+ * In a process worker the payload stays in its process; see pyper_fail_bytes().
+ *
  * Returns PYPER_EFAILED, or PYPER_ECANCELED if the run had failed before: then `payload` is not taken.
  * Ownership: takes `payload` when it returns PYPER_EFAILED.  Thread safety: worker. */
 PYPER_API int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *payload,
                               void (*destroy)(void *payload));
+
+/* Fail the run and hand `size` bytes (a pickled exception, say) to whoever asks for them with
+ * pyper_error_bytes(), in whatever process the function runs.  The bytes are copied; without the
+ * memory for it the run fails without them.  Returns as pyper_fail_with().  Thread safety: worker. */
+PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *message,
+                               const void *data, size_t size);
 
 /* Has the run (or this part of it) been told to stop?  A long call that asks now and then, and
  * returns PYPER_ECANCELED, makes a quick end.  Cheap.  Thread safety: shared. */
@@ -529,8 +571,77 @@ typedef struct pyper_task_stats {
  * any moment of the run and after it.  Thread safety: shared. */
 PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t count,
                                   size_t stats_size);
-#define pyper_stats(run, ret_stats, count)                                                        \
+#define pyper_stats(run, ret_stats, count)                                                         \
     pyper_stats_read((run), (ret_stats), (count), sizeof(pyper_task_stats))
+
+/* ----------------------------------------------------------------------------- Processes */
+
+/* With the option `multiprocess` a task's workers are processes.  All other options mean what they
+ * mean for threads.  Linux only: elsewhere such a task is refused (PYPER_ENOTSUP).
+ *
+ *  - Items cross through shared memory that has no name, by `encode` and `decode` of their type.  So
+ *    the outputs of a task with `multiprocess`, and those of the task before it (for the first task:
+ *    the argument of the run), must have a type with both; pyper_task() and pyper_pipe() refuse
+ *    others.  Two tasks with `multiprocess` in a row exchange their items directly.
+ *  - Workers are forked by pyper_start(), before any thread of the run.  A worker has a copy of
+ *    everything as it was then, `bind` included; what it changes is seen by nobody else.
+ *  - In a worker's process your other threads do not exist, and the locks they held are held for
+ *    ever: do not call into what they may have been using.  malloc() and stdio are safe.
+ *  - A worker starts with empty buffers of stdout and stderr and flushes both when it leaves; it leaves with
+ *    _exit(): what you have registered with atexit() is not run.
+ *  - Ctrl-C in a terminal reaches the caller's process only: workers have a handler for SIGINT that
+ *    does nothing.  When the caller's process dies, however it dies, its workers follow.
+ *  - A worker that dies (a signal, exit(), out of memory) fails the run with PYPER_EDIED.
+ *  - When a run is stopped (by cancel, close or a failure; or the part of it before a joined task that
+ *    has had enough), calls in progress in its processes have PYPER_GRACE_MS to return; then the process is
+ *    killed. */
+#define PYPER_GRACE_MS 200
+
+/* For `encode`: ask for `size` bytes to write the item to, aligned to 8 bytes; once an item.  Returns
+ * NULL if there is no memory: then return PYPER_ENOMEM.  Thread safety: only within the call of
+ * `encode`, by its thread; so for all of pyper_transfer_*(). */
+PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
+
+/* For `encode` and `decode`: fail the run with a code, a message and bytes (or NULL) of your own, as
+ * pyper_fail_bytes().  Returns PYPER_EFAILED: return that. */
+PYPER_API int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message,
+                                  const void *data, size_t size);
+
+/* What pyper_start() (or pyper_attach()) was given as host_data. */
+PYPER_API void *pyper_transfer_host_data(const pyper_transfer *transfer);
+
+/* For hosts: a process to start.  The new process must call pyper_attach() with descriptors that are
+ * duplicates of these, and the same numbers. */
+#define PYPER_PROCESS_FDS 3
+typedef struct pyper_process {
+    size_t size;
+    const char *name;           /* of the task, and the worker if there are several; copy it */
+    int fds[PYPER_PROCESS_FDS]; /* borrowed for the call */
+    int64_t task;               /* the index of the task */
+    int64_t worker;             /* the index of the worker */
+    void *bind;                 /* of the task */
+} pyper_process;
+
+/* For hosts: what a started process attaches with.  Use the pyper_attach() macro. */
+typedef struct pyper_attach_options {
+    size_t size;                /* sizeof(pyper_attach_options) */
+    int fds[PYPER_PROCESS_FDS]; /* taken, also on failure */
+    int64_t task, worker;       /* as in pyper_process */
+    pyper_fn fn;
+    void *bind;                         /* borrowed for the call */
+    const pyper_item_type *input_type;  /* of the inputs */
+    const pyper_item_type *output_type; /* of the outputs */
+    const pyper_host *host;             /* of this process; its callbacks for threads and
+                                         * processes, and `release`, are not called */
+    void *host_data;
+} pyper_attach_options;
+
+/* Be a worker: returns when it is done, 0 or a PYPER_E... code if it could not begin.  When the
+ * process that started the run dies, this one ends at once, by _exit().  Blocks: yes. */
+PYPER_API int pyper_attach_from(const pyper_attach_options *options);
+#define pyper_attach(...)                                                                          \
+    pyper_attach_from(                                                                             \
+        &(const pyper_attach_options){.size = sizeof(pyper_attach_options), __VA_ARGS__})
 
 /* --------------------------------------------------------------------------------- Hosts */
 
@@ -575,6 +686,16 @@ struct pyper_host {
     /* The run is freed: give up host_data.  With the token; the last callback of all.  May be
      * NULL. */
     void (*release)(void *host_data);
+
+    /* Start a process that calls pyper_attach() with what `process` says.
+     * Returns 0 and sets *ret_process and its id *ret_pid, or a negative code.  Called with the token
+     * by the thread that starts the run, before any thread of the run.  NULL: workers are forked. */
+    int (*start_process)(void *host_data, const pyper_process *process, void **ret_process,
+                         int64_t *ret_pid);
+
+    /* The process has ended: forget it, and set *ret_status to its exit code, or to minus the signal
+     * that ended it.  With the token. */
+    void (*join_process)(void *host_data, void *process, int *ret_status);
 
     /* Slots: the host's own way to carry the workers of asynchronous tasks (its coroutines).  NULL:
      * they are run as C functions.  All four are called by the driver, with the token.

@@ -202,9 +202,9 @@ static void leave(pyper__slot *slot) {
      * there for another. */
     pyper__waker_wake(&slot->crew->loop->waker);
     int64_t now = pyper_now();
-    if (!atomic_load_explicit(&worker->started_ns, memory_order_relaxed))
-        atomic_store_explicit(&worker->started_ns, now, memory_order_relaxed);
-    atomic_store_explicit(&worker->left_ns, now, memory_order_relaxed);
+    if (!atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed))
+        atomic_store_explicit(&worker->seat.clock->started_ns, now, memory_order_relaxed);
+    atomic_store_explicit(&worker->seat.clock->left_ns, now, memory_order_relaxed);
     pyper__run_worker_left(worker->run, worker->stage);
     pyper__run_release(worker->run);
 }
@@ -234,8 +234,8 @@ static void call(pyper__slot *slot, pyper_fn fn, void *item) {
 
 static void begin(pyper__slot *slot, void *item) {
     pyper_worker *worker = slot->worker;
-    if (!atomic_load_explicit(&worker->started_ns, memory_order_relaxed))
-        atomic_store_explicit(&worker->started_ns, pyper_now(), memory_order_relaxed);
+    if (!atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed))
+        atomic_store_explicit(&worker->seat.clock->started_ns, pyper_now(), memory_order_relaxed);
     slot->emitted = 0;
     slot->state = NULL;
     slot->done = false;
@@ -352,7 +352,7 @@ static void resume(pyper__slot *slot) {
         return;
     }
     slot->started = true;
-    atomic_store_explicit(&worker->started_ns, pyper_now(), memory_order_relaxed);
+    atomic_store_explicit(&worker->seat.clock->started_ns, pyper_now(), memory_order_relaxed);
     int rc = host->start_slot(loop->run->host_data, worker);
     if (rc < 0) {
         pyper__run_fail(loop->run, rc, slot->crew->stage, rc, "a worker could not be started", NULL,

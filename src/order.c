@@ -9,7 +9,8 @@ struct record {
     void *one;
     int64_t count, capacity;
     bool done;
-    pyper__event turn; /* where its worker waits, and those of the tickets t + n * window */
+    _Atomic bool blocked; /* its worker waits for room */
+    pyper__event turn;    /* where its worker waits, and those of the tickets t + n * window */
 };
 
 struct pyper__order {
@@ -17,7 +18,8 @@ struct pyper__order {
     int64_t window;
     _Atomic int64_t turn;
     _Atomic int64_t kept;
-    _Atomic int blocked; /* how many wait out of turn for room */
+    _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
+    _Atomic int64_t blocked; /* how many records are */
     struct record ring[];
 };
 
@@ -75,6 +77,12 @@ static int keep_locked(pyper__order *order, struct record *record, void *item) {
     return 0;
 }
 
+static void set_blocked_locked(pyper__order *order, struct record *record, bool blocked) {
+    if (atomic_load(&record->blocked) == blocked) return;
+    atomic_store(&record->blocked, blocked);
+    atomic_fetch_add(&order->blocked, blocked ? 1 : -1);
+}
+
 static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
@@ -83,21 +91,24 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
     *ret_wait = (struct pyper__turn){.queue = queue, .order = order, .until = ticket};
+    struct record *record = record_of(order, ticket);
+    bool within = ticket < turn + order->window;
+    if (within) set_blocked_locked(order, record, false);
     if (ticket == turn) {
         if (waiting >= queue->limit) return PYPER__AGAIN;
         int rc = pyper__queue_write(queue, item);
         if (rc == 0) atomic_store(&queue->tail, tail + 1);
         return rc;
     }
-    struct record *record = record_of(order, ticket);
     ret_wait->event = &record->turn;
-    if (ticket >= turn + order->window) {
+    if (!within) {
         ret_wait->until = ticket - order->window + 1;
         return PYPER__AGAIN;
     }
     if (queue->limit == INT64_MAX && record->count >= order->window) return PYPER__AGAIN;
     if (queue->limit != INT64_MAX && waiting >= queue->limit - 1) {
         ret_wait->or_for_room = true;
+        set_blocked_locked(order, record, true);
         return PYPER__AGAIN;
     }
     return keep_locked(order, record, item);
@@ -107,6 +118,7 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait) {
     pyper__lock_take(&order->queue->push_lock);
     int rc = try_push_locked(order, item, ticket, ret_wait);
+    if (rc == 0) atomic_fetch_add_explicit(&order->pushed, 1, memory_order_relaxed);
     pyper__lock_give(&order->queue->push_lock);
     return rc;
 }
@@ -187,19 +199,15 @@ bool pyper__order_turn_has_come(const void *arg) {
                                      queue->limit - 1);
 }
 
-void pyper__order_add_blocked(pyper__order *order, int more) {
-    atomic_fetch_add(&order->blocked, more);
-}
-
 /* They have tickets soon after the turn, so they are found soon. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count) {
     int64_t left = atomic_load(&order->blocked);
     if (left > count) left = count;
     int64_t turn = atomic_load(&order->turn);
     for (int64_t t = turn + 1; left > 0 && t < turn + order->window; t++) {
-        pyper__event *event = &record_of(order, t)->turn;
-        if (!pyper__event_has_waiters(event)) continue;
-        pyper__event_notify_all(event);
+        struct record *record = record_of(order, t);
+        if (!atomic_load(&record->blocked)) continue;
+        pyper__event_notify_all(&record->turn);
         left--;
     }
 }
@@ -210,6 +218,10 @@ void pyper__order_notify_all(pyper__order *order) {
 
 int64_t pyper__order_kept(const pyper__order *order) {
     return atomic_load(&order->kept);
+}
+
+int64_t pyper__order_pushed(const pyper__order *order) {
+    return atomic_load_explicit(&order->pushed, memory_order_relaxed);
 }
 
 bool pyper__order_take_any(pyper__order *order, void **ret_item) {

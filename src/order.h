@@ -13,9 +13,10 @@
  *
  * Synchronization
  *   All fields are protected by the queue's push_lock, except: `turn` and `kept` are also read
- *   without it (atomic, seq_cst) by those who wait and by statistics; `blocked` is atomic (seq_cst):
- *   who waits for room counts himself in before he looks for it, and who makes room looks there after
- *   he has made it; the events look after themselves. */
+ *   without it (atomic, seq_cst) by those who wait and by statistics; `blocked` and a record's flag
+ *   of that name are set under it and read without it (atomic, seq_cst): who waits for room sets them
+ *   before he looks for it, and who makes room reads them after he has made it; the events look after
+ *   themselves. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -53,12 +54,12 @@ int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, py
 bool pyper__order_turn_has_come(const void *turn);
 void pyper__order_notify_all(pyper__order *order);
 
-/* Who waits out of turn for room counts as blocked; `count` of those may try again. */
-void pyper__order_add_blocked(pyper__order *order, int more);
+/* There is room again: `count` of those who wait for it out of turn may try again. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count);
 
-/* How many outputs are kept. */
+/* How many outputs are kept; how many were pushed with a ticket, kept or not. */
 int64_t pyper__order_kept(const pyper__order *order);
+int64_t pyper__order_pushed(const pyper__order *order);
 
 /* Any output that is kept, for destroying; false: none.  Nobody pushes any more. */
 bool pyper__order_take_any(pyper__order *order, void **ret_item);

@@ -7,6 +7,7 @@
 
 #include "os.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -81,20 +82,20 @@ void pyper__yield(void) {
 
 #if USE_FUTEX
 
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns) {
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
     /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for ever
      * is some 292 years), for without one the kernel restarts the call after a handler that was
      * installed with SA_RESTART, and the signal would not end the sleep. */
     struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
                              .tv_nsec = (long)(deadline_ns % 1000000000)};
-    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, expected, &until,
-                      NULL, FUTEX_BITSET_MATCH_ANY);
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | (shared ? 0 : FUTEX_PRIVATE_FLAG),
+                      expected, &until, NULL, FUTEX_BITSET_MATCH_ANY);
     if (rc == 0 || errno == EAGAIN) return 0;
     return errno == ETIMEDOUT ? PYPER_ETIMEDOUT : errno == EINTR ? PYPER_EINTR : 0;
 }
 
-void pyper__futex_wake(_Atomic uint32_t *word, int count) {
-    syscall(SYS_futex, word, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, count, NULL, NULL, 0);
+void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
+    syscall(SYS_futex, word, FUTEX_WAKE | (shared ? 0 : FUTEX_PRIVATE_FLAG), count, NULL, NULL, 0);
 }
 
 #else
@@ -126,9 +127,11 @@ static struct bucket *bucket_of(_Atomic uint32_t *word) {
     return &buckets[((uintptr_t)word >> 6) % BUCKETS];
 }
 
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns) {
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
     struct bucket *bucket = bucket_of(word);
     int rc = 0;
+    assert(!shared);
+    (void)shared;
     pthread_mutex_lock(&bucket->lock);
     if (atomic_load(word) == expected) {
         if (deadline_ns == PYPER_FOREVER) {
@@ -152,9 +155,10 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
     return rc;
 }
 
-void pyper__futex_wake(_Atomic uint32_t *word, int count) {
+void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
     struct bucket *bucket = bucket_of(word);
     (void)count;
+    (void)shared;
     pthread_mutex_lock(&bucket->lock);
     pthread_cond_broadcast(&bucket->wake);
     pthread_mutex_unlock(&bucket->lock);

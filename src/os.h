@@ -35,13 +35,22 @@ void *pyper__alloc(size_t size);
 void *pyper__alloc_unset(size_t size);
 void pyper__free(void *memory);
 
+/* Workers may be processes: what it takes is there (a futex between processes, anonymous shared
+ * memory, descriptors of processes). */
+#if defined(__linux__) && !defined(PYPER_NO_FUTEX)
+#define PYPER__PROCESSES 1
+#else
+#define PYPER__PROCESSES 0
+#endif
+
 /* Sleep while *word == expected, until woken, interrupted by a handled signal, or `deadline_ns`.
+ * `shared`: the word lies in memory that processes share.
  * Returns 0 (woken, or the word had changed, or for no reason), PYPER_ETIMEDOUT or PYPER_EINTR.
  * A signal ends the sleep on Linux; elsewhere it does not (see os.c). */
-int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns);
+int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared);
 
 /* Wake at most `count` sleepers. */
-void pyper__futex_wake(_Atomic uint32_t *word, int count);
+void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared);
 
 /* Let other threads run: a hint, returns soon. */
 void pyper__yield(void);

@@ -28,11 +28,11 @@ void pyper__lock_take_slow(pyper__lock *lock) {
         pyper__yield();
     }
     while (atomic_exchange_explicit(&lock->word, 2, memory_order_acquire) != 0)
-        pyper__futex_wait(&lock->word, 2, PYPER_FOREVER);
+        pyper__futex_wait(&lock->word, 2, PYPER_FOREVER, false);
 }
 
 void pyper__lock_wake(pyper__lock *lock) {
-    pyper__futex_wake(&lock->word, 1);
+    pyper__futex_wake(&lock->word, 1, false);
 }
 
 /* ---------------------------------------------------------------------------------- event */
@@ -57,8 +57,14 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_MAX / 2);
-    event->no_sleepers = false;
+    event->shared = 0;
+    event->no_sleepers = 0;
     event->waker = NULL;
+}
+
+void pyper__event_init_shared(pyper__event *event) {
+    pyper__event_init(event);
+    event->shared = 1;
 }
 
 void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
@@ -72,7 +78,8 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
     if (event->waker) pyper__waker_wake(event->waker);
     if (!event->no_sleepers)
-        pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken);
+        pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
+                          event->shared != 0);
 }
 
 /* Count myself in; returns the notification count to compare with. */
@@ -109,6 +116,7 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 static _Atomic int32_t wanting;
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data) {
+    if (!seat->clock) seat->clock = &seat->own_clock;
     seat->host = host;
     seat->host_data = host_data;
     seat->shares_token = host && host->detached && host->exclusive;
@@ -189,7 +197,8 @@ static int yield_and_sleep(struct wait *wait) {
         uint32_t seen = pyper__event_enter(event);
         int rc = 0;
         if (!wait->ready(wait->arg))
-            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns);
+            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns,
+                                   event->shared != 0);
         pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;

@@ -81,6 +81,7 @@ static inline void pyper__waker_wake(pyper__waker *waker) {
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up.
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
+ *   shared  set by init: it lies in memory that processes share.
  *   waker, no_sleepers   set after init by who owns the event, before others see it: a loop may be
  *           among the waiters (it counts itself in like everybody else, with pyper__event_enter());
  *           nobody else is. */
@@ -90,11 +91,12 @@ typedef struct pyper__event {
         _Atomic uint32_t half[2];
     };
     _Atomic uint32_t yields;
-    bool no_sleepers;
-    pyper__waker *waker;
+    uint16_t shared, no_sleepers;
+    pyper__waker *waker; /* never in memory that processes share */
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
+void pyper__event_init_shared(pyper__event *event);
 
 /* For who waits without sleeping: count in, then test the condition (seq_cst); once notified() is
  * true, or after leave(), enter again before waiting again. */
@@ -124,13 +126,22 @@ static inline void pyper__event_notify_all(pyper__event *event) {
 /* What a thread waits for: the index of its clock; nobody asks how long it waits for anything other. */
 enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__WAITS, PYPER__OTHER = PYPER__WAITS };
 
+/* Where a worker's time goes.  It lies apart from the seat because a process worker's lies in memory
+ * that the caller's process reads.
+ * Synchronization: written by the thread in the seat, read by statistics; relaxed. */
+typedef struct pyper__clock {
+    _Atomic int64_t waited_ns[PYPER__WAITS];
+    _Atomic int64_t started_ns, left_ns;
+} pyper__clock;
+
 /* Synchronization
  *   host, host_data, shares_token   set by init, never change.
+ *   clock        set before the seat is taken, by init if nobody else has; never changes.
  *   shared       set before others see the seat: several callers of pyper_next() use it at once, so
  *       its clocks stand still.
  *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
- *   waited_ns    written by the thread in the seat, read by statistics; relaxed.  One clock for each
+ *   clock->*     written by the thread in the seat, read by statistics; relaxed.  One clock for each
  *       thing to wait for: how long it was waited for; while it is, that less the time since when,
  *       which is negative.  So one store begins a wait and one ends it. */
 typedef struct pyper__seat {
@@ -143,19 +154,20 @@ typedef struct pyper__seat {
     _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
-    _Atomic int64_t waited_ns[PYPER__WAITS];
+    pyper__clock *clock;
+    pyper__clock own_clock;
 } pyper__seat;
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
 
 /* Begin and end a wait on one of the seat's clocks. */
 static inline void pyper__seat_begin_wait(pyper__seat *seat, int what_for, int64_t now) {
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited - now, memory_order_relaxed);
+    int64_t waited = atomic_load_explicit(&seat->clock->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->clock->waited_ns[what_for], waited - now, memory_order_relaxed);
 }
 static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t now) {
-    int64_t waited = atomic_load_explicit(&seat->waited_ns[what_for], memory_order_relaxed);
-    atomic_store_explicit(&seat->waited_ns[what_for], waited + now, memory_order_relaxed);
+    int64_t waited = atomic_load_explicit(&seat->clock->waited_ns[what_for], memory_order_relaxed);
+    atomic_store_explicit(&seat->clock->waited_ns[what_for], waited + now, memory_order_relaxed);
 }
 
 /* Wait on `event` until ready(arg), with the host's token given up.

@@ -45,6 +45,7 @@ static pyper__task *task_create(const pyper_task_options *options, const char *n
     task->async = options->async;
     task->resume = options->resume;
     task->cancel = options->cancel;
+    task->multiprocess = options->multiprocess;
     memcpy(task->name, name, length + 1);
     return task;
 }
@@ -85,6 +86,14 @@ static pyper_pipeline *refuse(const pyper_task_options *options, const char *nam
                       "task '%.64s': ordered has no order to keep with join and several workers; "
                       "use one worker, or leave ordered out",
                       name);
+    if (options->multiprocess && !PYPER__PROCESSES)
+        return failed(PYPER_ENOTSUP, "task '%.64s': multiprocess needs Linux; use threads", name);
+    if (options->multiprocess && !pyper__type_crosses(options->type))
+        return failed(PYPER_EINVAL,
+                      "task '%.64s': its workers are processes, and the type of its outputs has no "
+                      "encode and decode; give it a .type that has both (pyper_type_int, "
+                      "pyper_type_blob or your own)",
+                      name);
     return NULL;
 }
 
@@ -107,6 +116,18 @@ pyper_pipeline *pyper_task_from(const pyper_task_options *given) {
     return pipeline;
 }
 
+/* The inputs of a task with process workers cross too. */
+static pyper_pipeline *refuse_neighbours(const pyper_pipeline *pipeline) {
+    for (size_t i = 1; i < pipeline->count; i++)
+        if (pipeline->tasks[i]->multiprocess && !pyper__type_crosses(pipeline->tasks[i - 1]->type))
+            return failed(PYPER_EINVAL,
+                          "task '%.64s': the workers of the next task, '%.64s', are processes, and "
+                          "the type of its outputs has no encode and decode; give it a .type that "
+                          "has both (pyper_type_int, pyper_type_blob or your own)",
+                          pipeline->tasks[i - 1]->name, pipeline->tasks[i]->name);
+    return NULL;
+}
+
 static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
     if (count == 0) return failed(PYPER_EINVAL, "pyper_pipe() needs at least one pipeline");
     size_t tasks = 0;
@@ -126,7 +147,10 @@ static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
             pipeline->tasks[pipeline->count++] = task;
         }
     }
-    return pipeline;
+    pyper_pipeline *bad = refuse_neighbours(pipeline);
+    if (!bad) return pipeline;
+    pyper_unref(pipeline);
+    return bad;
 }
 
 pyper_pipeline *pyper_pipe_from(pyper_pipeline *const *parts, size_t count) {

@@ -18,6 +18,7 @@ typedef struct pyper__task {
     bool async;
     pyper_fn resume;
     void (*cancel)(pyper_worker *worker, void *bind);
+    bool multiprocess;
     char name[];
 } pyper__task;
 
@@ -29,5 +30,11 @@ struct pyper_pipeline {
     size_t count;
     pyper__task *tasks[];
 };
+
+/* May items of this type cross between processes? */
+static inline bool pyper__type_crosses(const pyper_item_type *type) {
+    return type && type->size >= offsetof(pyper_item_type, decode) + sizeof type->decode &&
+           type->encode && type->decode;
+}
 
 #endif

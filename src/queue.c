@@ -27,8 +27,15 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     if (order_window > 0) {
         queue->order = pyper__order_create(queue, order_window);
         if (!queue->order) return PYPER_ENOMEM;
+        queue->ordered = true;
     }
     return 0;
+}
+
+void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered) {
+    queue->many_producers = queue->many_consumers = true;
+    queue->channel = channel;
+    queue->ordered = ordered;
 }
 
 /* Destroy in slices, so that a host's token is not held for long. */
@@ -57,7 +64,13 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
 void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
     void *item;
     while (queue->pop_chunk && take_any(queue, &item)) destroy(queue, item, seat);
-    while (queue->order && pyper__order_take_any(queue->order, &item)) destroy(queue, item, seat);
+    while (queue->order && pyper__order_take_any(queue->order, &item)) {
+        /* As if it had joined the queue. */
+        atomic_fetch_add(&queue->tail, 1);
+        atomic_fetch_add(&queue->head, 1);
+        atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
+        destroy(queue, item, seat);
+    }
 }
 
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
@@ -82,8 +95,8 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
 }
 
 int64_t pyper__queue_pushed(pyper__queue *queue) {
-    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
-    return atomic_load_explicit(&queue->tail, memory_order_relaxed) + kept;
+    if (queue->order) return pyper__order_pushed(queue->order);
+    return atomic_load_explicit(&queue->tail, memory_order_relaxed);
 }
 
 int64_t pyper__queue_popped(const pyper__queue *queue) {
@@ -200,10 +213,8 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
         if (turn) {
-            pyper__order_add_blocked(queue->order, wait_for.or_for_room);
             pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
                          PYPER__BLOCKED, false);
-            pyper__order_add_blocked(queue->order, -(int)wait_for.or_for_room);
         } else {
             pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
                          PYPER_FOREVER, PYPER__BLOCKED, false);

@@ -20,7 +20,8 @@
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
  * Synchronization
- *   limit, block, many_producers, many_consumers, type, order   set by init, never change.
+ *   limit, block, many_producers, many_consumers, type, order, channel, ordered   set by init (and
+ *                pyper__queue_cross()), never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (seq_cst; pairs
  *                with every read of it by the consuming end).
@@ -52,6 +53,7 @@ typedef struct pyper__chunk {
 } pyper__chunk;
 
 struct pyper__order;
+struct pyper__channel;
 
 enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
 
@@ -64,7 +66,9 @@ typedef struct pyper__queue {
     int64_t block; /* how many places are given back at once */
     bool many_producers, many_consumers;
     const pyper_item_type *type;
-    struct pyper__order *order; /* NULL: outputs leave as they come */
+    struct pyper__order *order;     /* NULL: outputs leave as they come */
+    struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
+    bool ordered;                   /* outputs leave in order: see order, or the channel */
     _Atomic int state;
     pyper__event items, places;
 
@@ -92,6 +96,9 @@ typedef struct pyper__queue {
 /* `order_window` > 0: the producers push with tickets.  0, PYPER_ENOMEM; fini either way. */
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type);
+
+/* Its items go through a channel: nobody takes the quick way here any more. */
+void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered);
 
 /* Destroy what is left and free.  Nobody uses the queue any more. */
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat);

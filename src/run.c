@@ -5,8 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "edge.h"
 #include "loop.h"
+#include "process.h"
 #include "thread.h"
+#include "transfer.h"
 
 /* Who joins the workers' threads and clears the queues, once all workers have left. */
 enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
@@ -32,18 +35,44 @@ static void stop(pyper_run *run, size_t upto, size_t queues) {
     while (before < upto && !atomic_compare_exchange_weak(&run->stopped, &before, upto)) {
     }
     for (size_t i = queues; i > 0; i--)
-        pyper__queue_set_state(&run->queues[i - 1], PYPER__CANCELLED);
+        pyper__edge_set_state(&run->queues[i - 1], PYPER__CANCELLED);
+#if PYPER__PROCESSES
+    if (run->processes && before < upto) pyper__processes_stop(run, upto);
+#endif
     if (run->loop) pyper__waker_wake(&run->loop->waker);
+}
+
+void pyper__run_stop(pyper_run *run, size_t upto) {
+    if (upto > 0) stop(run, upto, upto < run->count ? upto + 1 : upto);
+}
+
+bool pyper__run_stopped(const pyper_run *run, size_t stage) {
+#if PYPER__PROCESSES
+    if ((run->child || run->processes) && pyper__processes_stopped(run, stage)) return true;
+#endif
+    return atomic_load_explicit(&run->stopped, memory_order_acquire) > stage;
 }
 
 void pyper_cancel(pyper_run *run) {
     if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
+#if PYPER__PROCESSES
+    if (run->child) {
+        pyper__child_cancel(run);
+        return;
+    }
+#endif
     atomic_store(&run->cancelled, true);
     if (run->count > 0) stop(run, run->count, run->count + 1);
 }
 
-bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
-                     const char *message, void *payload, void (*destroy)(void *payload)) {
+/* `data` is taken when true is returned. */
+static bool fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                 const char *message, void *payload, void (*destroy)(void *payload), void *data,
+                 size_t size) {
+#if PYPER__PROCESSES
+    if (run->child && !pyper__child_fail(run, answer, stage->index, code, message, data, size))
+        return false;
+#endif
     pyper__lock_take(&run->lock);
     bool first = atomic_load(&run->failed) == 0;
     if (first) {
@@ -51,10 +80,12 @@ bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int 
         run->failure.task = stage ? (int64_t)stage->index : -1;
         run->failure.payload = payload;
         run->failure.destroy = destroy;
+        run->failure.data = data;
+        run->failure.size = size;
         if (stage)
             snprintf(run->failure.message, sizeof run->failure.message,
                      "task '%.64s' (%zu of %zu): %s", stage->task->name, stage->index + 1,
-                     run->pipeline->count, message);
+                     run->pipeline ? run->pipeline->count : 0, message);
         else
             snprintf(run->failure.message, sizeof run->failure.message, "%s", message);
         atomic_store(&run->failed, answer);
@@ -62,8 +93,22 @@ bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int 
     pyper__lock_give(&run->lock);
     if (first && run->count > 0) {
         stop(run, run->count, run->count);
-        pyper__queue_set_state(&run->queues[run->count], PYPER__ENDED);
+        pyper__edge_set_state(&run->queues[run->count], PYPER__ENDED);
     }
+    return first;
+}
+
+bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                     const char *message, void *payload, void (*destroy)(void *payload)) {
+    return fail(run, answer, stage, code, message, payload, destroy, NULL, 0);
+}
+
+bool pyper__run_fail_bytes(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                           const char *message, const void *data, size_t size) {
+    void *copy = data ? pyper__alloc(size ? size : 1) : NULL;
+    if (copy) memcpy(copy, data, size);
+    bool first = fail(run, answer, stage, code, message, NULL, NULL, copy, copy ? size : 0);
+    if (!first) pyper__free(copy);
     return first;
 }
 
@@ -92,15 +137,20 @@ static void one_less(pyper_run *run, int64_t how_many) {
 }
 
 void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
-    if (atomic_fetch_sub(&stage->alive, 1) == 1) {
+    if (atomic_fetch_sub(stage->alive, 1) == 1) {
         /* The last one.  If inputs were left (a joined task that had enough), nobody will take them:
          * the stages before are done. */
-        bool complete = pyper__queue_state(stage->input) == PYPER__ENDED &&
-                        pyper__queue_pushed(stage->input) == pyper__queue_popped(stage->input);
+        bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
+                        pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) stop(run, stage->index, stage->index + 1);
-        pyper__queue_set_state(stage->output, PYPER__ENDED);
+        pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     one_less(run, 1);
+}
+
+void pyper__run_left(pyper_run *run) {
+    one_less(run, 1);
+    pyper__run_release(run);
 }
 
 /* ---------------------------------------------------------------------------------- freeing */
@@ -116,6 +166,9 @@ static void clear(pyper_run *run) {
     for (size_t i = 0; run->count > 0 && i <= run->count; i++)
         pyper__queue_fini(&run->queues[i], &run->callers);
     pyper__loop_free(run->loop);
+#if PYPER__PROCESSES
+    pyper__processes_free(run);
+#endif
     pyper__free(run->stages);
     pyper__free(run->queues);
     run->loop = NULL;
@@ -128,6 +181,7 @@ void pyper__run_release(pyper_run *run) {
     if (atomic_fetch_sub_explicit(&run->refs, 1, memory_order_acq_rel) != 1) return;
     clear(run);
     if (run->failure.destroy) run->failure.destroy(run->failure.payload);
+    pyper__free(run->failure.data);
     pyper_unref(run->pipeline);
     const pyper_host *host = run->host;
     void *host_data = run->host_data;
@@ -159,6 +213,10 @@ static bool many_threads(const pyper__task *task) {
     return task && task->workers > 1 && !task->async;
 }
 
+int64_t pyper__run_window(int64_t throttle) {
+    return throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
+}
+
 /* Memory for the stages and the queues, nobody working yet: 0 or PYPER_ENOMEM; clear() either way. */
 static int furnish(pyper_run *run, const pyper_start_options *options) {
     size_t count = run->pipeline->count;
@@ -171,12 +229,15 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         const pyper__task *from = i > 0 ? run->pipeline->tasks[i - 1] : NULL;
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
-        int64_t window = throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
+        int64_t window = pyper__run_window(throttle);
         int bad = pyper__queue_init(&run->queues[i], throttle, many_threads(from),
                                     !to || many_threads(to), from && from->ordered ? window : 0,
                                     from ? from->type : options->type);
         if (bad) rc = bad;
     }
+#if PYPER__PROCESSES
+    if (rc == 0 && pyper__processes_wanted(run->pipeline)) rc = pyper__processes_create(run);
+#endif
     for (size_t i = 0; i < count; i++) {
         pyper__stage *stage = &run->stages[i];
         const pyper__task *task = run->pipeline->tasks[i];
@@ -184,7 +245,8 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->index = i;
         stage->input = &run->queues[i];
         stage->output = &run->queues[i + 1];
-        atomic_init(&stage->alive, task->workers);
+        atomic_init(&stage->own_alive, task->workers);
+        stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
         for (int64_t k = 0; k < task->workers; k++) {
@@ -193,16 +255,23 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
             worker->stage = stage;
             worker->output = stage->output;
             worker->allowed = task->branch ? INT64_MAX : 1;
-            worker->push_at_once = task->workers == 1;
+            worker->push_at_once = task->workers == 1 && !stage->output->channel;
+            worker->seat.clock = &worker->seat.own_clock;
             worker->index = k;
         }
     }
     return rc < 0 ? rc : pyper__loop_create(run, options->loop);
 }
 
-/* Start every worker: 0, or the code of the one that could not be started (*ret_worker). */
+/* Start every worker, the processes first: 0, or the code of the one that could not be started
+ * (*ret_worker; NULL if it was not one of them). */
 static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
+#if PYPER__PROCESSES
+    int bad = run->processes ? pyper__processes_start(run, ret_worker) : 0;
+    if (bad < 0) return bad;
+#endif
     for (size_t i = 0; i < run->count; i++) {
+        if (run->stages[i].task->multiprocess) continue;
         for (int64_t k = 0; k < run->stages[i].task->workers; k++) {
             pyper_worker *worker = &run->stages[i].workers[k];
             atomic_fetch_add(&run->refs, 1);
@@ -223,13 +292,48 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
     return 0;
 }
 
-static int refuse_first(pyper_run *run, const char **ret_message) {
+static bool has_processes(const pyper_pipeline *pipeline) {
+    for (size_t i = 0; i < pipeline->count; i++)
+        if (pipeline->tasks[i]->multiprocess) return true;
+    return false;
+}
+
+/* What only the start can tell: a code, the task and what is wrong with it. */
+static int refuse(pyper_run *run, const pyper_start_options *options, size_t *ret_task,
+                  const char **ret_message) {
     const pyper__task *first = run->pipeline->tasks[0];
+    *ret_task = 0;
     if (first->join)
         *ret_message = "the first task cannot have join: there is nothing to pull from";
     if (first->workers > 1)
         *ret_message = "the first task cannot have several workers: it is called once";
-    return *ret_message ? PYPER_EINVAL : 0;
+    if (*ret_message) return PYPER_EINVAL;
+    for (size_t i = 0; i < run->pipeline->count; i++) {
+        if (!run->pipeline->tasks[i]->async && !options->loop) continue;
+        if (!has_processes(run->pipeline)) break;
+        *ret_task = i;
+        *ret_message = "asynchronous tasks and event loops do not go together with process workers "
+                       "yet; use two pipelines";
+        return PYPER_EINVAL;
+    }
+    if (!first->multiprocess || pyper__type_crosses(options->type)) return 0;
+    *ret_message = "its worker is a process, and the type of the run's argument has no encode and "
+                   "decode; give pyper_start() a .type that has both";
+    return PYPER_EINVAL;
+}
+
+/* The argument is all that the first task gets. */
+static int put_argument(pyper_run *run, void *argument) {
+    pyper__queue *first = &run->queues[0];
+    int rc;
+#if PYPER__PROCESSES
+    if (first->channel)
+        rc = pyper__send(run, &run->stages[0], first, argument, 0, &run->callers, NULL);
+    else
+#endif
+        rc = pyper__queue_push(first, argument, 0, &run->callers, NULL);
+    if (rc == 0) pyper__edge_set_state(first, PYPER__ENDED);
+    return rc;
 }
 
 static void start(pyper_run *run, const pyper_start_options *options) {
@@ -241,29 +345,37 @@ static void start(pyper_run *run, const pyper_start_options *options) {
         destroy_argument(options);
         return;
     }
-    rc = refuse_first(run, &message);
+    size_t task;
+    rc = refuse(run, options, &task, &message);
     if (rc < 0) {
-        pyper__stage first = {.task = pipeline->tasks[0]};
-        pyper__run_fail(run, rc, &first, rc, message, NULL, NULL);
+        pyper__stage refused = {.task = pipeline->tasks[task], .index = task};
+        pyper__run_fail(run, rc, &refused, rc, message, NULL, NULL);
         destroy_argument(options);
         return;
     }
     rc = furnish(run, options);
-    if (rc == 0) rc = pyper__queue_push(&run->queues[0], options->argument, 0, &run->callers, NULL);
+    if (rc == 0) rc = put_argument(run, options->argument);
     if (rc < 0) {
         clear(run);
-        pyper__run_fail(run, rc, NULL, rc, out_of_memory.failure.message, NULL, NULL);
+        /* Unless the argument could not be encoded: that has failed the run already. */
+        pyper__run_fail(run, rc, NULL, rc,
+                        rc == PYPER_ENOMEM ? out_of_memory.failure.message : pyper_strerror(rc),
+                        NULL, NULL);
         destroy_argument(options);
         return;
     }
-    pyper__queue_set_state(&run->queues[0], PYPER__ENDED);
     pyper_worker *unstarted = NULL;
     rc = start_workers(run, &unstarted);
     if (rc < 0) {
         char text[160];
-        snprintf(text, sizeof text, "worker %" PRId64 " of %" PRId64 " could not be started: %s",
-                 unstarted->index + 1, unstarted->stage->task->workers, pyper_strerror(rc));
-        pyper__run_fail(run, rc, unstarted->stage, rc, text, NULL, NULL);
+        if (unstarted)
+            snprintf(text, sizeof text,
+                     "worker %" PRId64 " of %" PRId64 " could not be started: %s",
+                     unstarted->index + 1, unstarted->stage->task->workers, pyper_strerror(rc));
+        else
+            snprintf(text, sizeof text, "the processes could not be looked after: %s",
+                     pyper_strerror(rc));
+        pyper__run_fail(run, rc, unstarted ? unstarted->stage : NULL, rc, text, NULL, NULL);
     }
     open_gate(run);
 }
@@ -312,6 +424,10 @@ static int await(pyper_run *run, bool (*ready)(const void *), int64_t deadline_n
 }
 
 static int join_threads(pyper_run *run) {
+#if PYPER__PROCESSES
+    int bad = run->processes ? pyper__processes_join(run) : 0;
+    if (bad < 0) return bad;
+#endif
     for (size_t i = 0; i < run->count; i++) {
         pyper__stage *stage = &run->stages[i];
         for (int64_t k = 0; k < stage->task->workers; k++) {
@@ -365,15 +481,30 @@ int pyper_close(pyper_run *run) {
 
 /* There was nothing to take at once. */
 static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (run->child) return PYPER_EDEADLK;
     if (run->count > 0) {
-        int64_t ticket;
+        pyper__queue *queue = &run->queues[run->count];
         bool interruptible = run->host && run->host->interruptible;
-        int rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
-                           : pyper__queue_pop(&run->queues[run->count], ret_item, &ticket,
-                                              &run->callers, deadline_ns, interruptible);
+        int64_t ticket;
+        int rc;
+#if PYPER__PROCESSES
+        if (queue->channel) {
+            /* An item that could not be decoded has failed the run; those behind it come first. */
+            do
+                rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
+                                    &run->callers, deadline_ns, interruptible);
+            while (rc == PYPER_EFAILED);
+            if (rc > 0) pyper__seat_share_token(&run->callers);
+        } else
+#endif
+            rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
+                           : pyper__queue_pop(queue, ret_item, &ticket, &run->callers, deadline_ns,
+                                              interruptible);
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;
+        /* A worker's process can end the last edge before its wish to cancel has got here. */
+        if (atomic_load(&run->cancelled)) return PYPER_ECANCELED;
     }
     return atomic_load(&run->failed);
 }
@@ -382,7 +513,7 @@ int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
     if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
     if (pyper__unlikely(pyper__worker_is_inside(run))) return PYPER_EDEADLK;
-    if (pyper__likely(run->count > 0 && !run->loop)) {
+    if (pyper__likely(run->count > 0 && !run->queues[run->count].channel && !run->loop)) {
         pyper__queue *queue = &run->queues[run->count];
         int64_t ticket;
         pyper__lock_take(&queue->pop_lock);
@@ -416,6 +547,12 @@ const char *pyper_error_message(pyper_run *run) {
 
 int64_t pyper_error_task(pyper_run *run) {
     return pyper_failed(run) && run ? run->failure.task : -1;
+}
+
+const void *pyper_error_bytes(pyper_run *run, size_t *ret_size) {
+    if (!run || !pyper_failed(run) || !run->failure.data) return NULL;
+    *ret_size = run->failure.size;
+    return run->failure.data;
 }
 
 void *pyper_error_payload(pyper_run *run) {

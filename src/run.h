@@ -14,7 +14,8 @@
  *     in the queues.
  *
  * Synchronization
- *   pipeline, host, host_data, stages, queues, forks   set by start before any worker runs.
+ *   pipeline, host, host_data, stages, queues, forks, processes, child   set by start before any worker
+ *              runs.
  *   refs       atomic; one for all handles together, one for each worker that has been started.
  *   handles    atomic; the references of users; the last one to go cancels the run.
  *   alive      atomic; workers that have not left, and one for pyper_start() itself.
@@ -35,9 +36,10 @@ typedef struct pyper__stage {
     const pyper__task *task;
     size_t index;
     pyper__queue *input, *output;
-    pyper_worker *workers; /* task->workers of them */
-    _Atomic int64_t alive; /* workers that have not left; whoever takes it to 0 ends the stage */
-    struct pyper__crew *crew; /* of a loop, if the task is asynchronous; else NULL */
+    pyper_worker *workers;  /* task->workers of them */
+    _Atomic int64_t *alive; /* workers that have not left; whoever takes it to 0 ends the stage */
+    _Atomic int64_t own_alive; /* what `alive` points to, unless the workers are processes */
+    struct pyper__crew *crew;  /* of a loop, if the task is asynchronous; else NULL */
 } pyper__stage;
 
 struct pyper_run {
@@ -69,11 +71,15 @@ struct pyper_run {
         int64_t task;
         void *payload;
         void (*destroy)(void *payload);
+        void *data;
+        size_t size; /* of data */
         char message[512];
     } failure;
 
     pyper__seat callers; /* of whoever waits in pyper_next() and the like */
 
+    struct pyper__processes *processes; /* of a run with process workers; see process.h */
+    struct pyper__child *child;         /* this is the run as a worker's process sees it */
     struct pyper__loop *loop; /* set by start before any worker runs; NULL: all is threads */
 };
 
@@ -83,10 +89,18 @@ struct pyper_run {
 bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
                      const char *message, void *payload, void (*destroy)(void *payload));
 
+/* The same with bytes, which are copied, in place of a payload. */
+bool pyper__run_fail_bytes(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                           const char *message, const void *data, size_t size);
+
+/* Tell the stages before `upto` to stop, and cancel the edges up to their end. */
+void pyper__run_stop(pyper_run *run, size_t upto);
+
 /* Has this stage been told to stop? */
-static inline bool pyper__run_stopped(const pyper_run *run, size_t stage) {
-    return atomic_load_explicit(&run->stopped, memory_order_acquire) > stage;
-}
+bool pyper__run_stopped(const pyper_run *run, size_t stage);
+
+/* How far an ordered task with this throttle may be ahead of the one whose turn it is. */
+int64_t pyper__run_window(int64_t throttle);
 
 /* A worker's way in and out; see worker.c. */
 void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat);
@@ -103,5 +117,8 @@ static inline bool pyper__run_inherited(const pyper_run *run) {
 
 /* Give up a worker's reference: the last thing a worker does. */
 void pyper__run_release(pyper_run *run);
+
+/* The way out of the supervisor (process.c): the last thing it does. */
+void pyper__run_left(pyper_run *run);
 
 #endif

@@ -4,26 +4,27 @@
  * and went, and a worker's clock is read only when it starts, leaves, or waits. */
 #include <string.h>
 
+#include "edge.h"
 #include "worker.h"
 
 static int64_t clock_of(pyper_worker *worker, int what) {
-    return atomic_load_explicit(&worker->seat.waited_ns[what], memory_order_relaxed);
+    return atomic_load_explicit(&worker->seat.clock->waited_ns[what], memory_order_relaxed);
 }
 
 /* Add the worker's times as they are at one moment, so that no counter ever goes back: its clocks are
  * read again until none has changed while the time was read. */
 static void add_worker(pyper_task_stats *stats, pyper_worker *worker) {
     int64_t starved, blocked, left, now;
-    int64_t started = atomic_load_explicit(&worker->started_ns, memory_order_relaxed);
+    int64_t started = atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed);
     if (!started) return;
     do {
         starved = clock_of(worker, PYPER__STARVED);
         blocked = clock_of(worker, PYPER__BLOCKED);
-        left = atomic_load_explicit(&worker->left_ns, memory_order_relaxed);
+        left = atomic_load_explicit(&worker->seat.clock->left_ns, memory_order_relaxed);
         now = pyper_now();
     } while (starved != clock_of(worker, PYPER__STARVED) ||
              blocked != clock_of(worker, PYPER__BLOCKED) ||
-             left != atomic_load_explicit(&worker->left_ns, memory_order_relaxed));
+             left != atomic_load_explicit(&worker->seat.clock->left_ns, memory_order_relaxed));
     if (left) now = left;
     if (starved < 0) starved += now;
     if (blocked < 0) blocked += now;
@@ -35,13 +36,13 @@ static void add_worker(pyper_task_stats *stats, pyper_worker *worker) {
 
 static pyper_task_stats read_stage(pyper__stage *stage) {
     /* Popped before pushed, so that `queued` is never negative. */
-    int64_t started = pyper__queue_popped(stage->output);
-    int64_t emitted = pyper__queue_pushed(stage->output);
+    int64_t started = pyper__edge_popped(stage->output);
+    int64_t emitted = pyper__edge_pushed(stage->output);
     pyper_task_stats stats = {
         .name = stage->task->name,
         .workers = stage->task->workers,
-        .alive = atomic_load_explicit(&stage->alive, memory_order_relaxed),
-        .items_in = pyper__queue_started(stage->input),
+        .alive = atomic_load_explicit(stage->alive, memory_order_relaxed),
+        .items_in = pyper__edge_started(stage->input),
         .items_out = emitted,
         .queued = emitted > started ? emitted - started : 0,
     };

@@ -1,21 +1,33 @@
 /* thread - see thread.h. */
 #include "thread.h"
 
-#include <inttypes.h>
-#include <stdio.h>
+int pyper__carrier_start(pyper_run *run, const char *name, void (*entry)(void *arg), void *arg,
+                         void **ret_thread) {
+    const pyper_host *host = run->host;
+    return host && host->start_thread
+               ? host->start_thread(run->host_data, name, entry, arg, ret_thread)
+               : pyper__thread_start(name, entry, arg, ret_thread);
+}
+
+int pyper__carrier_await(pyper_run *run, void *thread) {
+    const pyper_host *host = run->host;
+    if (host && host->start_thread) return host->join_thread(run->host_data, thread);
+    pyper__thread_join(thread);
+    return 0;
+}
+
+void pyper__carrier_forget(pyper_run *run, void *thread) {
+    const pyper_host *host = run->host;
+    if (host && host->start_thread)
+        host->drop_thread(run->host_data, thread);
+    else
+        pyper__thread_drop(thread);
+}
 
 int pyper__thread_carry(pyper_worker *worker) {
-    const pyper__task *task = worker->stage->task;
-    const pyper_host *host = worker->run->host;
     char name[128];
-    if (task->workers == 1)
-        snprintf(name, sizeof name, "%s", task->name);
-    else
-        snprintf(name, sizeof name, "%.100s-%" PRId64, task->name, worker->index);
-    int rc = host && host->start_thread
-                 ? host->start_thread(worker->run->host_data, name, pyper__worker_main, worker,
-                                      &worker->thread)
-                 : pyper__thread_start(name, pyper__worker_main, worker, &worker->thread);
+    pyper__worker_title(worker, name, sizeof name);
+    int rc = pyper__carrier_start(worker->run, name, pyper__worker_main, worker, &worker->thread);
     /* Whatever a host calls it. */
     if (rc < 0) return rc == PYPER_ENOMEM ? rc : PYPER_ETHREAD;
     worker->has_thread = true;
@@ -23,24 +35,14 @@ int pyper__thread_carry(pyper_worker *worker) {
 }
 
 int pyper__thread_await(pyper_worker *worker) {
-    const pyper_host *host = worker->run->host;
     if (!worker->has_thread) return 0;
-    if (host && host->start_thread) {
-        int rc = host->join_thread(worker->run->host_data, worker->thread);
-        if (rc < 0) return rc;
-    } else {
-        pyper__thread_join(worker->thread);
-    }
-    worker->has_thread = false;
-    return 0;
+    int rc = pyper__carrier_await(worker->run, worker->thread);
+    if (rc == 0) worker->has_thread = false;
+    return rc;
 }
 
 void pyper__thread_forget(pyper_worker *worker) {
-    const pyper_host *host = worker->run->host;
     if (!worker->has_thread) return;
-    if (host && host->start_thread)
-        host->drop_thread(worker->run->host_data, worker->thread);
-    else
-        pyper__thread_drop(worker->thread);
+    pyper__carrier_forget(worker->run, worker->thread);
     worker->has_thread = false;
 }

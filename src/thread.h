@@ -13,4 +13,10 @@ int pyper__thread_await(pyper_worker *worker);
 /* Forget it. */
 void pyper__thread_forget(pyper_worker *worker);
 
+/* The same for what is no worker: a thread called `name` that calls entry(arg) with the token. */
+int pyper__carrier_start(pyper_run *run, const char *name, void (*entry)(void *arg), void *arg,
+                         void **ret_thread);
+int pyper__carrier_await(pyper_run *run, void *thread);
+void pyper__carrier_forget(pyper_run *run, void *thread);
+
 #endif

@@ -1,10 +1,21 @@
 /* worker - see worker.h, and pyper.h for what functions may call. */
 #include "worker.h"
 
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "transfer.h"
+
 _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
+
+void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size) {
+    const pyper__task *task = worker->stage->task;
+    if (task->workers == 1)
+        snprintf(ret_title, size, "%s", task->name);
+    else
+        snprintf(ret_title, size, "%.100s-%" PRId64, task->name, worker->index);
+}
 
 /* ----------------------------------------------------------------------------- the loop */
 
@@ -36,8 +47,14 @@ static PYPER__COLD bool after_odd_call(pyper_worker *worker, int rc) {
 
 /* With an order: pass the turn on. */
 static bool after_ordered_call(pyper_worker *worker) {
-    int rc = pyper__order_done(worker->output->order, worker->ticket, &worker->seat,
-                               worker->stage->input);
+    pyper__queue *output = worker->output;
+    int rc;
+#if PYPER__PROCESSES
+    if (output->channel)
+        rc = pyper__send_done(output, worker->ticket, &worker->seat, worker->stage->input);
+    else
+#endif
+        rc = pyper__order_done(output->order, worker->ticket, &worker->seat, worker->stage->input);
     if (rc == PYPER_ENOMEM) pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
     return rc == 0;
 }
@@ -48,7 +65,7 @@ static inline bool call(pyper_worker *worker, const pyper__task *task, void *ite
     int rc = task->fn(worker, item, task->bind);
     if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && !task->branch)))
         return after_odd_call(worker, rc);
-    if (pyper__unlikely(worker->output->order != NULL)) return after_ordered_call(worker);
+    if (pyper__unlikely(worker->output->ordered)) return after_ordered_call(worker);
     return true;
 }
 
@@ -59,6 +76,11 @@ static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_ite
         int rc = pyper__queue_try_pop(input, ret_item, &worker->ticket);
         if (pyper__likely(rc != PYPER__AGAIN)) return rc;
     }
+#if PYPER__PROCESSES
+    if (input->channel)
+        return pyper__receive(worker->run, worker->stage, input, ret_item, &worker->ticket,
+                              &worker->seat, deadline_ns, false);
+#endif
     return pyper__queue_pop(input, ret_item, &worker->ticket, &worker->seat, deadline_ns, false);
 }
 
@@ -77,16 +99,22 @@ static void work(pyper_worker *worker) {
     }
 }
 
-void pyper__worker_main(void *arg) {
-    pyper_worker *worker = arg;
+void pyper__worker_work(pyper_worker *worker) {
     pyper_run *run = worker->run;
     pyper__worker_current = worker;
     pyper__seat_init(&worker->seat, run->host, run->host_data);
     pyper__run_wait_for_gate(run, &worker->seat);
-    atomic_store_explicit(&worker->started_ns, pyper_now(), memory_order_relaxed);
+    pyper__clock *clock = worker->seat.clock;
+    atomic_store_explicit(&clock->started_ns, pyper_now(), memory_order_relaxed);
     work(worker);
-    atomic_store_explicit(&worker->left_ns, pyper_now(), memory_order_relaxed);
+    atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);
     pyper__worker_current = NULL;
+}
+
+void pyper__worker_main(void *arg) {
+    pyper_worker *worker = arg;
+    pyper_run *run = worker->run;
+    pyper__worker_work(worker);
     pyper__run_worker_left(run, worker->stage);
     pyper__run_release(run);
 }
@@ -108,8 +136,15 @@ PYPER__COLD int pyper__worker_refuse(pyper_worker *worker, void *item, int rc) {
 static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (worker->slot) return pyper__slot_emit(worker, item);
     if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
-    int rc = pyper__queue_push(worker->output, item, worker->ticket, &worker->seat,
-                               worker->stage->input);
+    pyper__queue *output = worker->output, *input = worker->stage->input;
+    int rc;
+#if PYPER__PROCESSES
+    if (output->channel)
+        rc = pyper__send(worker->run, worker->stage, output, item, worker->ticket, &worker->seat,
+                         input);
+    else
+#endif
+        rc = pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
     if (rc < 0) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
     if (worker->allowed > 1) pyper__seat_share_token(&worker->seat);
@@ -165,6 +200,13 @@ int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *p
                     void (*destroy)(void *payload)) {
     bool first = pyper__run_fail(worker->run, PYPER_EFAILED, worker->stage, code,
                                  message ? message : "failed", payload, destroy);
+    return first ? PYPER_EFAILED : PYPER_ECANCELED;
+}
+
+int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const void *data,
+                     size_t size) {
+    bool first = pyper__run_fail_bytes(worker->run, PYPER_EFAILED, worker->stage, code,
+                                       message ? message : "failed", data, size);
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
 }
 

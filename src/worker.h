@@ -10,9 +10,8 @@
  *   run, stage, output, allowed, push_at_once, index   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
- *   seat                 see park.h.
  *   slot                 set before the worker starts.
- *   started_ns, left_ns  atomic, relaxed: written by the worker, read by statistics. */
+ *   seat                 see park.h. */
 struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
@@ -25,7 +24,6 @@ struct pyper_worker {
     int64_t index;
     void *thread;
     bool has_thread;
-    _Atomic int64_t started_ns, left_ns;
     struct pyper__slot *slot; /* what carries it on an event loop (loop.h); NULL: a thread does */
 };
 
@@ -47,6 +45,12 @@ int pyper__slot_emit(pyper_worker *worker, void *item);
 
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);
+
+/* Its work alone, without the way in and out of a thread: what a process calls. */
+void pyper__worker_work(pyper_worker *worker);
+
+/* What to call it: its task, and its number if it is not the only one. */
+void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size);
 
 /* The worker that the calling thread carries, if any. */
 extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;

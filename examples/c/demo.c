@@ -57,7 +57,7 @@ static void source_free(void *item) {
     free(source);
 }
 
-static const pyper_item_type source_type = {sizeof source_type, source_free};
+static const pyper_item_type source_type = {.size = sizeof source_type, .destroy = source_free};
 
 /* Make the path folder/name, or just the folder if name is NULL; NULL without memory. */
 static struct source *source_new(const char *folder, const char *name, enum kind kind) {
@@ -153,7 +153,7 @@ static void report_free(void *item) {
     free(report);
 }
 
-static const pyper_item_type report_type = {sizeof report_type, report_free};
+static const pyper_item_type report_type = {.size = sizeof report_type, .destroy = report_free};
 
 /* Add another report to this one; false without memory. */
 static bool report_add(struct report *report, const struct report *other) {

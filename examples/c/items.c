@@ -28,7 +28,7 @@ static void point_free(void *item) {
     atomic_fetch_sub(&alive, 1);
 }
 
-static const pyper_item_type point_type = {sizeof point_type, point_free};
+static const pyper_item_type point_type = {.size = sizeof point_type, .destroy = point_free};
 
 static int points(pyper_worker *w, void *unused, void *bind) { /* endless */
     for (long i = 0;; i++) {

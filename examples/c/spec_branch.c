@@ -9,7 +9,7 @@ struct data {
     intptr_t values[3];
 };
 
-static const pyper_item_type data_type = {sizeof data_type, free};
+static const pyper_item_type data_type = {.size = sizeof data_type, .destroy = free};
 
 static int create_data(pyper_worker *w, void *item, void *bind) {
     intptr_t x = (intptr_t)item;

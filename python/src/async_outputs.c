@@ -21,7 +21,7 @@ typedef struct awaitable {
 static PyObject *awaitable_new(module_state *state, enum kind kind, PyObject *of,
                                PyObject *exception) {
     PyTypeObject *type = state->awaitable_type;
-    awaitable *self = (awaitable *)type->tp_alloc(type, 0);
+    awaitable *self = (awaitable *)make_object(type);
     if (!self) return NULL;
     self->kind = kind;
     self->of = Py_NewRef(of);

@@ -35,7 +35,7 @@ static int add_reader(driver *self) {
 
 driver *driver_new(outputs *outputs) {
     module_state *state = outputs->plan->state;
-    driver *self = (driver *)state->driver_type->tp_alloc(state->driver_type, 0);
+    driver *self = (driver *)make_object(state->driver_type);
     if (!self) return NULL;
     self->state = state;
     self->plan = (plan *)Py_NewRef((PyObject *)outputs->plan);

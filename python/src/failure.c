@@ -46,9 +46,10 @@ PyObject *failure_text(const char *prefix, PyObject *exception) {
 }
 
 void failure_add_note(module_state *state, PyObject *exception, PyObject *note) {
-    PyObject *result =
-        note ? PyObject_CallMethodOneArg(exception, state->name_add_note, note) : NULL;
-    if (!result) PyErr_WriteUnraisable(exception);
+    PyObject *result = note && state->name_add_note
+                           ? PyObject_CallMethodOneArg(exception, state->name_add_note, note)
+                           : NULL;
+    if (!result && PyErr_Occurred()) PyErr_WriteUnraisable(exception);
     Py_XDECREF(result);
     Py_XDECREF(note);
 }

@@ -127,7 +127,8 @@ enum { WAITING, ENTERED, REVOKED };
 /* What a worker thread calls.  `state` goes from WAITING to ENTERED (by the thread) or to REVOKED
  * (by its starter, if Thread.start() has raised): exactly one of the two happens. */
 typedef struct entry {
-    PyObject_HEAD python_run *python; /* a reference; NULL before it is complete */
+    PyObject ob_base;
+    python_run *python; /* a reference; NULL before it is complete */
     PyObject *context;
     void (*enter)(void *arg);
     void *arg;
@@ -140,8 +141,7 @@ static bool turn(entry *self, int to) {
 }
 
 static PyObject *entry_new(python_run *python, void (*enter)(void *arg), void *arg) {
-    PyTypeObject *type = python->plan->state->entry_type;
-    entry *self = (entry *)type->tp_alloc(type, 0);
+    entry *self = (entry *)make_object(python->plan->state->entry_type);
     if (!self) return NULL;
     self->enter = enter;
     self->arg = arg;
@@ -259,8 +259,9 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
 
 static int join_thread(void *host_data, void *thread) {
     python_run *python = host_data;
-    if (!interpreter_is_ending()) { /* at its end all threads have been joined */
-        PyObject *result = PyObject_CallMethodNoArgs(thread, python->plan->state->name_join);
+    PyObject *name = python->plan->state->name_join;
+    if (name && !interpreter_is_ending()) { /* at its end all threads have been joined */
+        PyObject *result = PyObject_CallMethodNoArgs(thread, name);
         if (!result) {
             keep_pending(python, PyErr_GetRaisedException());
             return PYPER_EINTR;

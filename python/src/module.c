@@ -27,6 +27,12 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+PyObject *make_object(PyTypeObject *type) {
+    if (type) return type->tp_alloc(type, 0);
+    PyErr_SetString(PyExc_RuntimeError, "the interpreter ends: pyper cannot be used any more");
+    return NULL;
+}
+
 /* The attribute `name` of the module called `module_name`: a new reference, or NULL. */
 static PyObject *import_from(const char *module_name, const char *name) {
     PyObject *module = PyImport_ImportModule(module_name);

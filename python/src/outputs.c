@@ -108,7 +108,7 @@ void outputs_forget_live(module_state *state) {
 PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
     PyTypeObject *type =
         plan->is_async ? plan->state->async_outputs_type : plan->state->outputs_type;
-    outputs *self = (outputs *)type->tp_alloc(type, 0);
+    outputs *self = (outputs *)make_object(type);
     if (!self) return NULL;
     self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
     atomic_init(&self->phase, FRESH);
@@ -182,7 +182,7 @@ void outputs_stop(outputs *self) {
 void outputs_cancel(PyObject *op) {
     outputs *self = (outputs *)op;
     atomic_store(&self->cancel_requested, true);
-    if (self->run && atomic_load(&self->phase) >= RUNNING) outputs_stop(self);
+    if (atomic_load(&self->phase) >= RUNNING && self->run) outputs_stop(self);
 }
 
 /* The first output is asked for.  Returns the phase after that, or -1 with an exception. */

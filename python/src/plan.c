@@ -101,9 +101,10 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!:Plan", (char **)keywords, &PyTuple_Type,
                                      &specs))
         return NULL;
-    plan *self = (plan *)type->tp_alloc(type, 0);
+    plan *self = (plan *)make_object(type);
     if (!self) return NULL;
-    self->state = PyType_GetModuleState(type);
+    self->module = Py_NewRef(PyType_GetModule(type));
+    self->state = PyModule_GetState(self->module);
     Py_ssize_t count = PyTuple_GET_SIZE(specs);
     self->steps = PyMem_Calloc((size_t)count + 1, sizeof *self->steps);
     if (!self->steps) {
@@ -123,6 +124,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
 static int plan_traverse(PyObject *op, visitproc visit, void *arg) {
     plan *self = (plan *)op;
     Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->module);
     for (Py_ssize_t i = 0; i < self->count; i++)
         if (self->steps[i]) Py_VISIT(self->steps[i]->func);
     return 0;
@@ -141,6 +143,7 @@ static void plan_dealloc(PyObject *op) {
     PyObject_GC_UnTrack(op);
     pyper_unref(self->pipeline);
     PyMem_Free(self->steps);
+    Py_XDECREF(self->module);
     type->tp_free(op);
     Py_DECREF(type);
 }

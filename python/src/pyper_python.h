@@ -77,6 +77,7 @@ typedef char short_lock;
 typedef struct outputs outputs;
 typedef struct python_run python_run;
 
+/* Everything in it is NULL once the module has been cleared, at the end of the interpreter. */
 typedef struct module_state {
     PyTypeObject *plan_type;
     PyTypeObject *outputs_type;
@@ -114,6 +115,9 @@ typedef struct module_state {
 extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec;
 extern PyType_Spec async_outputs_spec, awaitable_spec, driver_spec, slot_spec, async_stream_spec;
 
+/* An object of a type of this module: a new reference, or NULL with an exception. */
+PyObject *make_object(PyTypeObject *type);
+
 /* ----------------------------------------------------------------------------------- plan.c */
 
 /* One task: what the engine hands to the functions of function.c as `bind`.  Owned by the engine's
@@ -131,7 +135,9 @@ typedef struct step {
 /* An engine pipeline and its steps.  Every run of it holds a reference (python_run.plan), so it
  * never goes away below a worker. */
 typedef struct plan {
-    PyObject_HEAD module_state *state;
+    PyObject ob_base;
+    PyObject *module; /* keeps `state` until the last plan is freed */
+    module_state *state;
     pyper_pipeline *pipeline;
     step **steps; /* borrowed from `pipeline` */
     Py_ssize_t count;

@@ -39,7 +39,7 @@ static void stream_over(slot *slot);
 
 slot *slot_new(driver *driver, pyper_worker *worker) {
     PyTypeObject *type = driver->state->slot_type;
-    slot *self = (slot *)type->tp_alloc(type, 0);
+    slot *self = (slot *)make_object(type);
     if (!self) return NULL;
     self->step = pyper_worker_bind(worker);
     self->driver = (struct driver *)Py_NewRef((PyObject *)driver);
@@ -531,7 +531,7 @@ PyType_Spec slot_spec = {
 
 static async_stream *stream_make(slot *slot) {
     PyTypeObject *type = slot->step->state->async_stream_type;
-    async_stream *self = (async_stream *)type->tp_alloc(type, 0);
+    async_stream *self = (async_stream *)make_object(type);
     if (!self) return NULL;
     self->state = slot->step->state;
     self->name = Py_NewRef(slot->step->name);

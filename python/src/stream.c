@@ -16,7 +16,8 @@
 enum { IDLE, BUSY, ENDING, ENDED };
 
 typedef struct stream {
-    PyObject_HEAD PyObject *name; /* of the task */
+    PyObject ob_base;
+    PyObject *name; /* of the task */
     pyper_worker *worker;
     PyObject *cancelled_class;
     atomic_int state;
@@ -30,10 +31,9 @@ static bool turn(stream *self, int from, int to) {
 }
 
 PyObject *stream_new(step *step, pyper_worker *worker) {
-    PyTypeObject *type = step->state->stream_type;
     PyThread_type_lock left = PyThread_allocate_lock();
     if (!left) return PyErr_NoMemory();
-    stream *self = (stream *)type->tp_alloc(type, 0);
+    stream *self = (stream *)make_object(step->state->stream_type);
     if (!self) {
         PyThread_free_lock(left);
         return NULL;

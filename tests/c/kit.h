@@ -344,7 +344,8 @@ KIT long item_value(void *i) {
     return ((item *)i)->value;
 }
 
-CHECK_UNUSED static const pyper_item_type item_type = {sizeof(pyper_item_type), item_destroy};
+CHECK_UNUSED static const pyper_item_type item_type = {.size = sizeof(pyper_item_type),
+                                                       .destroy = item_destroy};
 
 /* ------------------------------------------------------------------------ Functions for tasks */
 

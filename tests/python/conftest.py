@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import PATIENCE, until
+pytest.register_assert_rewrite("helpers")
+
+from helpers import PATIENCE, until  # noqa: E402
 
 
 def threads_of_the_system() -> int | None:

@@ -63,6 +63,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def wait_for(self, line: str) -> None:
@@ -70,22 +71,24 @@ class Program:
         assert self._process.stdout
         printed = self._process.stdout.readline()
         if printed.strip() != line:
-            self._process.kill()
-            _, errors = self._process.communicate()
-            raise AssertionError(f"printed {printed!r}, not {line!r}; {errors}")
+            raise AssertionError(f"printed {printed!r}, not {line!r}; {self._kill()}")
 
     def interrupt(self) -> None:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
+
+    def _kill(self) -> str:
+        """End it and its children; faulthandler says where each of them was."""
+        os.killpg(self._process.pid, signal.SIGABRT)
+        _, errors = self._process.communicate()
+        return errors
 
     def end(self) -> tuple[str, str, int]:
         """Wait for the end: what it has printed, its errors, its exit status."""
         try:
             printed, errors = self._process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGABRT)  # faulthandler then says where it hangs
-            _, errors = self._process.communicate()
-            raise AssertionError(f"the program does not end:\n{errors}") from None
+            raise AssertionError(f"the program does not end:\n{self._kill()}") from None
         return printed.strip(), errors.strip(), self._process.returncode
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,13 @@ def plain(x: int) -> int:
     return x
 
 
+def paced() -> Iterator[int]:
+    """Endless, and not so fast that it fills the memory while the test waits for a processor."""
+    for i in itertools.count():
+        os.sched_yield()
+        yield i
+
+
 def each(data: Iterable[int]) -> Iterable[int]:
     return data
 
@@ -32,7 +40,7 @@ counting = task(itertools.count, branch=True, throttle=100)
 numbers_of_one = task(lambda: [0], branch=True)
 
 ENDLESS: dict[str, Callable[[], Pipeline[..., Any]]] = {
-    "no bound": lambda: task(itertools.count, branch=True) | task(abs),
+    "no bound": lambda: task(paced, branch=True) | task(abs),
     "full queues": lambda: (
         task(itertools.count, branch=True, throttle=1) | task(abs, throttle=1) | task(abs)
     ),
@@ -108,11 +116,11 @@ def test_zip_with_something_shorter(make: Callable[[], Pipeline[..., Any]]) -> N
 def test_items_are_delivered_or_destroyed() -> None:
     for throttle in (0, 1, 50):
         pipeline = (
-            task(itertools.count, branch=True, throttle=throttle)
+            task(range, branch=True, throttle=throttle)
             | task(Counted, workers=2, throttle=throttle)
             | task(lambda item: item, throttle=throttle)
         )
-        with pipeline() as outputs:
+        with pipeline(10_000) as outputs:
             kept = [next(outputs) for _ in range(10)]
         until(lambda: Counted.alive == 10)
         kept.clear()
@@ -120,7 +128,7 @@ def test_items_are_delivered_or_destroyed() -> None:
 
 
 def test_items_of_dropped_outputs_are_destroyed() -> None:
-    outputs = (task(itertools.count, branch=True, throttle=10) | task(Counted))()
+    outputs = (counting | task(Counted, throttle=10))()
     next(outputs)
     del outputs
     assert none_alive()

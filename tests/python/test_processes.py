@@ -39,7 +39,11 @@ threads_at_the_end = pytest.mark.skipif(
 def test_a_run_left_in_a_global_lets_the_program_end(throttle: int) -> None:
     printed = run_program(
         program(f"""
-        outputs = (task(itertools.count, branch=True, throttle={throttle}) | task(abs, workers=3))()
+        def paced():  # not so fast that it fills the memory
+            for i in itertools.count():
+                os.sched_yield()
+                yield i
+        outputs = (task(paced, branch=True, throttle={throttle}) | task(abs, workers=3))()
         print(next(outputs) in (0, 1, 2))
         """)
     )

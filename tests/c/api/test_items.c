@@ -37,7 +37,7 @@ EACH_HOST(the_argument_is_delivered_or_destroyed) {
 EACH_HOST(without_a_type_nothing_is_destroyed) {
     pyper_pipeline *p =
         pyper_pipe(pyper_task(make_items, .branch = true, .type = NULL),
-                   pyper_task(pass, .type = &(pyper_item_type){sizeof item_type, NULL}));
+                   pyper_task(pass, .type = &(pyper_item_type){.size = sizeof item_type}));
     pyper_run *run = START(p, PTR(50));
     CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
     void *out;
@@ -73,8 +73,9 @@ static void destroy_1(void *item) {
 static void destroy_2(void *item) {
     destroy_typed(item, 2);
 }
-static const pyper_item_type types[3] = {
-    {sizeof *types, destroy_0}, {sizeof *types, destroy_1}, {sizeof *types, destroy_2}};
+static const pyper_item_type types[3] = {{.size = sizeof *types, .destroy = destroy_0},
+                                         {.size = sizeof *types, .destroy = destroy_1},
+                                         {.size = sizeof *types, .destroy = destroy_2}};
 
 static typed *typed_new(int owner) {
     typed *t = malloc(sizeof *t);

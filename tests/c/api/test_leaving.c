@@ -452,11 +452,12 @@ EACH_HOST(half_of_a_stream_never_looks_whole) {
     for (long i = 0; i < check_times(400); i++) {
         enum { N = 200 };
         bool joined = i % 4 < 2, fails = i % 2;
-        pyper_pipeline *p = pyper_pipe(
-            pyper_task(count_up, .branch = true, .throttle = i % 3),
-            pyper_task(pass_or_fail, .bind = PTR(fails ? i % N : -1), .throttle = i % 5),
-            pyper_task(pass_while_wanted, .workers = 1 + i % 2, .throttle = i % 2),
-            joined ? pyper_task(count_pulled, .join = true, .bind = PTR(N)) : pyper_task(pass));
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, .throttle = i % 3),
+                       pyper_task(pass_or_fail, .bind = PTR(fails ? i % N : -1), .throttle = i % 5),
+                       pyper_task(pass_while_wanted, .workers = 1 + i % 2, .throttle = i % 2),
+                       joined ? pyper_task(count_pulled, .join = true, .bind = PTR(N))
+                              : pyper_task(pass_while_wanted));
         pyper_run *run = START(p, PTR(N));
         thread canceller;
         if (!fails) thread_start(&canceller, cancel_run, run);

@@ -190,6 +190,34 @@ EACH_HOST(exact_towards_a_join) {
     }
 }
 
+/* A consumer that is about to wait, for whatever, gives all free places back: the queue before it is
+ * full while it waits. */
+EACH_HOST(full_before_a_consumer_that_waits) {
+    for (int i = 0; i < 4; i++) {
+        for (long consumers = 1; consumers <= 4; consumers += 3) {
+            flow f = {.throttle = throttles[i],
+                      .producers = 1,
+                      .consumers = consumers,
+                      .permitted = TALLY};
+            pyper_pipeline *p = pyper_pipe(
+                pyper_task(produce, .branch = true, .throttle = throttles[i], .bind = &f),
+                pyper_task(pass, .workers = consumers, .throttle = 1));
+            atomic_store(&f.permits, 1); /* one output in the last queue */
+            pyper_run *run = START(p, PTR(throttles[i] + consumers + 10));
+            all_asleep();
+            CHECK_EQ(atomic_load(&f.emitted), most_started(&f) + throttles[i]);
+            atomic_fetch_add(&f.permits, 100);
+            for (int k = 0; k < 3; k++) {
+                void *out;
+                CHECK_EQ(pyper_next(run, &out), 1);
+                all_asleep();
+                CHECK_EQ(atomic_load(&f.emitted), consumers + 2 + k + throttles[i]);
+            }
+            close_both(run, p);
+        }
+    }
+}
+
 /* ------------------------------------------------------------------------- Running freely */
 
 static int consume_freely(pyper_worker *w, void *item, void *bind) {

@@ -25,6 +25,7 @@ typedef struct plan {
     long tasks, source, take;
     int64_t source_throttle;
     int end;
+    tally freed; /* with the pipeline, by the run's last worker if need be */
     stage stages[TASKS_MAX];
 } plan;
 
@@ -35,7 +36,8 @@ static plan make_plan(uint64_t seed) {
               .source = random_below(&state, 4) ? random_below(&state, SOURCE_MAX)
                                                 : random_below(&state, 4),
               .source_throttle = throttles[random_below(&state, 9)],
-              .end = (int)random_below(&state, ENDS)};
+              .end = (int)random_below(&state, ENDS),
+              .freed = TALLY};
     p.take = random_below(&state, p.source + 1);
     for (long i = 0; i < p.tasks; i++) {
         stage *s = &p.stages[i];
@@ -95,9 +97,14 @@ static int pull_and_call(pyper_worker *w, void *item, void *bind) {
     return rc;
 }
 
+static void count_release(void *bind) {
+    tally_add(bind, 1);
+}
+
 static pyper_pipeline *build(plan *p) {
-    pyper_pipeline *pipeline = pyper_task(make_items, .branch = true, .type = &item_type,
-                                          .throttle = p->source_throttle, .name = "source");
+    pyper_pipeline *pipeline =
+        pyper_task(make_items, .branch = true, .type = &item_type, .throttle = p->source_throttle,
+                   .name = "source", .bind = &p->freed, .release = count_release);
     for (long i = 0; i < p->tasks; i++) {
         stage *s = &p->stages[i];
         bool joins = s->kind == JOIN || s->kind == JOIN_SOME;
@@ -197,12 +204,7 @@ static void run_plan(uint64_t seed) {
         CHECK_EQ(pyper_close(run), 0);
     pyper_unref(pipeline);
     free(got.values);
-    if (p.end != GIVE_UP) return;
-    /* Its last worker frees it; the stages must live until then. */
-    bool mine = kit_detach();
-    while (atomic_load(&items_live) > 0 || check_entries("/proc/self/task") > check_alone)
-        sched_yield();
-    kit_attach(mine);
+    tally_wait(&p.freed, 1); /* the functions need the plan until then */
 }
 
 EACH_HOST(random_pipelines_behave_like_plain_loops) {

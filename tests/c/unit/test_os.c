@@ -48,17 +48,17 @@ TEST(allocations_fail_when_told) {
 
 TEST(a_changed_word_is_not_slept_on) {
     _Atomic uint32_t word = 5;
-    CHECK_EQ(pyper__futex_wait(&word, 4, PYPER_FOREVER), 0);
+    CHECK_EQ(pyper__futex_wait(&word, 4, PYPER_FOREVER, false), 0);
 }
 
 TEST(a_sleep_ends_at_its_deadline) {
     _Atomic uint32_t word = 5;
     int64_t deadline = pyper_now() + 2000000;
     int rc;
-    while ((rc = pyper__futex_wait(&word, 5, deadline)) == 0) continue;
+    while ((rc = pyper__futex_wait(&word, 5, deadline, false)) == 0) continue;
     CHECK_EQ(rc, PYPER_ETIMEDOUT);
     CHECK_GE(pyper_now(), deadline);
-    CHECK_EQ(pyper__futex_wait(&word, 5, pyper_now() - 1), PYPER_ETIMEDOUT);
+    CHECK_EQ(pyper__futex_wait(&word, 5, pyper_now() - 1, false), PYPER_ETIMEDOUT);
 }
 
 static _Atomic uint32_t sleeping_word;
@@ -66,7 +66,8 @@ static tally woken = TALLY;
 
 static void sleep_on_word(void *arg) {
     (void)arg;
-    while (atomic_load(&sleeping_word) == 0) pyper__futex_wait(&sleeping_word, 0, PYPER_FOREVER);
+    while (atomic_load(&sleeping_word) == 0)
+        pyper__futex_wait(&sleeping_word, 0, PYPER_FOREVER, false);
     tally_add(&woken, 1);
 }
 
@@ -77,7 +78,7 @@ TEST(sleepers_are_woken) {
         for (int k = 0; k < 3; k++) thread_start(&sleepers[k], sleep_on_word, NULL);
         for (int k = 0; k < i % 4; k++) others();
         atomic_store(&sleeping_word, 1);
-        pyper__futex_wake(&sleeping_word, 3);
+        pyper__futex_wake(&sleeping_word, 3, false);
         for (int k = 0; k < 3; k++) thread_join(&sleepers[k]);
     }
     CHECK_EQ(tally_count(&woken), 60);

@@ -1,0 +1,55 @@
+/* edge - what lies between two stages: a queue inside this process, or a channel to another one.
+ *
+ * A queue whose `channel` is set holds nothing itself: its items cross through the channel as bytes
+ * (transfer.h).  What moves items on the quick way asks for that first; all that is not on the way
+ * of an item comes here. */
+#ifndef PYPER_EDGE_H
+#define PYPER_EDGE_H
+
+#include "channel.h"
+#include "queue.h"
+
+#if PYPER__PROCESSES
+
+static inline void pyper__edge_set_state(pyper__queue *edge, int state) {
+    if (edge->channel)
+        pyper__channel_set_state(edge->channel, state);
+    else
+        pyper__queue_set_state(edge, state);
+}
+
+static inline int pyper__edge_state(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_state(edge->channel) : pyper__queue_state(edge);
+}
+
+static inline int64_t pyper__edge_pushed(pyper__queue *edge) {
+    return edge->channel ? pyper__channel_pushed(edge->channel) : pyper__queue_pushed(edge);
+}
+
+static inline int64_t pyper__edge_popped(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_popped(edge->channel) : pyper__queue_popped(edge);
+}
+
+static inline int64_t pyper__edge_started(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_popped(edge->channel) : pyper__queue_started(edge);
+}
+
+static inline void pyper__edge_settle(pyper__queue *edge) {
+    if (edge->channel)
+        pyper__channel_settle(edge->channel);
+    else
+        pyper__queue_settle(edge);
+}
+
+#else
+
+#define pyper__edge_set_state pyper__queue_set_state
+#define pyper__edge_state pyper__queue_state
+#define pyper__edge_pushed pyper__queue_pushed
+#define pyper__edge_popped pyper__queue_popped
+#define pyper__edge_started pyper__queue_started
+#define pyper__edge_settle pyper__queue_settle
+
+#endif
+
+#endif

@@ -1,0 +1,691 @@
+/* process - see process.h. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+
+#include "process.h"
+
+#include "edge.h"
+#include "transfer.h"
+
+#if PYPER__PROCESSES
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdio_ext.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "thread.h"
+
+/* ------------------------------------------------------------------------------------ board */
+
+enum { NOT_FAILED, BEING_WRITTEN, WRITTEN };
+enum { UNBORN, AT_WORK, LEFT };
+
+/* Synchronization: state is written by the worker's process, and read by everybody (seq_cst);
+ * clock see park.h. */
+struct seat {
+    _Alignas(PYPER__CACHE_LINE) _Atomic int state;
+    pyper__clock clock;
+};
+
+/* Synchronization: alive is atomic, everything else never changes. */
+struct post {
+    char name[64];
+    bool multiprocess, branch, join;
+    uint64_t input, output; /* the channels */
+    int64_t workers, first_seat;
+    _Atomic int64_t alive; /* workers that have not left; whoever takes it to 0 ends the stage */
+};
+
+/* Synchronization
+ *   count, seats, channels, posts   set before any process is started, never change.
+ *   stopped     atomic, only grows; stages below it have been told to stop.
+ *   cancelled   atomic, only false -> true: a worker wants the run to be cancelled.
+ *   failing     atomic; whoever takes it from NOT_FAILED to BEING_WRITTEN owns `failure` until he sets
+ *               WRITTEN; then it does not change any more. */
+struct board {
+    uint64_t count; /* of stages */
+    uint64_t seats;
+    _Atomic uint64_t stopped;
+    _Atomic bool cancelled;
+    _Atomic int failing;
+    struct {
+        int answer, code;
+        uint64_t stage;
+        uint64_t data, size; /* a block of the shared memory, or 0 */
+        char message[400];
+    } failure;
+    struct post posts[];
+};
+
+static struct board *board_at(const pyper__shm *shm) {
+    return pyper__shm_at(shm, PYPER__SHM_FIRST);
+}
+
+static struct seat *seat_at(const pyper__shm *shm, int64_t number) {
+    return (struct seat *)pyper__shm_at(shm, board_at(shm)->seats) + number;
+}
+
+/* ---------------------------------------------------------------------------- caller's side */
+
+struct process {
+    pid_t pid;
+    int pidfd; /* -1: it has gone */
+    size_t stage;
+    int64_t worker;
+    void *handle;        /* of the host */
+    bool killed;         /* by us */
+    int64_t deadline_ns; /* it must have gone by then; 0: no hurry */
+};
+
+/* Synchronization
+ *   shm, bell, caller, doors   set by create, never change.
+ *   processes, count   written by start, then the supervisor's own.
+ *   thread, has_thread   as a worker's. */
+struct pyper__processes {
+    pyper__shm *shm;
+    int bell, caller;
+    pyper__channel *doors; /* one for each edge; not all are used */
+    struct process *processes;
+    struct pollfd *polled;
+    size_t count;
+    void *thread;
+    bool has_thread;
+};
+
+/* ----------------------------------------------------------------------------- child's side */
+
+/* Synchronization: set before the worker starts, never changes. */
+struct pyper__child {
+    pyper__shm *shm;
+    int bell;
+    size_t stage;
+};
+
+static void ring(int bell) {
+    uint64_t one = 1;
+    /* It fails only when the count is about to overflow: then the supervisor is awake. */
+    while (write(bell, &one, sizeof one) < 0 && errno == EINTR) continue;
+}
+
+static int pidfd_open_(pid_t pid) {
+    return (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+static void kill_(int pidfd) {
+    syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+}
+
+static void close_(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+/* --------------------------------------------------------------------------------- building */
+
+bool pyper__processes_wanted(const pyper_pipeline *pipeline) {
+    for (size_t i = 0; i < pipeline->count; i++)
+        if (pipeline->tasks[i]->multiprocess) return true;
+    return false;
+}
+
+static bool crosses(const pyper_pipeline *pipeline, size_t edge) {
+    return (edge > 0 && pipeline->tasks[edge - 1]->multiprocess) ||
+           (edge < pipeline->count && pipeline->tasks[edge]->multiprocess);
+}
+
+static uint64_t align(uint64_t size) {
+    return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
+}
+
+/* Lay the board out and fill it in. */
+static int make_board(pyper_run *run, struct pyper__processes *all) {
+    const pyper_pipeline *pipeline = run->pipeline;
+    size_t count = pipeline->count;
+    int64_t seats = 0;
+    for (size_t i = 0; i < count; i++)
+        if (pipeline->tasks[i]->multiprocess) seats += pipeline->tasks[i]->workers;
+    uint64_t seats_at =
+        PYPER__SHM_FIRST + align(sizeof(struct board) + count * sizeof(struct post));
+    uint64_t channels_at = seats_at + (uint64_t)seats * sizeof(struct seat);
+    uint64_t channel_size = align(pyper__channel_size());
+    uint64_t size = channels_at + (count + 1) * channel_size - PYPER__SHM_FIRST;
+    int rc = pyper__shm_create(size, &all->shm);
+    if (rc < 0) return rc;
+    struct board *board = board_at(all->shm);
+    board->count = count;
+    board->seats = seats_at;
+    int64_t seat = 0;
+    for (size_t i = 0; i < count; i++) {
+        const pyper__task *task = pipeline->tasks[i];
+        struct post *post = &board->posts[i];
+        snprintf(post->name, sizeof post->name, "%s", task->name);
+        post->multiprocess = task->multiprocess;
+        post->branch = task->branch;
+        post->join = task->join;
+        post->input = channels_at + i * channel_size;
+        post->output = post->input + channel_size;
+        post->workers = task->workers;
+        post->first_seat = seat;
+        atomic_init(&post->alive, task->workers);
+        if (task->multiprocess) seat += task->workers;
+    }
+    all->processes = pyper__alloc((size_t)seat * sizeof *all->processes);
+    all->polled = pyper__alloc(((size_t)seat + 1) * sizeof *all->polled);
+    return all->processes && all->polled ? 0 : PYPER_ENOMEM;
+}
+
+static int make_channels(pyper_run *run, struct pyper__processes *all) {
+    const pyper_pipeline *pipeline = run->pipeline;
+    all->doors = pyper__alloc((pipeline->count + 1) * sizeof *all->doors);
+    if (!all->doors) return PYPER_ENOMEM;
+    uint64_t at = board_at(all->shm)->posts[0].input;
+    for (size_t i = 0; i <= pipeline->count; i++, at += align(pyper__channel_size())) {
+        if (!crosses(pipeline, i)) continue;
+        const pyper__task *from = i > 0 ? pipeline->tasks[i - 1] : NULL;
+        const pyper__task *to = i < pipeline->count ? pipeline->tasks[i] : NULL;
+        int64_t throttle = from ? from->throttle : 0;
+        int rc = pyper__channel_init(&all->doors[i], all->shm, at, throttle,
+                                     from && from->workers > 1, !to || to->workers > 1,
+                                     from && from->ordered ? pyper__run_window(throttle) : 0);
+        if (rc < 0) return rc;
+        pyper__queue_cross(&run->queues[i], &all->doors[i], from && from->ordered);
+    }
+    return 0;
+}
+
+int pyper__processes_create(pyper_run *run) {
+    struct pyper__processes *all = pyper__alloc(sizeof *all);
+    if (!all) return PYPER_ENOMEM;
+    all->bell = all->caller = -1;
+    run->processes = all;
+    int rc = make_board(run, all);
+    if (rc == 0) rc = make_channels(run, all);
+    if (rc < 0) return rc;
+    all->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
+    if (all->bell < 0) return PYPER_ENOMEM;
+    if (all->caller < 0) return errno == ENOSYS ? PYPER_ENOTSUP : PYPER_ENOMEM;
+    return 0;
+}
+
+void pyper__processes_free(pyper_run *run) {
+    struct pyper__processes *all = run->processes;
+    if (!all) return;
+    if (all->has_thread) pyper__carrier_forget(run, all->thread);
+    close_(&all->bell);
+    close_(&all->caller);
+    pyper__shm_unref(all->shm);
+    pyper__free(all->doors);
+    pyper__free(all->processes);
+    pyper__free(all->polled);
+    pyper__free(all);
+    run->processes = NULL;
+}
+
+void pyper__processes_stop(pyper_run *run, size_t upto) {
+    struct pyper__processes *all = run->processes;
+    struct board *board = board_at(all->shm);
+    uint64_t before = atomic_load(&board->stopped);
+    while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
+    }
+    ring(all->bell);
+}
+
+int pyper__processes_join(pyper_run *run) {
+    struct pyper__processes *all = run->processes;
+    if (!all->has_thread) return 0;
+    int rc = pyper__carrier_await(run, all->thread);
+    if (rc == 0) all->has_thread = false;
+    return rc;
+}
+
+/* -------------------------------------------------------------------------- a worker's process */
+
+bool pyper__processes_stopped(const pyper_run *run, size_t stage) {
+    const pyper__shm *shm = run->child ? run->child->shm : run->processes->shm;
+    return atomic_load(&board_at(shm)->stopped) > stage;
+}
+
+/* Tell the stages before `upto` to stop, and cancel the channels up to their end; the queues in the
+ * caller's process are the supervisor's to cancel. */
+static void child_stop(const struct pyper__child *child, uint64_t upto) {
+    struct board *board = board_at(child->shm);
+    uint64_t before = atomic_load(&board->stopped);
+    while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
+    }
+    for (uint64_t i = 0; i <= upto && i < board->count; i++) {
+        struct post *post = &board->posts[i];
+        if (!post->multiprocess && !(i > 0 && board->posts[i - 1].multiprocess)) continue;
+        pyper__channel input;
+        pyper__channel_attach(&input, child->shm, post->input);
+        pyper__channel_set_state(&input, PYPER__CANCELLED);
+    }
+    ring(child->bell);
+}
+
+bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const char *message,
+                       const void *data, size_t size) {
+    struct pyper__child *child = run->child;
+    struct board *board = board_at(child->shm);
+    int before = NOT_FAILED;
+    if (!atomic_compare_exchange_strong(&board->failing, &before, BEING_WRITTEN)) return false;
+    board->failure.answer = answer;
+    board->failure.code = code;
+    board->failure.stage = stage;
+    snprintf(board->failure.message, sizeof board->failure.message, "%s", message);
+    uint64_t block = data ? pyper__shm_alloc(child->shm, size) : 0;
+    if (block) memcpy(pyper__shm_at(child->shm, block), data, size);
+    board->failure.data = block;
+    board->failure.size = size;
+    atomic_store(&board->failing, WRITTEN);
+    child_stop(child, board->count);
+    return true;
+}
+
+void pyper__child_cancel(pyper_run *run) {
+    atomic_store(&board_at(run->child->shm)->cancelled, true);
+    child_stop(run->child, board_at(run->child->shm)->count);
+}
+
+/* The worker has left: the last one of its stage ends it, as pyper__run_worker_left(). */
+static void child_left(const struct pyper__child *child, pyper__stage *stage, struct seat *seat) {
+    struct post *post = &board_at(child->shm)->posts[child->stage];
+    if (atomic_fetch_sub(&post->alive, 1) == 1) {
+        bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
+                        pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
+        if (!complete) child_stop(child, child->stage);
+        pyper__edge_set_state(stage->output, PYPER__ENDED);
+    }
+    atomic_store(&seat->state, LEFT);
+}
+
+/* The thread that ends this process when the caller's has gone. */
+static void follow(void *arg) {
+    struct pollfd caller = {.fd = (int)(intptr_t)arg, .events = POLLIN};
+    while (poll(&caller, 1, -1) < 0 && errno == EINTR) continue;
+    _exit(1);
+}
+
+static int start_following(int caller) {
+    sigset_t all, before;
+    void *thread;
+    sigfillset(&all); /* signals are the worker's */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pyper__thread_start("pyper-follow", follow, (void *)(intptr_t)caller, &thread);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc == 0) pyper__thread_drop(thread);
+    return rc;
+}
+
+/* Be a worker.  Everything of `options` is known to be sound. */
+static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
+    struct board *board = board_at(shm);
+    size_t index = (size_t)options->task;
+    struct post *post = &board->posts[index];
+    struct seat *seat = seat_at(shm, post->first_seat + options->worker);
+
+    struct pyper__child child = {.shm = shm, .bell = options->fds[1], .stage = index};
+    int rc = start_following(options->fds[2]);
+    size_t name = strlen(post->name) + 1;
+    pyper_run *run = pyper__alloc(sizeof *run);
+    pyper__task *task = pyper__alloc(sizeof *task + name);
+    pyper_worker *worker = pyper__alloc(sizeof *worker);
+    if (rc == 0 && (!run || !task || !worker)) rc = PYPER_ENOMEM;
+    if (rc < 0) {
+        pyper__free(run);
+        pyper__free(task);
+        pyper__free(worker);
+        return rc;
+    }
+    pyper__channel input, output;
+    pyper__channel_attach(&input, shm, post->input);
+    pyper__channel_attach(&output, shm, post->output);
+    pyper__queue from = {.type = options->input_type};
+    pyper__queue to = {.type = options->output_type};
+    pyper__queue_cross(&from, &input, false);
+    pyper__queue_cross(&to, &output, pyper__channel_is_ordered(&output));
+
+    memcpy(task->name, post->name, name);
+    task->fn = options->fn;
+    task->bind = options->bind;
+    task->branch = post->branch;
+    task->join = post->join;
+    task->workers = post->workers;
+    task->type = options->output_type;
+    task->multiprocess = true;
+
+    pyper__stage stage = {.task = task, .index = index, .input = &from, .output = &to};
+    stage.workers = worker;
+    atomic_init(&run->refs, 1);
+    atomic_init(&run->handles, 1);
+    run->child = &child;
+    atomic_init(&run->gate_open, true);
+    run->host = options->host;
+    run->host_data = options->host_data;
+    run->forks = atomic_load(&pyper__forks);
+    pyper__seat_init(&run->callers, run->host, run->host_data);
+
+    worker->run = run;
+    worker->stage = &stage;
+    worker->output = &to;
+    worker->allowed = task->branch ? INT64_MAX : 1;
+    worker->index = options->worker;
+    worker->seat.clock = &seat->clock;
+    atomic_store(&seat->state, AT_WORK);
+    pyper__worker_work(worker);
+    child_left(&child, &stage, seat);
+
+    if (run->failure.destroy) run->failure.destroy(run->failure.payload);
+    pyper__free(run->failure.data);
+    pyper__free(worker);
+    pyper__free(task);
+    pyper__free(run);
+    return 0;
+}
+
+static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
+    struct board *board = board_at(shm);
+    if (!options->fn || options->task < 0 || (uint64_t)options->task >= board->count) return false;
+    struct post *post = &board->posts[options->task];
+    return post->multiprocess && options->worker >= 0 && options->worker < post->workers &&
+           pyper__type_crosses(options->input_type) && pyper__type_crosses(options->output_type);
+}
+
+int pyper_attach_from(const pyper_attach_options *given) {
+    pyper_attach_options options = {.size = sizeof options};
+    memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    pyper__shm *shm = NULL;
+    pyper__watch_forks();
+    int rc = pyper__shm_attach(options.fds[0], &shm);
+    if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;
+    if (rc < 0) {
+        pyper__shm_unref(shm);
+        close(options.fds[1]);
+        close(options.fds[2]);
+        return rc;
+    }
+    /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
+    rc = be_worker(&options, shm);
+    close(options.fds[1]);
+    pyper__shm_unref(shm);
+    return rc;
+}
+
+static void do_nothing(int signal) {}
+
+/* A forked worker: only this thread exists, and pyper__forks has grown. */
+static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t worker) {
+    struct pyper__processes *all = run->processes;
+    const pyper__task *task = stage->task;
+    struct sigaction ignore = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
+    sigaction(SIGINT, &ignore, NULL);
+    __fpurge(stdout);
+    __fpurge(stderr);
+    for (size_t i = 0; i < all->count; i++) close_(&all->processes[i].pidfd);
+    pyper_attach_options options = {
+        .size = sizeof options,
+        .fds = {all->shm->fd, all->bell, all->caller},
+        .task = (int64_t)stage->index,
+        .worker = worker,
+        .fn = task->fn,
+        .bind = task->bind,
+        .input_type = stage->input->type,
+        .output_type = stage->output->type,
+        .host = run->host,
+        .host_data = run->host_data,
+    };
+    int rc = be_worker(&options, all->shm);
+    fflush(stdout);
+    fflush(stderr);
+    _exit(rc < 0);
+}
+
+/* ----------------------------------------------------------------------------------- starting */
+
+static int start_process(pyper_run *run, pyper_worker *worker, struct process *process) {
+    struct pyper__processes *all = run->processes;
+    const pyper__stage *stage = worker->stage;
+    const pyper_host *host = run->host;
+    process->stage = stage->index;
+    process->worker = worker->index;
+    if (host && host->start_process) {
+        char name[128];
+        pyper__worker_title(worker, name, sizeof name);
+        const pyper_process what = {
+            .size = sizeof what,
+            .name = name,
+            .fds = {all->shm->fd, all->bell, all->caller},
+            .task = (int64_t)stage->index,
+            .worker = worker->index,
+            .bind = stage->task->bind,
+        };
+        int64_t pid = 0;
+        int rc = host->start_process(run->host_data, &what, &process->handle, &pid);
+        /* Whatever a host calls it. */
+        if (rc < 0) return rc == PYPER_ENOMEM ? rc : PYPER_EPROCESS;
+        process->pid = (pid_t)pid;
+    } else {
+        process->pid = fork();
+        if (process->pid == 0) forked(run, stage, worker->index);
+        if (process->pid < 0) return PYPER_EPROCESS;
+    }
+    process->pidfd = pidfd_open_(process->pid);
+    all->count++;
+    /* Without a descriptor nobody would see it end. */
+    if (process->pidfd >= 0) return 0;
+    all->count--;
+    kill(process->pid, SIGKILL);
+    if (host && host->start_process) {
+        int status;
+        host->join_process(run->host_data, process->handle, &status);
+    } else {
+        waitpid(process->pid, NULL, 0);
+    }
+    return PYPER_EPROCESS;
+}
+
+static int start_all(pyper_run *run, pyper_worker **ret_worker) {
+    struct pyper__processes *all = run->processes;
+    for (size_t i = 0; i < run->count; i++) {
+        if (!run->stages[i].task->multiprocess) continue;
+        for (int64_t k = 0; k < run->stages[i].task->workers; k++) {
+            *ret_worker = &run->stages[i].workers[k];
+            int rc = start_process(run, *ret_worker, &all->processes[all->count]);
+            if (rc < 0) return rc;
+        }
+    }
+    *ret_worker = NULL;
+    return 0;
+}
+
+/* --------------------------------------------------------------------------------- supervisor */
+
+static const char *signal_text(int number) {
+    const char *text = strsignal(number);
+    return text ? text : "unknown signal";
+}
+
+/* The process has ended: was it a death?  Then the run has failed. */
+static void judge(pyper_run *run, struct process *process, int status) {
+    struct pyper__processes *all = run->processes;
+    struct board *board = board_at(all->shm);
+    struct post *post = &board->posts[process->stage];
+    int state = atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state);
+    if (state == LEFT) return;
+    pyper__clock *clock = &seat_at(all->shm, post->first_seat + process->worker)->clock;
+    if (!atomic_load_explicit(&clock->left_ns, memory_order_relaxed))
+        atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);
+    if (!process->killed && !pyper__run_stopped(run, process->stage)) {
+        char message[200], who[64];
+        snprintf(who, sizeof who, "worker %" PRId64 " of %" PRId64, process->worker + 1,
+                 post->workers);
+        if (status < 0)
+            snprintf(message, sizeof message, "%s was killed by signal %d (%s)", who, -status,
+                     signal_text(-status));
+        else if (state == UNBORN)
+            snprintf(message, sizeof message,
+                     "%s ended with exit code %d before it could begin; can its process load the "
+                     "function?",
+                     who, status);
+        else
+            snprintf(message, sizeof message,
+                     "%s ended with exit code %d in the middle of its work", who, status);
+        pyper__run_fail(run, PYPER_EDIED, &run->stages[process->stage], status, message, NULL,
+                        NULL);
+    }
+    /* What it can no longer do itself. */
+    if (atomic_fetch_sub(&post->alive, 1) == 1) {
+        pyper__edge_set_state(run->stages[process->stage].input, PYPER__CANCELLED);
+        pyper__edge_set_state(run->stages[process->stage].output, PYPER__ENDED);
+    }
+}
+
+static void reap(pyper_run *run, struct process *process) {
+    const pyper_host *host = run->host;
+    int status = 0;
+    if (host && host->start_process) {
+        host->join_process(run->host_data, process->handle, &status);
+    } else {
+        int raw = 0;
+        pid_t pid;
+        do pid = waitpid(process->pid, &raw, 0);
+        while (pid < 0 && errno == EINTR);
+        /* If somebody else has waited for it, or SIGCHLD is ignored, its status is lost. */
+        if (pid == process->pid) status = WIFSIGNALED(raw) ? -WTERMSIG(raw) : WEXITSTATUS(raw);
+    }
+    close_(&process->pidfd);
+    judge(run, process, status);
+}
+
+/* What the processes ask for on the board, and what the run asks of them. */
+static void attend(pyper_run *run) {
+    struct pyper__processes *all = run->processes;
+    struct board *board = board_at(all->shm);
+    if (atomic_load(&board->failing) == WRITTEN) {
+        const void *data =
+            board->failure.data ? pyper__shm_at(all->shm, board->failure.data) : NULL;
+        pyper__run_fail_bytes(run, board->failure.answer, &run->stages[board->failure.stage],
+                              board->failure.code, board->failure.message, data,
+                              board->failure.size);
+    }
+    if (atomic_load(&board->cancelled)) pyper_cancel(run);
+    size_t stopped = atomic_load(&board->stopped);
+    pyper__run_stop(run, stopped);
+    if (stopped == 0) return;
+    int64_t now = pyper_now();
+    for (size_t i = 0; i < all->count; i++) {
+        struct process *process = &all->processes[i];
+        if (process->stage < stopped && process->deadline_ns == 0)
+            process->deadline_ns = now + (int64_t)PYPER_GRACE_MS * 1000000;
+        if (process->pidfd >= 0 && process->deadline_ns && !process->killed &&
+            process->deadline_ns <= now) {
+            process->killed = true;
+            kill_(process->pidfd);
+        }
+    }
+}
+
+/* How many milliseconds until a process is overdue; -1: none will be. */
+static int timeout(const struct pyper__processes *all) {
+    int64_t next = PYPER_FOREVER;
+    for (size_t i = 0; i < all->count; i++) {
+        const struct process *process = &all->processes[i];
+        if (process->pidfd >= 0 && process->deadline_ns && !process->killed &&
+            process->deadline_ns < next)
+            next = process->deadline_ns;
+    }
+    if (next == PYPER_FOREVER) return -1;
+    int64_t left = next - pyper_now();
+    return left <= 0 ? 0 : (int)(left / 1000000) + 1;
+}
+
+/* Sleep until something happens.  Without the host's token. */
+static int sleep_(void *arg) {
+    struct pyper__processes *all = arg;
+    all->polled[0] = (struct pollfd){.fd = all->bell, .events = POLLIN};
+    for (size_t i = 0; i < all->count; i++)
+        all->polled[i + 1] = (struct pollfd){.fd = all->processes[i].pidfd, .events = POLLIN};
+    if (poll(all->polled, all->count + 1, timeout(all)) < 0) {
+        for (size_t i = 0; i <= all->count; i++) all->polled[i].revents = 0;
+        return 0;
+    }
+    uint64_t count;
+    if (all->polled[0].revents && read(all->bell, &count, sizeof count) < 0) return 0;
+    return 0;
+}
+
+static void supervise(void *arg) {
+    pyper_run *run = arg;
+    struct pyper__processes *all = run->processes;
+    for (size_t left = all->count; left > 0;) {
+        if (run->host && run->host->detached)
+            run->host->detached(run->host_data, sleep_, all);
+        else
+            sleep_(all);
+        attend(run);
+        for (size_t i = 0; i < all->count; i++) {
+            if (all->processes[i].pidfd < 0 || !all->polled[i + 1].revents) continue;
+            /* What it has put on the board before it ended comes first. */
+            attend(run);
+            reap(run, &all->processes[i]);
+            left--;
+        }
+    }
+    attend(run);
+    pyper__run_left(run);
+}
+
+/* The workers' clocks, and how many are left, stand on the board. */
+static void read_from_board(pyper_run *run) {
+    const pyper__shm *shm = run->processes->shm;
+    for (size_t i = 0; i < run->count; i++) {
+        pyper__stage *stage = &run->stages[i];
+        if (!stage->task->multiprocess) continue;
+        struct post *post = &board_at(shm)->posts[i];
+        stage->alive = &post->alive;
+        for (int64_t k = 0; k < stage->task->workers; k++)
+            stage->workers[k].seat.clock = &seat_at(shm, post->first_seat + k)->clock;
+    }
+}
+
+int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker) {
+    struct pyper__processes *all = run->processes;
+    read_from_board(run);
+    int rc = start_all(run, ret_worker);
+    if (all->count == 0) return rc;
+    atomic_fetch_add(&run->refs, 1);
+    atomic_fetch_add(&run->alive, 1);
+    int bad = pyper__carrier_start(run, "pyper-processes", supervise, run, &all->thread);
+    if (bad == 0) {
+        all->has_thread = true;
+        return rc;
+    }
+    /* Nobody could see them end: they must end here. */
+    for (size_t i = 0; i < all->count; i++) {
+        all->processes[i].killed = true;
+        kill_(all->processes[i].pidfd);
+        reap(run, &all->processes[i]);
+    }
+    all->count = 0;
+    atomic_fetch_sub(&run->alive, 1);
+    atomic_fetch_sub(&run->refs, 1);
+    return rc < 0 ? rc : bad;
+}
+
+#else
+
+int pyper_attach_from(const pyper_attach_options *options) {
+    return PYPER_ENOTSUP;
+}
+
+#endif

@@ -1,0 +1,53 @@
+/* process - what carries a worker: a process.
+ *
+ * A run with process workers has a *board* in shared memory: what all its processes must know of each
+ * other (how far it has been told to stop, the first failure, the workers' clocks), and the channels.
+ * Three descriptors make a process part of a run: that memory, a *bell* (an eventfd that wakes the
+ * supervisor), and the caller's process (a pidfd).
+ *
+ * In the caller's process a run with process workers has one more thread, the *supervisor*.  It does
+ * on behalf of the processes what they cannot do from where they are: record their failure, stop the
+ * stages before a joined task that has had enough, cancel; it sees them die, kills those that
+ * overstay PYPER_GRACE_MS, and waits for all of them.  It alone counts as working (run->alive), until the last
+ * process has gone.
+ *
+ * In a worker's process there is a run made of one stage, with `child` set; a second thread waits for
+ * the death of the caller's process, and ends this one then. */
+#ifndef PYPER_PROCESS_H
+#define PYPER_PROCESS_H
+
+#include "worker.h"
+
+#if PYPER__PROCESSES
+
+/* Has the pipeline a task with process workers? */
+bool pyper__processes_wanted(const pyper_pipeline *pipeline);
+
+/* Make the board and the channels, nobody working yet; the queues have been made.
+ * 0, PYPER_ENOMEM or PYPER_ENOTSUP; pyper__processes_free() either way. */
+int pyper__processes_create(pyper_run *run);
+
+/* Start the processes and the supervisor: 0, or the code of the worker that could not be started
+ * (*ret_worker; NULL if it was the supervisor).  Those that were started go on either way. */
+int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker);
+
+/* run->stopped has grown: tell the processes. */
+void pyper__processes_stop(pyper_run *run, size_t upto);
+
+/* Wait until the supervisor's thread has ended: 0 or PYPER_EINTR (try again). */
+int pyper__processes_join(pyper_run *run);
+
+void pyper__processes_free(pyper_run *run);
+
+/* Has the stage been told to stop, by anybody?  In the caller's process and in a worker's. */
+bool pyper__processes_stopped(const pyper_run *run, size_t stage);
+
+/* In a worker's process: tell the caller's of a failure (true: it is the run's first), or that the
+ * run is to be cancelled. */
+bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const char *message,
+                       const void *data, size_t size);
+void pyper__child_cancel(pyper_run *run);
+
+#endif
+
+#endif

@@ -1,0 +1,239 @@
+/* shm - see shm.h.
+ *
+ * The first page of the file is the heap's own: a lock, how far the file is handed out (`top`) and
+ * how far it has pages (`made`), and for each size class the blocks that were given back, linked
+ * through their first 8 bytes.  Size classes are the powers of two from 128 bytes on and three steps
+ * between each two, so that at most a quarter of a block is wasted. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+
+#include "shm.h"
+
+#if PYPER__PROCESSES
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PAGE ((uint64_t)4096)
+#define SMALLEST_SHIFT 7
+#define CLASSES (4 * (48 - SMALLEST_SHIFT))
+#define MAGIC UINT64_C(0x3172657079704d53)
+
+/* The file grows by an eighth of itself, within these bounds: few calls, little to spare. */
+#define GROW_MIN ((uint64_t)256 << 10)
+#define GROW_MAX ((uint64_t)16 << 20)
+
+/* Synchronization: magic, size never change; everything else is protected by `lock`. */
+struct heap {
+    uint64_t magic;
+    uint64_t size; /* of the address space reserved */
+    pyper__shared_lock lock;
+    uint64_t top, made;
+    uint64_t given_back[CLASSES];
+};
+_Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
+
+/* ------------------------------------------------------------------------------------ lock */
+
+/* Trying this often costs less than going to sleep once; the exact number does not matter much. */
+#define TRIES 64
+
+int pyper__shared_lock_init(pyper__shared_lock *lock) {
+    pthread_mutexattr_t attr;
+    if (pthread_mutexattr_init(&attr) != 0) return PYPER_ENOMEM;
+    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    int rc = pthread_mutex_init(lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    return rc == 0 ? 0 : PYPER_ENOMEM;
+}
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+bool pyper__shared_lock_take(pyper__shared_lock *lock) {
+    int rc = EBUSY;
+    for (int i = 0; rc == EBUSY && i < TRIES; i++) {
+        rc = pthread_mutex_trylock(lock);
+        if (rc == EBUSY) relax();
+    }
+    if (rc == EBUSY) rc = pthread_mutex_lock(lock);
+    if (pyper__likely(rc == 0)) return false;
+    assert(rc == EOWNERDEAD);
+    pthread_mutex_consistent(lock);
+    return true;
+}
+
+void pyper__shared_lock_give(pyper__shared_lock *lock) {
+    pthread_mutex_unlock(lock);
+}
+
+/* ------------------------------------------------------------------------------- life time */
+
+/* As much address space as twice the machine's memory: it costs nothing until it is used. */
+static uint64_t space_to_reserve(void) {
+    long pages = sysconf(_SC_PHYS_PAGES);
+    uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
+    uint64_t size = (uint64_t)1 << 30;
+    while (size < wanted) size *= 2;
+    return size;
+}
+
+static char *map(int fd, uint64_t size) {
+    void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+static int grow(int fd, uint64_t from, uint64_t upto) {
+    int rc;
+    do rc = fallocate(fd, 0, (off_t)from, (off_t)(upto - from));
+    while (rc < 0 && errno == EINTR);
+    return rc < 0 ? PYPER_ENOMEM : 0;
+}
+
+static int furnish(pyper__shm *shm, uint64_t first) {
+    shm->fd = memfd_create("pyper", MFD_CLOEXEC);
+    if (shm->fd < 0) return PYPER_ENOMEM;
+    for (shm->size = space_to_reserve(); shm->size >= PAGE * PAGE; shm->size /= 2) {
+        if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
+        if (shm->base) break;
+    }
+    uint64_t top = PYPER__SHM_FIRST + (first + PAGE - 1) / PAGE * PAGE;
+    uint64_t made = top + GROW_MIN;
+    if (!shm->base || made > shm->size || grow(shm->fd, 0, made) < 0) return PYPER_ENOMEM;
+    struct heap *heap = (struct heap *)shm->base;
+    heap->magic = MAGIC;
+    heap->size = shm->size;
+    heap->top = top;
+    heap->made = made;
+    return pyper__shared_lock_init(&heap->lock);
+}
+
+int pyper__shm_create(uint64_t first, pyper__shm **ret_shm) {
+    pyper__shm *shm = pyper__alloc(sizeof *shm);
+    if (!shm) return PYPER_ENOMEM;
+    atomic_init(&shm->refs, 1);
+    shm->fd = -1;
+    int rc = furnish(shm, first);
+    if (rc < 0)
+        pyper__shm_unref(shm);
+    else
+        *ret_shm = shm;
+    return rc;
+}
+
+int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
+    struct stat facts;
+    pyper__shm *shm = pyper__alloc(sizeof *shm);
+    if (!shm) {
+        close(fd);
+        return PYPER_ENOMEM;
+    }
+    atomic_init(&shm->refs, 1);
+    shm->fd = fd;
+    int rc = fstat(fd, &facts) == 0 && facts.st_size > (off_t)PYPER__SHM_FIRST ? 0 : PYPER_EINVAL;
+    if (rc == 0) {
+        shm->size = (uint64_t)facts.st_size;
+        shm->base = map(fd, shm->size);
+        if (!shm->base) rc = PYPER_ENOMEM;
+    }
+    if (rc == 0 && ((struct heap *)shm->base)->magic != MAGIC) rc = PYPER_EINVAL;
+    if (rc < 0)
+        pyper__shm_unref(shm);
+    else
+        *ret_shm = shm;
+    return rc;
+}
+
+pyper__shm *pyper__shm_ref(pyper__shm *shm) {
+    atomic_fetch_add_explicit(&shm->refs, 1, memory_order_relaxed);
+    return shm;
+}
+
+void pyper__shm_unref(pyper__shm *shm) {
+    if (!shm || atomic_fetch_sub_explicit(&shm->refs, 1, memory_order_acq_rel) != 1) return;
+    if (shm->base) munmap(shm->base, shm->size);
+    if (shm->fd >= 0) close(shm->fd);
+    pyper__free(shm);
+}
+
+/* ---------------------------------------------------------------------------------- blocks */
+
+/* The class of a size, and the size of its blocks. */
+static unsigned class_of(uint64_t size, uint64_t *ret_block) {
+    if (size <= (uint64_t)1 << SMALLEST_SHIFT) {
+        *ret_block = (uint64_t)1 << SMALLEST_SHIFT;
+        return 0;
+    }
+    unsigned top_bit =
+        63 - (unsigned)__builtin_clzll(size - 1); /* 2^top_bit < size <= 2^(top_bit+1) */
+    uint64_t step = ((uint64_t)1 << top_bit) / 4;
+    uint64_t steps = (size - ((uint64_t)1 << top_bit) + step - 1) / step; /* 1 to 4 */
+    *ret_block = ((uint64_t)1 << top_bit) + steps * step;
+    return (top_bit - SMALLEST_SHIFT) * 4 + (unsigned)steps;
+}
+
+static uint64_t *link_of(pyper__shm *shm, uint64_t offset) {
+    return (uint64_t *)(void *)(shm->base + offset);
+}
+
+/* A block from the end of the file.  With the lock held. */
+static uint64_t extend_locked(pyper__shm *shm, struct heap *heap, uint64_t block) {
+    uint64_t alignment = block >= PAGE ? PAGE : 64;
+    uint64_t offset = (heap->top + alignment - 1) / alignment * alignment;
+    if (block > shm->size || offset > shm->size - block) return 0;
+    uint64_t end = offset + block;
+    if (end > heap->made) {
+        uint64_t more = heap->made / 8;
+        if (more < GROW_MIN) more = GROW_MIN;
+        if (more > GROW_MAX) more = GROW_MAX;
+        uint64_t made = (end + more + PAGE - 1) / PAGE * PAGE;
+        if (made > shm->size) made = shm->size;
+        if (grow(shm->fd, heap->made, made) < 0) {
+            made = (end + PAGE - 1) / PAGE * PAGE; /* no more than it takes */
+            if (grow(shm->fd, heap->made, made) < 0) return 0;
+        }
+        heap->made = made;
+    }
+    heap->top = end;
+    return offset;
+}
+
+uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size) {
+    struct heap *heap = (struct heap *)(void *)shm->base;
+    uint64_t block;
+    if (size > shm->size) return 0;
+    unsigned class = class_of(size, &block);
+    pyper__shared_lock_take(&heap->lock);
+    uint64_t offset = heap->given_back[class];
+    if (offset)
+        heap->given_back[class] = *link_of(shm, offset);
+    else
+        offset = extend_locked(shm, heap, block);
+    pyper__shared_lock_give(&heap->lock);
+    return offset;
+}
+
+void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size) {
+    struct heap *heap = (struct heap *)(void *)shm->base;
+    uint64_t block;
+    unsigned class = class_of(size, &block);
+    pyper__shared_lock_take(&heap->lock);
+    *link_of(shm, offset) = heap->given_back[class];
+    heap->given_back[class] = offset;
+    pyper__shared_lock_give(&heap->lock);
+}
+
+#endif

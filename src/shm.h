@@ -1,0 +1,65 @@
+/* shm - the memory that the processes of a run share: one anonymous memfd, nothing with a name, so
+ * that nothing is left of it when the last descriptor and the last mapping go, however they go.
+ *
+ * Address space is reserved once, sparse; the file's pages are made by fallocate() before anybody
+ * touches them (touching a page that cannot be had is SIGBUS, not an error).  Each process may have
+ * it at another address: what lies in it refers to itself by offsets, 0 being none.
+ *
+ * A block is taken with pyper__shm_alloc() by any process and given back with pyper__shm_free() by
+ * any other, with the size it was taken with.  Blocks given back are kept, warm, for the next of
+ * their size class.  A block of a page or more begins on a page; any other on 64 bytes.
+ *
+ * A process that dies in the middle costs at most the block it was after: each step commits with
+ * one store, and the lock is robust. */
+#ifndef PYPER_SHM_H
+#define PYPER_SHM_H
+
+#include <pthread.h>
+
+#include "os.h"
+
+/* A lock between processes.  Held for a few instructions, never while anybody sleeps or calls user
+ * code; no process holds two, but for the pair that channel.c names. */
+typedef pthread_mutex_t pyper__shared_lock;
+
+/* 0 or PYPER_ENOMEM. */
+int pyper__shared_lock_init(pyper__shared_lock *lock);
+
+/* Take it; true: its last owner died with it, and what it protects may be half-way through a step. */
+bool pyper__shared_lock_take(pyper__shared_lock *lock);
+void pyper__shared_lock_give(pyper__shared_lock *lock);
+
+/* One process's door to the memory.
+ *
+ * Synchronization
+ *   refs                atomic.
+ *   fd, base, size      set by create and attach, never change. */
+typedef struct pyper__shm {
+    _Atomic int64_t refs;
+    int fd;
+    char *base;
+    uint64_t size;
+} pyper__shm;
+
+/* Make a new memory with a first block of `first` zeroed bytes: 0 and a reference, PYPER_ENOMEM.
+ * The offset of the first block is PYPER__SHM_FIRST. */
+int pyper__shm_create(uint64_t first, pyper__shm **ret_shm);
+
+/* Map a memory made by another process; takes `fd`, also on failure.  0, PYPER_ENOMEM or
+ * PYPER_EINVAL (this is no memory of ours). */
+int pyper__shm_attach(int fd, pyper__shm **ret_shm);
+
+pyper__shm *pyper__shm_ref(pyper__shm *shm);
+void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
+
+#define PYPER__SHM_FIRST ((uint64_t)4096)
+
+static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
+    return shm->base + offset;
+}
+
+/* A block of at least `size` bytes, not zeroed; 0: there is no memory. */
+uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size);
+void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size);
+
+#endif

@@ -1,0 +1,183 @@
+/* transfer - see transfer.h, and pyper.h for what encode and decode may call. */
+#include "transfer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------------------- item types */
+
+static int encode_int(void *item, pyper_transfer *to) {
+    int64_t number = (intptr_t)item;
+    void *place = pyper_transfer_reserve(to, sizeof number);
+    if (!place) return PYPER_ENOMEM;
+    memcpy(place, &number, sizeof number);
+    return 0;
+}
+
+static int decode_int(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    int64_t number;
+    if (size != sizeof number) return PYPER_EINVAL;
+    memcpy(&number, data, sizeof number);
+    *ret_item = (void *)(intptr_t)number;
+    return 0;
+}
+
+const pyper_item_type pyper_type_int = {
+    .size = sizeof(pyper_item_type), .encode = encode_int, .decode = decode_int};
+
+static int encode_blob(void *item, pyper_transfer *to) {
+    const pyper_blob *blob = item;
+    void *place = pyper_transfer_reserve(to, blob->size);
+    if (!place) return PYPER_ENOMEM;
+    memcpy(place, blob->data, blob->size);
+    return 0;
+}
+
+static int decode_blob(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    pyper_blob *blob = malloc(sizeof *blob + size);
+    if (!blob) return PYPER_ENOMEM;
+    blob->size = size;
+    memcpy(blob->data, data, size);
+    *ret_item = blob;
+    return 0;
+}
+
+const pyper_item_type pyper_type_blob = {
+    .size = sizeof(pyper_item_type), .destroy = free, .encode = encode_blob, .decode = decode_blob};
+
+#if PYPER__PROCESSES
+
+/* An item may come back to this process by way of others.  ThreadSanitizer does not see what orders
+ * these: it is told that what comes in is later than what went out.  (What a channel itself does is
+ * tested with threads alone, where it sees everything.) */
+#if defined(__SANITIZE_THREAD__)
+#define TELL_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define TELL_TSAN 1
+#endif
+#endif
+#ifdef TELL_TSAN
+void __tsan_acquire(void *);
+void __tsan_release(void *);
+static char crossing;
+#define GOES_OUT() __tsan_release(&crossing)
+#define COMES_IN() __tsan_acquire(&crossing)
+#else
+#define GOES_OUT() (void)0
+#define COMES_IN() (void)0
+#endif
+
+struct pyper_transfer {
+    pyper_run *run;
+    const pyper__stage *stage;
+    pyper__channel *channel;
+    pyper__record record;
+    bool failed; /* and said so */
+};
+
+void *pyper_transfer_reserve(pyper_transfer *to, size_t size) {
+    pyper__record_drop(to->channel, &to->record);
+    if (pyper__record_reserve(to->channel, &to->record, size) < 0) return NULL;
+    return pyper__record_data(to->channel, &to->record);
+}
+
+int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message, const void *data,
+                        size_t size) {
+    transfer->failed = true;
+    pyper__run_fail_bytes(transfer->run, PYPER_EFAILED, transfer->stage, code, message, data, size);
+    return PYPER_EFAILED;
+}
+
+void *pyper_transfer_host_data(const pyper_transfer *transfer) {
+    return transfer->run->host_data;
+}
+
+/* encode or decode has returned a negative code. */
+static int failed(pyper_transfer *transfer, const char *what, int rc) {
+    if (transfer->failed) return PYPER_EFAILED;
+    char message[160];
+    snprintf(message, sizeof message, "%s: %d (%s)", what, rc, pyper_strerror(rc));
+    pyper__run_fail(transfer->run, rc == PYPER_ENOMEM ? rc : PYPER_EFAILED, transfer->stage, rc,
+                    message, NULL, NULL);
+    return PYPER_EFAILED;
+}
+
+int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
+                int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+    pyper_transfer transfer;
+    transfer.run = run;
+    transfer.stage = stage;
+    transfer.channel = output->channel;
+    transfer.failed = false;
+    transfer.record.size = 0;
+    transfer.record.extent = 0;
+    const pyper_item_type *type = output->type;
+    int rc = type->encode(item, &transfer);
+    if (pyper__unlikely(rc < 0)) {
+        rc = failed(&transfer, "an output could not be encoded for another process", rc);
+        pyper__record_drop(output->channel, &transfer.record);
+        return rc;
+    }
+    GOES_OUT();
+    for (;;) {
+        pyper__channel_wait wait;
+        rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, &wait);
+        if (pyper__likely(rc != PYPER__AGAIN)) break;
+        if (input) pyper__edge_settle(input);
+        pyper__channel_await(&wait, seat);
+    }
+    if (pyper__unlikely(rc < 0))
+        pyper__record_drop(output->channel, &transfer.record);
+    else if (type->destroy)
+        type->destroy(item);
+    return rc;
+}
+
+int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+    for (;;) {
+        pyper__channel_wait wait;
+        int rc = pyper__channel_try_done(output->channel, ticket, &wait);
+        if (rc != PYPER__AGAIN) return rc;
+        if (input) pyper__edge_settle(input);
+        pyper__channel_await(&wait, seat);
+    }
+}
+
+int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input, void **ret_item,
+                   int64_t *ret_ticket, pyper__seat *seat, int64_t deadline_ns,
+                   bool interruptible) {
+    pyper_transfer transfer;
+    transfer.run = run;
+    transfer.stage = stage;
+    transfer.channel = input->channel;
+    transfer.failed = false;
+    int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
+                                interruptible);
+    if (rc <= 0) return rc;
+    COMES_IN();
+    rc = input->type->decode(&transfer, pyper__record_data(input->channel, &transfer.record),
+                             transfer.record.size, ret_item);
+    if (rc < 0) rc = failed(&transfer, "an item from another process could not be decoded", rc);
+    pyper__record_drop(input->channel, &transfer.record);
+    return rc < 0 ? rc : 1;
+}
+
+#else
+
+/* Without process workers nothing is ever encoded. */
+void *pyper_transfer_reserve(pyper_transfer *to, size_t size) {
+    return NULL;
+}
+
+int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message, const void *data,
+                        size_t size) {
+    return PYPER_ENOTSUP;
+}
+
+void *pyper_transfer_host_data(const pyper_transfer *transfer) {
+    return NULL;
+}
+
+#endif

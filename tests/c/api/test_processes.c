@@ -1,0 +1,952 @@
+/* Process workers: every option means what it means for threads, wherever the task stands; failures
+ * and deaths reach the caller; nothing is left, whoever dies.  Black-box: pyper.h only.
+ *
+ * What workers do is counted in memory that all processes share; a failed check in a worker ends
+ * its process, which fails the run and with it the test. */
+#include "../kit.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#define INTS .type = &pyper_type_int
+
+/* Zeroed memory that all processes share; given back with the process. */
+static void *shared(size_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    return memory;
+}
+
+/* How many lines of a file have a word. */
+static long lines_with(const char *path, const char *word) {
+    FILE *file = fopen(path, "r");
+    CHECK(file != NULL);
+    char line[600];
+    long count = 0;
+    while (fgets(line, sizeof line, file)) count += strstr(line, word) != NULL;
+    fclose(file);
+    return count;
+}
+
+/* Nothing of a run is left in this process: no child, no shared memory.  (check.h counts the
+ * descriptors and the threads.) */
+static void nothing_is_left(void) {
+    int status;
+    CHECK_EQ(waitpid(-1, &status, WNOHANG), -1);
+    CHECK_EQ(errno, ECHILD);
+    CHECK_EQ(lines_with("/proc/self/maps", "memfd:pyper"), 0);
+}
+
+static void finish(pyper_run *run, pyper_pipeline *p) {
+    close_both(run, p);
+    nothing_is_left();
+}
+
+/* A process that this one has not forked itself has ended, or ends. */
+static void await_end_of(pid_t pid) {
+    int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0) {
+        CHECK_EQ(errno, ESRCH);
+        return;
+    }
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    while (poll(&ended, 1, -1) < 0) CHECK_EQ(errno, EINTR);
+    close(pidfd);
+}
+
+/* For ever in the function, without a look at the run. */
+static _Noreturn void stay(void) {
+    for (;;) pause();
+}
+
+/* ------------------------------------------------------------------------------- the options */
+
+EACH_HOST(a_process_works_in_any_position) {
+    for (int where = 0; where < 8; where++) {
+        bool first = where & 1, middle = where & 2, last = where & 4;
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, INTS, .multiprocess = first),
+                       pyper_task(add_one, INTS, .multiprocess = middle),
+                       pyper_task(add_one, INTS, .multiprocess = last));
+        pyper_run *run = START(p, PTR(1000), .type = &pyper_type_int);
+        for (long i = 0; i < 1000; i++) NEXT_IS(run, i + 2);
+        ENDS_WITH(run, 0);
+        finish(run, p);
+    }
+}
+
+static int pid_of_worker(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_emit(w, PTR(getpid()));
+}
+
+TEST(a_worker_is_a_process_of_its_own) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(pid_of_worker, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(100));
+    void *first, *other;
+    CHECK_EQ(pyper_next(run, &first), 1);
+    CHECK(INT(first) != getpid());
+    for (int i = 1; i < 100; i++) {
+        CHECK_EQ(pyper_next(run, &other), 1);
+        CHECK_EQ(INT(other), INT(first));
+    }
+    ENDS_WITH(run, 0);
+    CHECK_EQ(kill((pid_t)INT(first), 0), -1); /* and has been waited for */
+    finish(run, p);
+}
+
+EACH_HOST(several_workers_share_the_inputs) {
+    for (int ordered = 0; ordered < 2; ordered++) {
+        long n = check_times(5000), seen = 0;
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, INTS, .throttle = 100),
+            pyper_task(add_one, INTS, .multiprocess = true, .workers = 3, .ordered = ordered),
+            pyper_task(add_one, INTS, .multiprocess = true, .workers = 2, .ordered = ordered,
+                       .throttle = 10));
+        char *times = calloc(1, (size_t)n);
+        pyper_run *run = START(p, PTR(n));
+        for (void *out; pyper_next(run, &out) > 0; seen++) {
+            CHECK(INT(out) >= 2 && INT(out) < n + 2);
+            CHECK_EQ(times[INT(out) - 2]++, 0);
+            if (ordered) CHECK_EQ(INT(out), seen + 2);
+        }
+        CHECK_EQ(seen, n);
+        CHECK_EQ(pyper_failed(run), 0);
+        free(times);
+        finish(run, p);
+    }
+}
+
+/* Branch: as many outputs as the number says, its own number each. */
+static int repeat(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < INT(item) % 5; i++)
+        if (pyper_emit(w, item) < 0) return PYPER_ECANCELED;
+    return 0;
+}
+
+EACH_HOST(branching_processes_keep_the_order) {
+    static const int64_t throttles[] = {0, 1, 2, 50};
+    for (size_t t = 0; t < 4; t++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = throttles[t]),
+                       pyper_task(repeat, .branch = true, INTS, .multiprocess = true, .workers = 3,
+                                  .ordered = true, .throttle = throttles[t]));
+        pyper_run *run = START(p, PTR(500));
+        for (long i = 0; i < 500; i++)
+            for (long k = 0; k < i % 5; k++) NEXT_IS(run, i);
+        ENDS_WITH(run, 0);
+        finish(run, p);
+    }
+}
+
+EACH_HOST(ordered_threads_feed_a_process) {
+    long n = check_times(2000);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(add_one, INTS, .workers = 4, .ordered = true, .throttle = 5),
+                   pyper_task(add_one, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(n));
+    for (long i = 0; i < n; i++) NEXT_IS(run, i + 2);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
+EACH_HOST(each_item_goes_to_exactly_one_joined_process) {
+    long n = check_times(5000), total = 0;
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = 50),
+                   pyper_task(sum, .join = true, INTS, .multiprocess = true, .workers = 3));
+    pyper_run *run = START(p, PTR(n));
+    for (int i = 0; i < 3; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+        total += INT(out);
+    }
+    ENDS_WITH(run, 0);
+    CHECK_EQ(total, n * (n - 1) / 2);
+    finish(run, p);
+}
+
+EACH_HOST(threads_join_what_processes_make) {
+    long n = check_times(2000);
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS, .multiprocess = true),
+                                   pyper_task(sum, .join = true, INTS));
+    pyper_run *run = START(p, PTR(n), .type = &pyper_type_int);
+    NEXT_IS(run, n * (n - 1) / 2);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
+/* Join: the first three only. */
+static int three(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    void *x;
+    for (int i = 0; i < 3; i++) {
+        int rc = pyper_pull(w, &x);
+        if (rc < 0) return rc;
+        rc = pyper_emit(w, x);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
+
+EACH_HOST(a_joined_process_that_has_enough_ends_those_before_it) {
+    for (int where = 0; where < 4; where++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 10,
+                                  .multiprocess = where & 1),
+                       pyper_task(add_one, INTS, .throttle = 10, .multiprocess = where & 2),
+                       pyper_task(three, .branch = true, .join = true, INTS, .multiprocess = true));
+        pyper_run *run = START(p, PTR(0), .type = &pyper_type_int);
+        for (long i = 0; i < 3; i++) NEXT_IS(run, i + 1);
+        ENDS_WITH(run, 0);
+        CHECK_EQ(pyper_failed(run), 0);
+        finish(run, p);
+    }
+}
+
+static int multiply(pyper_worker *w, void *item, void *bind) {
+    kit_in_task(w);
+    return pyper_emit(w, PTR(INT(item) * *(const long *)bind));
+}
+
+EACH_HOST(bind_is_as_it_was_when_the_run_started) {
+    static long by;
+    by = 10;
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(multiply, .bind = &by, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(100));
+    by = 77;
+    for (long i = 0; i < 100; i++) NEXT_IS(run, 10 * i);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
+typedef struct counts {
+    _Atomic long emitted, started;
+} counts;
+
+static int count_emits(pyper_worker *w, void *item, void *bind) {
+    kit_in_task(w);
+    counts *c = bind;
+    for (long i = 0; i < INT(item); i++) {
+        if (pyper_emit(w, PTR(i)) < 0) return PYPER_ECANCELED;
+        atomic_fetch_add(&c->emitted, 1);
+    }
+    return 0;
+}
+
+/* What has been emitted and not started is never more than the bound. */
+static int count_starts(pyper_worker *w, void *item, void *bind) {
+    kit_in_task(w);
+    counts *c = bind;
+    long started = atomic_fetch_add(&c->started, 1) + 1;
+    CHECK_LE(atomic_load(&c->emitted) - atomic_load(&c->started), 5 + 4);
+    (void)started;
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(the_bound_holds_between_processes) {
+    counts *c = shared(sizeof *c);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_emits, .branch = true, INTS, .throttle = 5, .bind = c,
+                              .multiprocess = true),
+                   pyper_task(count_starts, INTS, .workers = 4, .bind = c, .multiprocess = true));
+    pyper_run *run = START(p, PTR(2000), .type = &pyper_type_int);
+    long seen = 0;
+    for (void *out; pyper_next(run, &out) > 0; seen++) continue;
+    CHECK_EQ(seen, 2000);
+    finish(run, p);
+}
+
+EACH_HOST(a_producer_stops_at_the_bound) {
+    counts *c = shared(sizeof *c);
+    pyper_pipeline *p = pyper_task(count_emits, .branch = true, INTS, .throttle = 7, .bind = c,
+                                   .multiprocess = true);
+    pyper_run *run = START(p, PTR(1000000), .type = &pyper_type_int);
+    pyper_task_stats stats;
+    do {
+        others();
+        pyper_stats(run, &stats, 1);
+    } while (stats.blocked_ns == 0);
+    CHECK_EQ(atomic_load(&c->emitted), 7);
+    CHECK_EQ(stats.items_out, 7);
+    CHECK_EQ(stats.queued, 7);
+    finish(run, p);
+}
+
+TEST(statistics_tell_of_processes) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS, .name = "count"),
+                                   pyper_task(repeat, .branch = true, INTS, .multiprocess = true,
+                                              .workers = 2, .name = "repeat"));
+    pyper_run *run = START(p, PTR(1000));
+    long seen = 0;
+    for (void *out; pyper_next(run, &out) > 0; seen++) continue;
+    pyper_task_stats stats[2];
+    CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    CHECK_STR(stats[1].name, "repeat");
+    CHECK_EQ(stats[1].workers, 2);
+    CHECK_EQ(stats[1].alive, 0);
+    CHECK_EQ(stats[1].items_in, 1000);
+    CHECK_EQ(stats[1].items_out, 2000);
+    CHECK_EQ(stats[1].queued, 0);
+    CHECK(stats[1].busy_ns > 0);
+    finish(run, p);
+}
+
+/* ------------------------------------------------------------------------------------ items */
+
+static pyper_blob *blob_new(size_t size, unsigned seed) {
+    pyper_blob *blob = malloc(sizeof *blob + size);
+    CHECK(blob != NULL);
+    blob->size = size;
+    for (size_t i = 0; i < size; i++) blob->data[i] = (unsigned char)(seed + i * 7);
+    return blob;
+}
+
+static void blob_check(const pyper_blob *blob, size_t size, unsigned seed) {
+    CHECK_EQ(blob->size, size);
+    for (size_t i = 0; i < size; i++) CHECK_EQ(blob->data[i], (unsigned char)(seed + i * 7));
+}
+
+static const size_t blob_sizes[] = {0, 1, 7, 512, 513, 5000, 65536, 100000, 8388608};
+#define BLOBS (sizeof blob_sizes / sizeof *blob_sizes)
+
+static int make_blobs(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (unsigned i = 0; i < BLOBS; i++)
+        if (pyper_emit(w, blob_new(blob_sizes[i], i)) < 0) return PYPER_ECANCELED;
+    return 0;
+}
+
+static int check_blob(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_blob *blob = item;
+    blob_check(blob, blob->size, blob->size ? blob->data[0] : 0);
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(blobs_of_all_sizes_arrive_whole) {
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(make_blobs, .branch = true, .type = &pyper_type_blob),
+        pyper_task(check_blob, .type = &pyper_type_blob, .multiprocess = true),
+        pyper_task(check_blob, .type = &pyper_type_blob, .multiprocess = true, .throttle = 1));
+    pyper_run *run = START(p, NULL);
+    for (unsigned i = 0; i < BLOBS; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+        blob_check(out, blob_sizes[i], i);
+        free(out);
+    }
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
+/* An item of the kit as its value: destroyed by the sender, made again by the receiver. */
+static int encode_item(void *i, pyper_transfer *to) {
+    long value = item_value(i);
+    void *place = pyper_transfer_reserve(to, sizeof value);
+    if (!place) return PYPER_ENOMEM;
+    memcpy(place, &value, sizeof value);
+    return 0;
+}
+
+static int decode_item(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    long value;
+    CHECK_EQ(size, sizeof value);
+    memcpy(&value, data, sizeof value);
+    *ret_item = item_new(value);
+    return 0;
+}
+
+static const pyper_item_type crossing = {
+    .size = sizeof crossing, .destroy = item_destroy, .encode = encode_item, .decode = decode_item};
+
+EACH_HOST(each_item_is_destroyed_once_where_it_is) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(make_items, .branch = true, .type = &crossing),
+                                   pyper_task(pass, .type = &crossing, .multiprocess = true));
+    pyper_run *run = START(p, PTR(1000));
+    for (long i = 0; i < 500; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+        CHECK_EQ(item_deliver(out), i);
+    }
+    finish(run, p); /* the kit counts the items that are left */
+}
+
+static int encode_badly(void *i, pyper_transfer *to) {
+    return -77;
+}
+
+static int decode_badly(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    return pyper_transfer_fail(from, 88, "odd bytes", "\1\2\3", 3);
+}
+
+static const pyper_item_type unencodable = {.size = sizeof unencodable,
+                                            .destroy = item_destroy,
+                                            .encode = encode_badly,
+                                            .decode = decode_item};
+static const pyper_item_type undecodable = {.size = sizeof undecodable,
+                                            .destroy = item_destroy,
+                                            .encode = encode_item,
+                                            .decode = decode_badly};
+
+EACH_HOST(an_item_that_cannot_be_encoded_fails_the_run) {
+    for (int in_process = 0; in_process < 2; in_process++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &unencodable,
+                                  .multiprocess = in_process),
+                       pyper_task(pass, .type = &crossing, .multiprocess = !in_process));
+        pyper_run *run = START(p, PTR(10), .type = &pyper_type_int);
+        ENDS_WITH(run, PYPER_EFAILED);
+        CHECK_EQ(pyper_error_code(run), -77);
+        CHECK_EQ(pyper_error_task(run), 0);
+        CHECK_HAS(pyper_error_message(run), "could not be encoded");
+        finish(run, p);
+    }
+}
+
+EACH_HOST(an_item_that_cannot_be_decoded_fails_the_run) {
+    for (int in_process = 0; in_process < 2; in_process++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &undecodable,
+                                  .multiprocess = !in_process),
+                       pyper_task(pass, .type = &crossing, .multiprocess = in_process));
+        pyper_run *run = START(p, PTR(10), .type = &pyper_type_int);
+        ENDS_WITH(run, PYPER_EFAILED);
+        CHECK_EQ(pyper_error_code(run), 88);
+        CHECK_EQ(pyper_error_task(run), 1);
+        CHECK_HAS(pyper_error_message(run), "odd bytes");
+        size_t size;
+        const char *bytes = pyper_error_bytes(run, &size);
+        CHECK_EQ(size, 3);
+        CHECK_EQ(memcmp(bytes, "\1\2\3", 3), 0);
+        finish(run, p);
+    }
+}
+
+TEST(an_argument_that_cannot_be_encoded_fails_the_run) {
+    pyper_pipeline *p = pyper_task(pass, .type = &crossing, .multiprocess = true);
+    pyper_run *run = START(p, item_new(5), .type = &unencodable);
+    ENDS_WITH(run, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), -77);
+    finish(run, p);
+}
+
+TEST(what_cannot_cross_is_refused) {
+    pyper_pipeline *p = pyper_task(pass, .multiprocess = true, .name = "worker");
+    CHECK_EQ(pyper_pipeline_error(p), PYPER_EINVAL);
+    CHECK_HAS(pyper_pipeline_message(p), "'worker'");
+    CHECK_HAS(pyper_pipeline_message(p), "encode");
+    pyper_unref(p);
+    p = pyper_pipe(pyper_task(count_up, .branch = true, .name = "source"),
+                   pyper_task(pass, INTS, .multiprocess = true, .name = "worker"));
+    CHECK_EQ(pyper_pipeline_error(p), PYPER_EINVAL);
+    CHECK_HAS(pyper_pipeline_message(p), "'source'");
+    CHECK_HAS(pyper_pipeline_message(p), "'worker'");
+    pyper_unref(p);
+    p = pyper_task(pass, INTS, .multiprocess = true, .name = "worker");
+    pyper_run *run = START(p, PTR(1));
+    ENDS_WITH(run, PYPER_EINVAL);
+    CHECK_HAS(pyper_error_message(run), "'worker'");
+    CHECK_HAS(pyper_error_message(run), "argument");
+    finish(run, p);
+}
+
+/* --------------------------------------------------------------------------------- failures */
+
+static int fail_at_10(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (INT(item) == 10) return pyper_fail(w, 404, "no item %ld", INT(item));
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(a_failure_travels_with_its_code_and_words) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(fail_at_10, INTS, .multiprocess = true, .name = "finder"));
+    pyper_run *run = START(p, PTR(1000));
+    for (long i = 0; i < 10; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 404);
+    CHECK_EQ(pyper_error_task(run), 1);
+    CHECK_STR(pyper_error_message(run), "task 'finder' (2 of 2): no item 10");
+    finish(run, p);
+}
+
+static int return_oddly(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return -4711;
+}
+
+static int fail_with_payload(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_fail_with(w, 5, "with a payload", item_new(1), item_destroy);
+}
+
+static int fail_with_bytes(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_fail_bytes(w, 6, "with bytes", "abc", 4);
+}
+
+EACH_HOST(all_kinds_of_failure_travel) {
+    static const struct {
+        pyper_fn fn;
+        int code;
+        const char *word;
+    } kinds[] = {{return_oddly, -4711, "returned -4711"},
+                 {fail_with_payload, 5, "with a payload"},
+                 {fail_with_bytes, 6, "with bytes"}};
+    for (size_t i = 0; i < 3; i++) {
+        for (int in_process = 0; in_process < 2; in_process++) {
+            pyper_pipeline *p = pyper_task(kinds[i].fn, INTS, .multiprocess = in_process);
+            pyper_run *run = START(p, PTR(1), .type = &pyper_type_int);
+            ENDS_WITH(run, PYPER_EFAILED);
+            CHECK_EQ(pyper_error_code(run), kinds[i].code);
+            CHECK_HAS(pyper_error_message(run), kinds[i].word);
+            size_t size = 0;
+            const char *bytes = pyper_error_bytes(run, &size);
+            CHECK_EQ(size, i == 2 ? 4 : 0);
+            if (i == 2) CHECK_STR(bytes, "abc");
+            finish(run, p);
+        }
+    }
+}
+
+static int stay_at_5(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (INT(item) == 5) stay();
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(a_failure_elsewhere_ends_a_long_call) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(stay_at_5, INTS, .multiprocess = true, .workers = 2),
+                                   pyper_task(fail_at_10, INTS));
+    pyper_run *run = START(p, PTR(1000));
+    void *out;
+    int rc;
+    while ((rc = pyper_next(run, &out)) > 0) continue;
+    CHECK_EQ(rc, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 404);
+    finish(run, p);
+}
+
+static int cancel_own_run(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_cancel(pyper_worker_run(w));
+    CHECK(pyper_cancelled(w));
+    void *out;
+    CHECK_EQ(pyper_next(pyper_worker_run(w), &out), PYPER_EDEADLK);
+    return PYPER_ECANCELED;
+}
+
+EACH_HOST(a_worker_may_cancel_the_run) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 10),
+                                   pyper_task(cancel_own_run, INTS, .multiprocess = true));
+    pyper_run *run = START(p, NULL);
+    ENDS_WITH(run, PYPER_ECANCELED);
+    CHECK_EQ(pyper_failed(run), 0);
+    finish(run, p);
+}
+
+/* ----------------------------------------------------------------------------------- deaths */
+
+static int die_of_signal(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (INT(item) == 5) kill(getpid(), *(const int *)bind);
+    if (INT(item) == 5) stay();
+    return pyper_emit(w, item);
+}
+
+static int die_by_exit(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (INT(item) == 5) _exit(*(const int *)bind);
+    return pyper_emit(w, item);
+}
+
+static void dies(pyper_fn fn, int how, int code, const char *word) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 10),
+                   pyper_task(fn, INTS, .multiprocess = true, .bind = &how, .name = "victim"));
+    pyper_run *run = START(p, NULL);
+    for (long i = 0; i < 5; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), code);
+    CHECK_EQ(pyper_error_task(run), 1);
+    CHECK_HAS(pyper_error_message(run), "'victim'");
+    CHECK_HAS(pyper_error_message(run), "worker 1 of 1");
+    CHECK_HAS(pyper_error_message(run), word);
+    finish(run, p);
+}
+
+EACH_HOST(a_death_is_named) {
+    dies(die_of_signal, SIGKILL, -SIGKILL, "signal 9");
+    dies(die_of_signal, SIGTERM, -SIGTERM, "signal 15");
+    dies(die_by_exit, 3, 3, "exit code 3");
+    dies(die_by_exit, 0, 0, "exit code 0");
+}
+
+#if !CHECK_TSAN && !CHECK_ASAN /* which have handlers of their own */
+static int die_of_fault(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (INT(item) == 5) *(volatile int *)bind = 1;
+    return pyper_emit(w, item);
+}
+
+TEST(a_fault_is_a_death) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(die_of_fault, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(100));
+    for (long i = 0; i < 5; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), -SIGSEGV);
+    finish(run, p);
+}
+#endif
+
+static int tell_pid(pyper_worker *w, void *item, void *bind) {
+    kit_in_task(w);
+    atomic_store((_Atomic long *)bind, (long)getpid());
+    return pyper_emit(w, item);
+}
+
+/* Emits its process's number, and then nothing more. */
+static int tell_pid_and_stay(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (pyper_emit(w, PTR(getpid())) < 0) return PYPER_ECANCELED;
+    stay();
+}
+
+EACH_HOST(an_idle_worker_may_die) {
+    _Atomic long *pid = shared(sizeof *pid);
+    tally gate = TALLY;
+    (void)gate;
+    pyper_pipeline *p = pyper_pipe(pyper_task(three, .branch = true, .join = true, INTS));
+    pyper_unref(p);
+    /* The first task emits one item and stays: the second has nothing more to do. */
+    p = pyper_pipe(pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true),
+                   pyper_task(tell_pid, INTS, .multiprocess = true, .bind = (void *)pid));
+    pyper_run *run = START(p, NULL, .type = &pyper_type_int);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    pyper_task_stats stats[2];
+    do {
+        others();
+        pyper_stats(run, stats, 2);
+    } while (stats[1].starved_ns == 0);
+    CHECK_EQ(kill((pid_t)atomic_load(pid), SIGKILL), 0);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_task(run), 1);
+    finish(run, p);
+}
+
+EACH_HOST(a_worker_inside_a_call_may_die) {
+    pyper_pipeline *p = pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true);
+    pyper_run *run = START(p, NULL, .type = &pyper_type_int);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    CHECK_EQ(kill((pid_t)INT(out), SIGKILL), 0);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), -SIGKILL);
+    finish(run, p);
+}
+
+/* Dies half-way through writing an item: space is reserved, nothing is published. */
+static int encode_and_die(void *i, pyper_transfer *to) {
+    char *place = pyper_transfer_reserve(to, 100000);
+    CHECK(place != NULL);
+    memset(place, 1, 50000);
+    kill(getpid(), SIGKILL);
+    stay();
+}
+
+static const pyper_item_type deadly = {
+    .size = sizeof deadly, .encode = encode_and_die, .decode = decode_badly};
+
+EACH_HOST(a_worker_may_die_half_way_through_an_item) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(pass, .type = &deadly, .multiprocess = true, .workers = 2));
+    pyper_run *run = START(p, PTR(100));
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), -SIGKILL);
+    finish(run, p);
+}
+
+/* ---------------------------------------------------------------------------------- leaving */
+
+EACH_HOST(close_ends_long_calls_after_the_grace) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true),
+                   pyper_task(pass, INTS, .multiprocess = true, .workers = 2));
+    pyper_run *run = START(p, NULL, .type = &pyper_type_int);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    finish(run, p);
+    CHECK_EQ(kill((pid_t)INT(out), 0), -1);
+    CHECK_EQ(errno, ESRCH);
+}
+
+/* Notices that the run is over, and takes its time to leave. */
+static int leave_properly(pyper_worker *w, void *item, void *bind) {
+    kit_in_task(w);
+    pyper_emit(w, item);
+    while (!pyper_cancelled(w)) sched_yield();
+    atomic_fetch_add((_Atomic long *)bind, 1);
+    return PYPER_ECANCELED;
+}
+
+EACH_HOST(within_the_grace_a_call_may_return) {
+    _Atomic long *left = shared(sizeof *left);
+    pyper_pipeline *p = pyper_task(leave_properly, .branch = true, INTS, .multiprocess = true,
+                                   .bind = (void *)left);
+    pyper_run *run = START(p, PTR(1), .type = &pyper_type_int);
+    NEXT_IS(run, 1);
+    finish(run, p);
+    CHECK_EQ(atomic_load(left), 1);
+}
+
+EACH_HOST(an_abandoned_run_leaves_nothing) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 10),
+                   pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true));
+    pyper_run *run = START(p, NULL);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    pyper_run_unref(run);
+    pyper_unref(p);
+    bool mine = kit_detach();
+    await_end_of((pid_t)INT(out));
+    while (lines_with("/proc/self/maps", "memfd:pyper") > 0) sched_yield();
+    kit_attach(mine);
+}
+
+TEST(ctrl_c_is_the_callers) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = 1),
+                                   pyper_task(pass, INTS, .multiprocess = true, .workers = 2));
+    CHECK_EQ(setpgid(0, 0), 0);
+    signal(SIGINT, SIG_IGN);
+    pyper_run *run = START(p, PTR(1000));
+    long seen = 0;
+    for (void *out; pyper_next(run, &out) > 0; seen++)
+        if (seen % 100 == 0) CHECK_EQ(kill(0, SIGINT), 0);
+    CHECK_EQ(seen, 1000);
+    CHECK_EQ(pyper_failed(run), 0);
+    finish(run, p);
+}
+
+/* Start a run, tell its workers' numbers through a pipe, and wait for the end. */
+static _Noreturn void be_a_caller(int numbers) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true),
+                   pyper_task(pass, INTS, .multiprocess = true, .workers = 3),
+                   pyper_task(tell_pid_and_stay, .branch = true, INTS, .multiprocess = true));
+    pyper_run *run = pyper_start(p, NULL, .type = &pyper_type_int);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    pid_t pid = (pid_t)INT(out);
+    CHECK_EQ(write(numbers, &pid, sizeof pid), sizeof pid);
+    CHECK_EQ(pyper_next(run, &out), 0);
+    _exit(0);
+}
+
+TEST(workers_follow_a_caller_that_is_killed) {
+    int numbers[2];
+    pid_t pid;
+    CHECK_EQ(pipe(numbers), 0);
+    pid_t caller = fork();
+    CHECK_GE(caller, 0);
+    if (caller == 0) be_a_caller(numbers[1]);
+    close(numbers[1]);
+    CHECK_EQ(read(numbers[0], &pid, sizeof pid), sizeof pid);
+    CHECK_EQ(kill(caller, SIGKILL), 0);
+    CHECK_EQ(waitpid(caller, NULL, 0), caller);
+    /* Every worker has an end of the pipe: when all have gone it is at its end. */
+    CHECK_EQ(read(numbers[0], &pid, sizeof pid), 0);
+    close(numbers[0]);
+    nothing_is_left();
+}
+
+/* ---------------------------------------------------------------------------------- nesting */
+
+/* Runs a pipeline with a process task of its own. */
+static int nested(pyper_worker *w, void *item, void *bind) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(sum, .join = true, INTS, .multiprocess = true));
+    pyper_run *run = pyper_start(p, item);
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    CHECK_EQ(pyper_close(run), 0);
+    pyper_unref(p);
+    return pyper_emit(w, out);
+}
+
+TEST(a_worker_may_run_processes_of_its_own) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(nested, INTS, .multiprocess = true, .workers = 2, .ordered = true));
+    pyper_run *run = pyper_start(p, PTR(20));
+    for (long i = 0; i < 20; i++) NEXT_IS(run, i * (i - 1) / 2);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
+TEST(runs_in_progress_are_dead_in_a_worker) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 5),
+                                   pyper_task(pass, INTS, .multiprocess = true, .workers = 2));
+    pyper_run *runs[3];
+    for (int i = 0; i < 3; i++) runs[i] = pyper_start(p, NULL);
+    for (long k = 0; k < 100; k++)
+        for (int i = 0; i < 3; i++) {
+            void *out;
+            CHECK_EQ(pyper_next(runs[i], &out), 1);
+        }
+    for (int i = 0; i < 3; i++) CHECK_EQ(pyper_close(runs[i]), 0);
+    pyper_unref(p);
+    nothing_is_left();
+}
+
+static int say(pyper_worker *w, void *item, void *bind) {
+    printf("from the worker %ld\n", INT(item));
+    return pyper_emit(w, item);
+}
+
+TEST(what_a_worker_prints_is_printed_once) {
+    char path[] = "/tmp/pyper-test-XXXXXX";
+    int file = mkstemp(path), before = dup(1);
+    CHECK(file >= 0 && before >= 0);
+    fflush(stdout);
+    dup2(file, 1);
+    printf("from the caller\n"); /* still in the buffer when the worker is forked */
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(say, INTS, .multiprocess = true));
+    pyper_run *run = pyper_start(p, PTR(3));
+    for (long i = 0; i < 3; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+    fflush(stdout);
+    dup2(before, 1);
+    close(file);
+    close(before);
+    CHECK_EQ(lines_with(path, "from the worker"), 3);
+    CHECK_EQ(lines_with(path, "from the caller"), 1);
+    unlink(path);
+}
+
+/* ------------------------------------------------------------ a host that starts processes */
+
+typedef struct starter {
+    long started, joined;
+} starter;
+
+/* As an interpreter would: the child knows nothing but the descriptors and the numbers. */
+static int start_process(void *host_data, const pyper_process *process, void **ret_process,
+                         int64_t *ret_pid) {
+    starter *s = host_data;
+    int fds[PYPER_PROCESS_FDS];
+    for (int i = 0; i < PYPER_PROCESS_FDS; i++) fds[i] = dup(process->fds[i]);
+    pid_t pid = fork();
+    if (pid == 0) {
+        int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2]}, .task = process->task,
+                              .worker = process->worker, .fn = multiply, .bind = process->bind,
+                              .input_type = &pyper_type_int, .output_type = &pyper_type_int,
+                              .host_data = host_data);
+        _exit(rc < 0 ? 9 : 0);
+    }
+    for (int i = 0; i < PYPER_PROCESS_FDS; i++) close(fds[i]);
+    s->started++;
+    *ret_process = s;
+    *ret_pid = pid;
+    long *ids = calloc(1, sizeof *ids);
+    *ids = pid;
+    *ret_process = ids;
+    return pid < 0 ? PYPER_EPROCESS : 0;
+}
+
+static void join_process(void *host_data, void *process, int *ret_status) {
+    starter *s = host_data;
+    int status;
+    CHECK_EQ(waitpid((pid_t) * (long *)process, &status, 0), *(long *)process);
+    *ret_status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+    free(process);
+    s->joined++;
+}
+
+static const pyper_host starting_host = {
+    .size = sizeof starting_host, .start_process = start_process, .join_process = join_process};
+
+TEST(a_host_may_start_the_processes) {
+    starter s = {0};
+    long ten = 10;
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(multiply, .bind = &ten, INTS, .multiprocess = true,
+                                              .workers = 3, .ordered = true),
+                                   pyper_task(multiply, .bind = &ten, INTS, .multiprocess = true));
+    pyper_run *run = pyper_start(p, PTR(500), .host = &starting_host, .host_data = &s);
+    for (long i = 0; i < 500; i++) NEXT_IS(run, 100 * i);
+    ENDS_WITH(run, 0);
+    CHECK_EQ(s.started, 4);
+    CHECK_EQ(s.joined, 4);
+    finish(run, p);
+}
+
+static int refuse_process(void *host_data, const pyper_process *process, void **ret_process,
+                          int64_t *ret_pid) {
+    starter *s = host_data;
+    return s->started == 2 ? -5000 : start_process(host_data, process, ret_process, ret_pid);
+}
+
+static const pyper_host refusing_host = {
+    .size = sizeof refusing_host, .start_process = refuse_process, .join_process = join_process};
+
+TEST(a_process_that_cannot_be_started_fails_the_run) {
+    starter s = {0};
+    long ten = 10;
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(multiply, .bind = &ten, INTS, .multiprocess = true, .workers = 3));
+    pyper_run *run = pyper_start(p, PTR(500), .host = &refusing_host, .host_data = &s);
+    ENDS_WITH(run, PYPER_EPROCESS);
+    CHECK_HAS(pyper_error_message(run), "worker 3 of 3 could not be started");
+    CHECK_EQ(s.joined, 2);
+    finish(run, p);
+}
+
+static int start_nothing(void *host_data, const pyper_process *process, void **ret_process,
+                         int64_t *ret_pid) {
+    starter *s = host_data;
+    pid_t pid = fork();
+    if (pid == 0) _exit(1);
+    s->started++;
+    long *ids = calloc(1, sizeof *ids);
+    *ids = pid;
+    *ret_process = ids;
+    *ret_pid = pid;
+    return 0;
+}
+
+static const pyper_host lifeless_host = {
+    .size = sizeof lifeless_host, .start_process = start_nothing, .join_process = join_process};
+
+TEST(a_process_that_never_attaches_is_an_error_of_its_own) {
+    starter s = {0};
+    pyper_pipeline *p = pyper_task(pass, INTS, .multiprocess = true);
+    pyper_run *run =
+        pyper_start(p, PTR(1), .type = &pyper_type_int, .host = &lifeless_host, .host_data = &s);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), 1);
+    CHECK_HAS(pyper_error_message(run), "before it could begin");
+    finish(run, p);
+}
+
+TEST(attaching_to_nothing_is_refused) {
+    int fds[3] = {dup(0), dup(0), dup(0)};
+    CHECK_EQ(pyper_attach(.fds = {fds[0], fds[1], fds[2]}, .fn = pass,
+                          .input_type = &pyper_type_int, .output_type = &pyper_type_int),
+             PYPER_EINVAL);
+}

@@ -1,0 +1,241 @@
+/* Peers of a channel and workers of runs are killed at random moments.  PYPER_TEST_SEED repeats a
+ * schedule (as far as the kernel allows), PYPER_TEST_KILLS says how many. */
+#include "../kit.h"
+
+#include "channel.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+static uint64_t seed(void) {
+    uint64_t s = (uint64_t)check_environment("PYPER_TEST_SEED", (long)(pyper_now() & 0xffffff));
+    fprintf(stderr, "PYPER_TEST_SEED=%llu\n", (unsigned long long)s);
+    return s;
+}
+
+static void *shared(size_t size) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    return memory;
+}
+
+/* Let a random number of instructions go by: the moment of a kill is not to be a round one. */
+static void linger(uint64_t *random) {
+    volatile long n = random_below(random, 1 << random_below(random, 20));
+    while (n > 0) n = n - 1;
+}
+
+/* ------------------------------------------------------------------------------- a channel */
+
+#define PEERS 4
+#define NUMBERS 20000000
+
+/* What all peers share.  An item is a number: `pushed` and `popped` count how often. */
+typedef struct party {
+    pyper__shm *shm;
+    pyper__channel channel;
+    _Atomic long next, popped_by_anybody;
+    _Atomic unsigned char *pushed, *popped;
+} party;
+
+static _Noreturn void producer(party *p, uint64_t random) {
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    for (;;) {
+        long number = atomic_fetch_add(&p->next, 1);
+        CHECK(number < NUMBERS);
+        uint64_t size = random_below(&random, 10) == 0 ? 600 + (uint64_t)random_below(&random, 9000)
+                                                       : 8 + (uint64_t)random_below(&random, 100);
+        pyper__record record;
+        pyper__channel_wait wait;
+        if (pyper__record_reserve(&p->channel, &record, size) < 0) _exit(2);
+        unsigned char *bytes = pyper__record_data(&p->channel, &record);
+        memset(bytes, (int)(number & 255), size);
+        memcpy(bytes, &number, sizeof number);
+        int rc;
+        while ((rc = pyper__channel_try_push(&p->channel, &record, 0, &wait)) == PYPER__AGAIN)
+            pyper__channel_await(&wait, &seat);
+        if (rc < 0) _exit(0);
+        atomic_fetch_add(&p->pushed[number], 1);
+    }
+}
+
+/* Pop one item: 1, or what pop answers. */
+static int pop_one(party *p, pyper__seat *seat, int64_t deadline_ns) {
+    pyper__record record;
+    int64_t ticket;
+    int rc = pyper__channel_pop(&p->channel, &record, &ticket, seat, deadline_ns, false);
+    if (rc <= 0) return rc;
+    long number;
+    unsigned char *bytes = pyper__record_data(&p->channel, &record);
+    memcpy(&number, bytes, sizeof number);
+    CHECK(number >= 0 && number < NUMBERS);
+    for (uint64_t i = sizeof number; i < record.size; i++) CHECK_EQ(bytes[i], number & 255);
+    pyper__record_drop(&p->channel, &record);
+    CHECK_EQ(atomic_fetch_add(&p->popped[number], 1), 0);
+    atomic_fetch_add(&p->popped_by_anybody, 1);
+    return 1;
+}
+
+static _Noreturn void consumer(party *p) {
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    while (pop_one(p, &seat, PYPER_FOREVER) > 0) continue;
+    _exit(0);
+}
+
+static pid_t start_peer(party *p, int who, uint64_t random) {
+    pid_t pid = fork();
+    CHECK_GE(pid, 0);
+    if (pid > 0) return pid;
+    if (who < PEERS) producer(p, random);
+    consumer(p);
+}
+
+/* Whoever dies, the others go on; what was pushed is popped once, but for what the dead held. */
+TEST(a_channel_survives_its_peers) {
+    uint64_t random = seed();
+    static const int64_t throttles[] = {0, 1, 10, 1000};
+    long kills = check_environment("PYPER_TEST_KILLS", 200);
+    for (size_t t = 0; t < 4; t++) {
+        party *p = shared(sizeof *p);
+        p->pushed = shared(NUMBERS);
+        p->popped = shared(NUMBERS);
+        CHECK_EQ(pyper__shm_create(pyper__channel_size(), &p->shm), 0);
+        CHECK_EQ(
+            pyper__channel_init(&p->channel, p->shm, PYPER__SHM_FIRST, throttles[t], true, true, 0),
+            0);
+        pid_t pids[2 * PEERS];
+        long dead[2] = {0, 0}; /* producers, consumers */
+        for (int i = 0; i < 2 * PEERS; i++) pids[i] = start_peer(p, i, random_next(&random));
+        for (long k = 0; k < kills / 4; k++) {
+            /* They have done something since the last death. */
+            long before = atomic_load(&p->popped_by_anybody);
+            while (atomic_load(&p->popped_by_anybody) < before + 20) sched_yield();
+            linger(&random);
+            int victim = (int)random_below(&random, 2 * PEERS), status;
+            CHECK_EQ(kill(pids[victim], SIGKILL), 0);
+            CHECK_EQ(waitpid(pids[victim], &status, 0), pids[victim]);
+            CHECK(WIFSIGNALED(status));
+            dead[victim / PEERS]++;
+            pids[victim] = start_peer(p, victim, random_next(&random));
+        }
+        pyper__channel_set_state(&p->channel, PYPER__ENDED);
+        for (int i = 0; i < 2 * PEERS; i++) {
+            int status;
+            CHECK_EQ(waitpid(pids[i], &status, 0), pids[i]);
+            CHECK_EQ(status, 0);
+        }
+        pyper__seat seat = {0};
+        pyper__seat_init(&seat, NULL, NULL);
+        CHECK_EQ(pop_one(p, &seat, PYPER_NOWAIT), 0);
+        long lost = 0, unmarked = 0;
+        for (long i = 0; i < atomic_load(&p->next); i++) {
+            int pushed = atomic_load(&p->pushed[i]), popped = atomic_load(&p->popped[i]);
+            CHECK_LE(popped, 1);
+            lost += pushed == 1 && popped == 0;
+            unmarked += pushed == 0 && popped == 1;
+        }
+        CHECK_LE(lost, dead[1]); /* what a dead consumer had in its hand */
+        CHECK_LE(unmarked,
+                 dead[0]); /* what a dead producer had pushed and could not note any more */
+        pyper__shm_unref(p->shm);
+        munmap((void *)p->pushed, NUMBERS);
+        munmap((void *)p->popped, NUMBERS);
+        munmap(p, sizeof *p);
+    }
+}
+
+/* ------------------------------------------------------------------------------------- runs */
+
+/* The workers' processes, by task and worker. */
+static _Atomic long *pids;
+#define PIDS 64
+
+static int work(pyper_worker *w, void *item, void *bind) {
+    atomic_store(&pids[pyper_worker_task(w) * 8 + (size_t)pyper_worker_index(w)], (long)getpid());
+    return pyper_emit(w, item);
+}
+
+/* Branch: small and large blobs for ever. */
+static int blobs(pyper_worker *w, void *item, void *bind) {
+    (void)item;
+    uint64_t random = (uint64_t)(uintptr_t)bind;
+    for (long i = 0;; i++) {
+        size_t size = random_below(&random, 20) == 0 ? 100000 : (size_t)random_below(&random, 1000);
+        pyper_blob *blob = malloc(sizeof *blob + size);
+        if (!blob) return PYPER_ENOMEM;
+        blob->size = size;
+        memset(blob->data, (int)(i & 255), size);
+        if (pyper_emit(w, blob) < 0) return PYPER_ECANCELED;
+    }
+}
+
+/* Join: one output for each input. */
+static int relay(pyper_worker *w, void *item, void *bind) {
+    atomic_store(&pids[pyper_worker_task(w) * 8 + (size_t)pyper_worker_index(w)], (long)getpid());
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0;)
+        if (pyper_emit(w, x) < 0) return PYPER_ECANCELED;
+    return rc;
+}
+
+static long maps_of_ours(void) {
+    FILE *maps = fopen("/proc/self/maps", "r");
+    char line[600];
+    long count = 0;
+    while (fgets(line, sizeof line, maps)) count += strstr(line, "memfd:pyper") != NULL;
+    fclose(maps);
+    return count;
+}
+
+/* A random pipeline, a random victim, a random moment: always the right error, never a hang. */
+static void kill_once(uint64_t *random) {
+    memset((void *)pids, 0, PIDS * sizeof *pids);
+    int64_t throttle = random_below(random, 2) ? random_below(random, 50) + 1 : 200;
+    bool join = random_below(random, 4) == 0;
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(blobs, .branch = true, .type = &pyper_type_blob, .throttle = throttle,
+                   .bind = (void *)(uintptr_t)(random_next(random) | 1)),
+        pyper_task(work, .type = &pyper_type_blob, .multiprocess = true, .throttle = throttle,
+                   .workers = 1 + random_below(random, 4), .ordered = random_below(random, 2)),
+        pyper_task(work, .type = &pyper_type_blob, .throttle = throttle,
+                   .multiprocess = random_below(random, 2)),
+        pyper_task(join ? relay : work, .branch = join, .join = join, .type = &pyper_type_blob,
+                   .multiprocess = true, .throttle = throttle,
+                   .workers = 1 + random_below(random, 3)));
+    pyper_run *run = pyper_start(p, NULL);
+    CHECK_EQ(pyper_failed(run), 0);
+    void *out;
+    int rc;
+    for (long n = 1 + random_below(random, 200); n > 0; n--) {
+        CHECK_EQ(pyper_next(run, &out), 1);
+        free(out);
+    }
+    linger(random);
+    long victim = 0, place = 0;
+    while (victim == 0 || victim == (long)getpid()) {
+        place = random_below(random, PIDS);
+        victim = atomic_load(&pids[place]);
+    }
+    CHECK_EQ(kill((pid_t)victim, SIGKILL), 0);
+    while ((rc = pyper_next(run, &out)) > 0) free(out);
+    CHECK_EQ(rc, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), -SIGKILL);
+    CHECK_EQ(pyper_error_task(run), place / 8);
+    char worker[40];
+    snprintf(worker, sizeof worker, "worker %ld of", place % 8 + 1);
+    CHECK_HAS(pyper_error_message(run), worker);
+    close_both(run, p);
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    CHECK_EQ(errno, ECHILD);
+    CHECK_EQ(maps_of_ours(), 0);
+}
+
+TEST(a_hundred_kills) {
+    uint64_t random = seed();
+    long kills = check_environment("PYPER_TEST_KILLS", 100);
+    pids = shared(PIDS * sizeof *pids);
+    for (long i = 0; i < kills; i++) kill_once(&random);
+    munmap((void *)pids, PIDS * sizeof *pids);
+}

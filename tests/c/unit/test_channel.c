@@ -1,0 +1,496 @@
+/* The shared memory and the channel in it: records of all sizes, the bound, the order, states; with
+ * threads as peers (for ThreadSanitizer) and with processes, which may die at any moment. */
+#include "../kit.h"
+
+#include "channel.h"
+
+#include <sys/mman.h>
+
+/* --------------------------------------------------------------------------- shared memory */
+
+TEST(blocks_of_all_sizes_do_not_overlap_and_are_used_again) {
+    pyper__shm *shm;
+    CHECK_EQ(pyper__shm_create(100, &shm), 0);
+    uint64_t blocks[400], sizes[400];
+    for (int round = 0; round < 2; round++) {
+        for (uint64_t i = 0; i < 400; i++) {
+            sizes[i] = 1 + i * i * 7 % 20011;
+            blocks[i] = pyper__shm_alloc(shm, sizes[i]);
+            CHECK(blocks[i] != 0);
+            CHECK_EQ(blocks[i] % (sizes[i] > 4096 ? 4096 : 64), 0);
+            memset(pyper__shm_at(shm, blocks[i]), (int)i, sizes[i]);
+        }
+        for (uint64_t i = 0; i < 400; i++) {
+            unsigned char *bytes = pyper__shm_at(shm, blocks[i]);
+            for (uint64_t k = 0; k < sizes[i]; k++) CHECK_EQ(bytes[k], i & 255);
+        }
+        for (uint64_t i = 0; i < 400; i++) pyper__shm_free(shm, blocks[i], sizes[i]);
+    }
+    uint64_t big = pyper__shm_alloc(shm, 5000000);
+    pyper__shm_free(shm, big, 5000000);
+    CHECK_EQ(pyper__shm_alloc(shm, 5000000), big);
+    pyper__shm_unref(shm);
+}
+
+TEST(what_cannot_be_had_is_refused) {
+    pyper__shm *shm;
+    CHECK_EQ(pyper__shm_create(100, &shm), 0);
+    CHECK_EQ(pyper__shm_alloc(shm, UINT64_MAX), 0);
+    CHECK_EQ(pyper__shm_alloc(shm, shm->size), 0);
+    CHECK(pyper__shm_alloc(shm, 100) != 0);
+    pyper__shm_unref(shm);
+}
+
+TEST(another_door_leads_to_the_same_memory) {
+    pyper__shm *shm, *other;
+    CHECK_EQ(pyper__shm_create(100, &shm), 0);
+    uint64_t block = pyper__shm_alloc(shm, 10000);
+    strcpy(pyper__shm_at(shm, block), "hello");
+    CHECK_EQ(pyper__shm_attach(dup(shm->fd), &other), 0);
+    CHECK(other->base != shm->base);
+    CHECK_STR(pyper__shm_at(other, block), "hello");
+    CHECK(pyper__shm_alloc(other, 10000) != block);
+    pyper__shm_unref(shm);
+    CHECK_STR(pyper__shm_at(other, block), "hello");
+    pyper__shm_unref(other);
+}
+
+TEST(foreign_files_are_refused) {
+    pyper__shm *shm;
+    CHECK_EQ(pyper__shm_attach(-1, &shm), PYPER_EINVAL);
+    int empty = memfd_create("empty", 0);
+    CHECK_EQ(pyper__shm_attach(dup(empty), &shm), PYPER_EINVAL);
+    CHECK_EQ(ftruncate(empty, 100000), 0);
+    CHECK_EQ(pyper__shm_attach(empty, &shm), PYPER_EINVAL);
+}
+
+TEST(a_lock_outlives_its_owner) {
+    pyper__shared_lock *lock =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK_EQ(pyper__shared_lock_init(lock), 0);
+    CHECK(!pyper__shared_lock_take(lock));
+    pyper__shared_lock_give(lock);
+    pid_t pid = fork();
+    if (pid == 0) {
+        pyper__shared_lock_take(lock);
+        _exit(0);
+    }
+    CHECK_EQ(waitpid(pid, NULL, 0), pid);
+    CHECK(pyper__shared_lock_take(lock));
+    pyper__shared_lock_give(lock);
+    CHECK(!pyper__shared_lock_take(lock));
+    pyper__shared_lock_give(lock);
+    munmap(lock, 4096);
+}
+
+/* ------------------------------------------------------------------------------- the channel */
+
+typedef struct fixture {
+    pyper__shm *shm;
+    pyper__channel channel;
+    pyper__seat seat;
+} fixture;
+
+static void setup(fixture *f, int64_t throttle, bool many_producers, bool many_consumers,
+                  int64_t window) {
+    memset(f, 0, sizeof *f);
+    CHECK_EQ(pyper__shm_create(pyper__channel_size(), &f->shm), 0);
+    CHECK_EQ(pyper__channel_init(&f->channel, f->shm, PYPER__SHM_FIRST, throttle, many_producers,
+                                 many_consumers, window),
+             0);
+    pyper__seat_init(&f->seat, NULL, NULL);
+}
+
+static void teardown(fixture *f) {
+    pyper__shm_unref(f->shm);
+}
+
+/* Fill a record with a number and `size` bytes that follow from it. */
+static void fill(fixture *f, pyper__record *record, uint64_t number, uint64_t size) {
+    CHECK_EQ(pyper__record_reserve(&f->channel, record, size), 0);
+    unsigned char *bytes = pyper__record_data(&f->channel, record);
+    for (uint64_t i = 0; i < size; i++) bytes[i] = (unsigned char)(number + i * 31);
+    if (size >= sizeof number) memcpy(bytes, &number, sizeof number);
+}
+
+/* The number in a record, whose other bytes must be right; gives the extent back. */
+static uint64_t unfill(fixture *f, pyper__record *record) {
+    uint64_t number = 0;
+    unsigned char *bytes = pyper__record_data(&f->channel, record);
+    CHECK_GE(record->size, sizeof number);
+    memcpy(&number, bytes, sizeof number);
+    for (uint64_t i = sizeof number; i < record->size; i++)
+        CHECK_EQ(bytes[i], (unsigned char)(number + i * 31));
+    pyper__record_drop(&f->channel, record);
+    return number;
+}
+
+static int try_push(fixture *f, uint64_t number, uint64_t size, int64_t ticket) {
+    pyper__record record;
+    pyper__channel_wait wait;
+    fill(f, &record, number, size);
+    int rc = pyper__channel_try_push(&f->channel, &record, ticket, &wait);
+    if (rc != 0) pyper__record_drop(&f->channel, &record);
+    return rc;
+}
+
+static int push(fixture *f, pyper__seat *seat, uint64_t number, uint64_t size, int64_t ticket) {
+    pyper__record record;
+    pyper__channel_wait wait;
+    fill(f, &record, number, size);
+    for (;;) {
+        int rc = pyper__channel_try_push(&f->channel, &record, ticket, &wait);
+        if (rc != PYPER__AGAIN) {
+            if (rc != 0) pyper__record_drop(&f->channel, &record);
+            return rc;
+        }
+        pyper__channel_await(&wait, seat);
+    }
+}
+
+static int done(fixture *f, pyper__seat *seat, int64_t ticket) {
+    pyper__channel_wait wait;
+    int rc;
+    while ((rc = pyper__channel_try_done(&f->channel, ticket, &wait)) == PYPER__AGAIN)
+        pyper__channel_await(&wait, seat);
+    return rc;
+}
+
+static int pop_until(fixture *f, pyper__seat *seat, uint64_t *ret_number, int64_t *ret_ticket,
+                     int64_t deadline_ns) {
+    pyper__record record;
+    int rc = pyper__channel_pop(&f->channel, &record, ret_ticket, seat, deadline_ns, false);
+    if (rc > 0) *ret_number = unfill(f, &record);
+    return rc;
+}
+
+#define POP_IS(f, value)                                                                           \
+    do {                                                                                           \
+        uint64_t pop_number = 0;                                                                   \
+        int64_t pop_ticket;                                                                        \
+        CHECK_EQ(pop_until(f, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT), 1);             \
+        CHECK_EQ(pop_number, value);                                                               \
+    } while (0)
+
+#define POP_ANSWERS(f, code)                                                                       \
+    do {                                                                                           \
+        uint64_t pop_number = 0;                                                                   \
+        int64_t pop_ticket;                                                                        \
+        CHECK_EQ(pop_until(f, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT), code);          \
+    } while (0)
+
+static const uint64_t some_sizes[] = {8, 9, 64, 511, 512, 513, 4096, 65536, 70000, 3000000};
+#define SIZES (sizeof some_sizes / sizeof *some_sizes)
+
+TEST(records_of_all_sizes_arrive_whole_and_in_order) {
+    fixture f;
+    setup(&f, 0, false, false, 0);
+    uint64_t next = 0;
+    for (uint64_t i = 0; i < 5000; i++) {
+        CHECK_EQ(try_push(&f, i, i % 500 < SIZES ? some_sizes[i % 500] : 8 + i % 500, 0), 0);
+        if (i % 3 == 2) POP_IS(&f, next++);
+    }
+    CHECK_EQ(pyper__channel_pushed(&f.channel) - pyper__channel_popped(&f.channel), 5000 - next);
+    pyper__channel_set_state(&f.channel, PYPER__ENDED);
+    while (next < 5000) POP_IS(&f, next++);
+    POP_ANSWERS(&f, 0);
+    teardown(&f);
+}
+
+TEST(an_empty_item_is_an_item) {
+    fixture f;
+    setup(&f, 0, true, true, 0);
+    pyper__record record;
+    pyper__channel_wait wait;
+    int64_t ticket;
+    CHECK_EQ(pyper__record_reserve(&f.channel, &record, 0), 0);
+    CHECK_EQ(pyper__channel_try_push(&f.channel, &record, 0, &wait), 0);
+    record.size = 5;
+    CHECK_EQ(pyper__channel_pop(&f.channel, &record, &ticket, &f.seat, PYPER_NOWAIT, false), 1);
+    CHECK_EQ(record.size, 0);
+    CHECK_EQ(ticket, 0);
+    teardown(&f);
+}
+
+TEST(the_bound_is_exact) {
+    static const int64_t throttles[] = {1, 2, 3, 4, 5, 100};
+    for (size_t t = 0; t < sizeof throttles / sizeof *throttles; t++) {
+        fixture f;
+        int64_t n = throttles[t];
+        setup(&f, n, t % 2, t % 3, 0);
+        for (int64_t i = 0; i < n; i++) CHECK_EQ(try_push(&f, (uint64_t)i, 8, 0), 0);
+        CHECK_EQ(try_push(&f, 0, 8, 0), PYPER__AGAIN);
+        for (int64_t i = 0; i < 3 * n; i++) {
+            POP_IS(&f, (uint64_t)i);
+            pyper__channel_settle(&f.channel);
+            CHECK_EQ(try_push(&f, (uint64_t)(n + i), 8, 0), 0);
+            CHECK_EQ(try_push(&f, 0, 8, 0), PYPER__AGAIN);
+        }
+        teardown(&f);
+    }
+}
+
+TEST(a_channel_that_is_not_open_refuses) {
+    fixture f;
+    setup(&f, 0, false, false, 0);
+    CHECK_EQ(try_push(&f, 1, 8, 0), 0);
+    CHECK_EQ(try_push(&f, 2, 8, 0), 0);
+    POP_IS(&f, 1);
+    pyper__channel_set_state(&f.channel, PYPER__ENDED);
+    CHECK_EQ(try_push(&f, 3, 8, 0), PYPER_ECANCELED);
+    POP_IS(&f, 2);
+    POP_ANSWERS(&f, 0);
+    pyper__channel_set_state(&f.channel, PYPER__CANCELLED);
+    POP_ANSWERS(&f, PYPER_ECANCELED);
+    pyper__channel_set_state(&f.channel, PYPER__OPEN);
+    CHECK_EQ(pyper__channel_state(&f.channel), PYPER__CANCELLED);
+    teardown(&f);
+}
+
+TEST(an_order_is_kept_whoever_is_first) {
+    fixture f;
+    setup(&f, 0, true, true, 8);
+    for (int64_t ticket = 7; ticket >= 0; ticket--) {
+        for (uint64_t k = 0; k < 3; k++)
+            CHECK_EQ(try_push(&f, (uint64_t)ticket * 10 + k, k == 1 ? 2000 : 30, ticket), 0);
+        if (ticket > 0) CHECK_EQ(done(&f, &f.seat, ticket), 0);
+    }
+    CHECK_EQ(pyper__channel_pushed(&f.channel), 24);
+    for (uint64_t k = 0; k < 3; k++) POP_IS(&f, k);
+    POP_ANSWERS(&f, PYPER_ETIMEDOUT);
+    CHECK_EQ(done(&f, &f.seat, 0), 0);
+    for (uint64_t ticket = 1; ticket < 8; ticket++)
+        for (uint64_t k = 0; k < 3; k++) POP_IS(&f, ticket * 10 + k);
+    POP_ANSWERS(&f, PYPER_ETIMEDOUT);
+    teardown(&f);
+}
+
+TEST(an_order_has_a_window) {
+    fixture f;
+    setup(&f, 0, true, true, 4);
+    CHECK_EQ(try_push(&f, 4, 8, 4), PYPER__AGAIN);
+    pyper__channel_wait wait;
+    CHECK_EQ(pyper__channel_try_done(&f.channel, 4, &wait), PYPER__AGAIN);
+    for (uint64_t i = 0; i < 4; i++) CHECK_EQ(try_push(&f, i, 8, 3), 0);
+    CHECK_EQ(try_push(&f, 4, 8, 3), PYPER__AGAIN);
+    CHECK_EQ(done(&f, &f.seat, 0), 0);
+    CHECK_EQ(try_push(&f, 4, 8, 4), 0);
+    teardown(&f);
+}
+
+TEST(the_bound_of_an_order_leaves_the_last_place_to_the_turn) {
+    fixture f;
+    setup(&f, 3, true, true, 3);
+    CHECK_EQ(try_push(&f, 10, 8, 1), 0);
+    CHECK_EQ(try_push(&f, 11, 8, 1), 0);
+    CHECK_EQ(try_push(&f, 12, 8, 1), PYPER__AGAIN);
+    CHECK_EQ(try_push(&f, 0, 8, 0), 0);
+    CHECK_EQ(try_push(&f, 1, 8, 0), PYPER__AGAIN);
+    POP_IS(&f, 0);
+    CHECK_EQ(done(&f, &f.seat, 0), 0);
+    POP_IS(&f, 10);
+    POP_IS(&f, 11);
+    POP_ANSWERS(&f, PYPER_ETIMEDOUT);
+    teardown(&f);
+}
+
+/* -------------------------------------------------------------------------- peers at work */
+
+#define PRODUCERS 3
+#define CONSUMERS 3
+
+/* What all peers share: the fixture is at the same address in forked ones. */
+typedef struct party {
+    fixture f;
+    long n; /* items of each producer */
+    bool ordered;
+    _Atomic long next_ticket, popped, left;
+    _Atomic unsigned char *seen; /* how often each item was popped */
+} party;
+
+static uint64_t size_of_item(uint64_t number) {
+    return number % 50 == 0 ? 3000 : number % 7 == 0 ? 600 : 8 + number % 64;
+}
+
+static void produce(party *p, long who) {
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    for (long i = 0; i < p->n; i++) {
+        int64_t ticket = 0;
+        uint64_t number = (uint64_t)(who * p->n + i);
+        if (p->ordered) {
+            ticket = atomic_fetch_add(&p->next_ticket, 1);
+            number = (uint64_t)ticket;
+        }
+        if (push(&p->f, &seat, number, size_of_item(number), ticket) < 0) return;
+        if (p->ordered && done(&p->f, &seat, ticket) < 0) return;
+    }
+    if (atomic_fetch_add(&p->left, 1) == PRODUCERS - 1)
+        pyper__channel_set_state(&p->f.channel, PYPER__ENDED);
+}
+
+static void consume(party *p) {
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    uint64_t number = 0;
+    int64_t ticket = 0, last = -1;
+    while (pop_until(&p->f, &seat, &number, &ticket, PYPER_FOREVER) > 0) {
+        CHECK(ticket > last);
+        last = ticket;
+        if (p->ordered) CHECK_EQ(number, ticket);
+        CHECK(number < (uint64_t)(PRODUCERS * p->n));
+        CHECK_EQ(atomic_fetch_add(&p->seen[number], 1), 0);
+        atomic_fetch_add(&p->popped, 1);
+    }
+}
+
+static party *party_new(int64_t throttle, bool ordered, long n) {
+    party *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(p != MAP_FAILED);
+    p->n = n;
+    p->ordered = ordered;
+    p->seen = mmap(NULL, (size_t)(PRODUCERS * n), PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK((void *)p->seen != MAP_FAILED);
+    setup(&p->f, throttle, true, true, ordered ? 16 : 0);
+    return p;
+}
+
+static void party_free(party *p) {
+    teardown(&p->f);
+    munmap((void *)p->seen, (size_t)(PRODUCERS * p->n));
+    munmap(p, sizeof *p);
+}
+
+typedef struct member {
+    party *p;
+    long who;
+} member;
+
+static void *member_main(void *arg) {
+    member *m = arg;
+    if (m->who < PRODUCERS)
+        produce(m->p, m->who);
+    else
+        consume(m->p);
+    return NULL;
+}
+
+static void with_threads(int64_t throttle, bool ordered) {
+    party *p = party_new(throttle, ordered, check_times(5000));
+    pthread_t threads[PRODUCERS + CONSUMERS];
+    member members[PRODUCERS + CONSUMERS];
+    for (long i = 0; i < PRODUCERS + CONSUMERS; i++) {
+        members[i] = (member){p, i};
+        CHECK_EQ(pthread_create(&threads[i], NULL, member_main, &members[i]), 0);
+    }
+    for (long i = 0; i < PRODUCERS + CONSUMERS; i++) pthread_join(threads[i], NULL);
+    CHECK_EQ(atomic_load(&p->popped), PRODUCERS * p->n);
+    party_free(p);
+}
+
+static void with_processes(int64_t throttle, bool ordered) {
+    party *p = party_new(throttle, ordered, check_times(5000));
+    pid_t pids[PRODUCERS + CONSUMERS];
+    for (long i = 0; i < PRODUCERS + CONSUMERS; i++) {
+        pids[i] = fork();
+        CHECK_GE(pids[i], 0);
+        if (pids[i] == 0) {
+            member_main(&(member){p, i});
+            _exit(0);
+        }
+    }
+    for (long i = 0; i < PRODUCERS + CONSUMERS; i++) {
+        int status;
+        CHECK_EQ(waitpid(pids[i], &status, 0), pids[i]);
+        CHECK_EQ(status, 0);
+    }
+    CHECK_EQ(atomic_load(&p->popped), PRODUCERS * p->n);
+    party_free(p);
+}
+
+TEST(threads_lose_and_double_nothing) {
+    with_threads(0, false);
+}
+TEST(threads_with_a_bound) {
+    with_threads(3, false);
+}
+TEST(threads_with_an_order) {
+    with_threads(0, true);
+}
+TEST(threads_with_an_order_and_a_bound) {
+    with_threads(4, true);
+}
+TEST(processes_lose_and_double_nothing) {
+    with_processes(0, false);
+}
+TEST(processes_with_a_bound) {
+    with_processes(3, false);
+}
+TEST(processes_with_an_order) {
+    with_processes(0, true);
+}
+TEST(processes_with_an_order_and_a_bound) {
+    with_processes(4, true);
+}
+
+static void *one_alone(void *arg) {
+    party *p = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    for (long i = 0; i < p->n; i++)
+        CHECK_EQ(push(&p->f, &seat, (uint64_t)i, size_of_item((uint64_t)i), 0), 0);
+    pyper__channel_set_state(&p->f.channel, PYPER__ENDED);
+    return NULL;
+}
+
+TEST(one_producer_and_one_consumer_need_no_lock) {
+    static const int64_t throttles[] = {0, 1, 7, 1000};
+    for (size_t t = 0; t < 4; t++) {
+        party *p = party_new(0, false, check_times(5000));
+        teardown(&p->f);
+        setup(&p->f, throttles[t], false, false, 0);
+        pthread_t thread;
+        CHECK_EQ(pthread_create(&thread, NULL, one_alone, p), 0);
+        consume(p);
+        pthread_join(thread, NULL);
+        CHECK_EQ(atomic_load(&p->popped), p->n);
+        party_free(p);
+    }
+}
+
+static void *push_blocked(void *arg) {
+    fixture *f = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    CHECK_EQ(push(f, &seat, 2, 8, 0), PYPER_ECANCELED);
+    return NULL;
+}
+
+static void *pop_starved(void *arg) {
+    fixture *f = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    uint64_t number;
+    int64_t ticket;
+    CHECK_EQ(pop_until(f, &seat, &number, &ticket, PYPER_FOREVER), PYPER_ECANCELED);
+    return NULL;
+}
+
+TEST(a_change_of_state_wakes_everybody) {
+    fixture full, empty;
+    setup(&full, 1, true, true, 0);
+    setup(&empty, 1, true, true, 0);
+    CHECK_EQ(try_push(&full, 1, 8, 0), 0);
+    pthread_t threads[6];
+    for (int i = 0; i < 6; i++)
+        CHECK_EQ(pthread_create(&threads[i], NULL, i % 2 ? push_blocked : pop_starved,
+                                i % 2 ? &full : &empty),
+                 0);
+    (void)all_asleep();
+    pyper__channel_set_state(&full.channel, PYPER__CANCELLED);
+    pyper__channel_set_state(&empty.channel, PYPER__CANCELLED);
+    for (int i = 0; i < 6; i++) pthread_join(threads[i], NULL);
+    teardown(&full);
+    teardown(&empty);
+}
