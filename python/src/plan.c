@@ -22,13 +22,13 @@ static void step_release(void *bind) {
  * workers, throttle, is_async).  Returns 0, or -1 with an exception. */
 static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipeline **ret_task) {
     PyObject *func, *name;
-    int branch, join, ordered, is_async;
+    int branch, join, ordered, is_async = 0;
     long long workers, throttle;
     if (!PyTuple_Check(spec)) {
         PyErr_SetString(PyExc_TypeError, "a step must be a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(spec, "OUpppLLp", &func, &name, &branch, &join, &ordered, &workers,
+    if (!PyArg_ParseTuple(spec, "OUpppLL|p", &func, &name, &branch, &join, &ordered, &workers,
                           &throttle, &is_async))
         return -1;
     const char *text = PyUnicode_AsUTF8(name);
