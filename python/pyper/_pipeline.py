@@ -14,7 +14,7 @@ import operator
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from pyper._pyper import AsyncOutputs, Outputs, Plan
 
@@ -215,6 +215,10 @@ class Pipeline(Generic[P, R_co]):
         outputs: Outputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
         return outputs
 
+    @overload
+    def pipe(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    @overload
+    def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         """The pipeline that hands each output of this one to `other`; the same as `self | other`.
 
@@ -222,6 +226,10 @@ class Pipeline(Generic[P, R_co]):
         """
         return Pipeline(self.tasks + _tasks_of(other))
 
+    @overload
+    def __or__(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    @overload
+    def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         return self.pipe(other)
 
@@ -295,14 +303,14 @@ class AsyncPipeline(Pipeline[P, R_co]):
         outputs: AsyncOutputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
         return outputs
 
-    def pipe(self, other: Pipeline[..., S], /) -> AsyncPipeline[P, S]:
+    def pipe(self, other: Pipeable[S], /) -> AsyncPipeline[P, S]:
         """The pipeline that hands each output of this one to `other`; the same as `self | other`.
 
         Raises TypeError if `other` is not a pipeline.
         """
         return AsyncPipeline(self.tasks + _tasks_of(other))
 
-    def __or__(self, other: Pipeline[..., S], /) -> AsyncPipeline[P, S]:
+    def __or__(self, other: Pipeable[S], /) -> AsyncPipeline[P, S]:
         return self.pipe(other)
 
     def consume(  # type: ignore[override]

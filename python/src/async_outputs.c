@@ -362,7 +362,7 @@ PyDoc_STRVAR(async_outputs_doc,
              "that runs then.");
 PyDoc_STRVAR(asend_doc, "asend($self, value, /)\n--\n\nThe next output; the value is ignored.");
 PyDoc_STRVAR(athrow_doc,
-             "athrow($self, type, value=None, traceback=None, /)\n--\n\n"
+             "athrow($self, kind, value=None, traceback=None, /)\n--\n\n"
              "Cancel the run, wait until nothing of it is left, and raise the exception.");
 PyDoc_STRVAR(aclose_doc, "aclose($self, /)\n--\n\n"
                          "Cancel the run and wait until nothing of it is left.\n\n"
