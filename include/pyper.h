@@ -65,8 +65,10 @@
  *   worker     may be called only with the worker that a function was given, by the thread that
  *              runs this function (or by one thread at a time on its behalf)
  *
- * Sections: Version - Errors - Item types - Pipelines - Runs - Writing functions - Statistics -
- * Processes - Hosts.
+ *   driver     called only by the thread that drives the run (see Asynchronous tasks)
+ *
+ * Sections: Version - Errors - Item types - Pipelines - Runs - Writing functions - Asynchronous
+ * tasks - Statistics - Processes - Hosts.
  */
 #ifndef PYPER_H
 #define PYPER_H
@@ -119,7 +121,8 @@ PYPER_API const char *pyper_version(void);
     X(EFORKED, -9, "the run belongs to the parent of this forked process")                         \
     X(EDIED, -11, "a worker's process died")                                                       \
     X(EPROCESS, -12, "a process could not be started")                                             \
-    X(ENOTSUP, -13, "process workers need Linux")
+    X(ENOTSUP, -13, "process workers need Linux")                                                  \
+    X(EAGAIN, -14, "not now: it will be told when to try again")
 
 enum {
 #define PYPER_ERROR_ENUM(name, number, text) PYPER_##name = number,
@@ -216,6 +219,9 @@ typedef struct pyper_task_options {
     const pyper_item_type *type; /* of the task's *outputs*; borrowed; NULL: nothing to destroy */
     const char *name;            /* for messages, threads and statistics; copied; NULL: "task" */
     bool multiprocess;           /* workers are processes (see Processes) */
+    bool async;                  /* fn starts an operation (see Asynchronous tasks) */
+    pyper_fn resume; /* async: an operation that had to stop may go on; NULL: with join fn itself */
+    void (*cancel)(pyper_worker *worker, void *bind); /* async: give this operation up; or NULL */
 } pyper_task_options;
 
 /* Make a pipeline of one task.
@@ -294,6 +300,8 @@ typedef struct pyper_start_options {
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
     const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
     void *host_data;             /* handed to each callback of the host */
+    bool
+        loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive(), pyper_try_next() */
 } pyper_start_options;
 
 /* Start a run: create its workers and let them go.
@@ -399,6 +407,7 @@ PYPER_API const void *pyper_error_bytes(pyper_run *run, size_t *ret_size);
 /* Hand an output to the next task, or to the caller.  Waits while `throttle` items wait there.
  *
  * Returns 0;
+ *         PYPER_KEPT: in an asynchronous task (see there);
  *         PYPER_ECANCELED: the run, or this part of it, is over: return PYPER_ECANCELED;
  *         PYPER_EINVAL: a second output of a call without `branch` (this fails the run);
  *         PYPER_ENOMEM (this fails the run).
@@ -451,8 +460,95 @@ PYPER_API size_t pyper_worker_task(const pyper_worker *worker);
 PYPER_API int64_t pyper_worker_index(const pyper_worker *worker);
 PYPER_API const char *pyper_worker_name(const pyper_worker *worker);
 
+/* The option `bind` of the worker's task.  Thread safety: shared. */
+PYPER_API void *pyper_worker_bind(const pyper_worker *worker);
+
 /* What pyper_start() was given as host_data.  Thread safety: shared. */
 PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
+
+/* --------------------------------------------------------------------- Asynchronous tasks */
+
+/* The function of a task with `async` starts an operation (a request, a timer) and returns
+ * PYPER_PENDING; its outputs and its end come later, from any thread:
+ *
+ *     static int fetch(pyper_worker *w, void *url, void *client) {
+ *         return client_get(client, url, on_reply, w) < 0 ? pyper_fail(w, 1, "no connection")
+ *                                                         : PYPER_PENDING;
+ *     }
+ *     static void on_reply(void *w, reply *r) {
+ *         if (r->ok) pyper_emit(w, r);
+ *         pyper_done(w, r->ok ? 0 : pyper_fail(w, r->status, "no reply"));
+ *     }
+ *
+ * or it emits and returns 0, if there is nothing to wait for.  At most `workers` operations are under
+ * way; each belongs to a worker, which names it in all calls.  Every other option means what it
+ * means elsewhere; synchronous tasks of the same pipeline run in threads as ever.
+ *
+ * Who calls.  fn, resume and cancel are called on one thread at a time, the *driver*: inside
+ * pyper_next(), pyper_wait_until() or pyper_close() of a caller who waits there; or, with the start
+ * option `loop`, inside pyper_drive(), called by an event loop of yours.  They should return soon.
+ *
+ * Outputs never wait.  What finds no room (`throttle`, or out of turn with `ordered`) stays in the
+ * operation's hand, and its worker takes no other input until it has gone: so for a task without
+ * `branch` the bound is exact.  pyper_emit() says PYPER_KEPT when it has kept the item; with `branch`
+ * or `join` an operation that then emits no more until `resume` is called keeps the bound, too: at every
+ * moment generated <= started + throttle + workers.
+ *
+ * Joining.  The fn of a task with `join` and `async` is called with item NULL; it pulls with
+ * pyper_try_pull() until that says PYPER_EAGAIN, returns PYPER_PENDING, and is called again (or
+ * `resume` is, if there is one) when it may go on; after the end of its inputs it emits and returns 0.
+ *
+ * Stopping.  When the run (or this part of it) is over, operations that wait for the library are
+ * resumed and get PYPER_ECANCELED from whatever they call; for those that wait for something else
+ * `cancel` is called once.  Either way each operation ends as ever, with pyper_done() or by a
+ * return; the run ends when all have. */
+enum {
+    PYPER_KEPT = 1,   /* pyper_emit(): the item will leave when there is room */
+    PYPER_PENDING = 2 /* fn and resume: the operation goes on, pyper_done() will be called */
+};
+
+/* The operation of this worker is done; rc < 0 means what it means for a function that returns it.
+ * The last call for this operation: the worker goes on to its next input.  Exactly once after
+ * PYPER_PENDING was returned (or is about to be).
+ * Blocks: no.  Thread safety: worker; from any thread. */
+PYPER_API void pyper_done(pyper_worker *worker, int rc);
+
+/* A place for a pointer of the operation's own; NULL when the operation begins.
+ * Thread safety: worker. */
+PYPER_API void **pyper_worker_state(pyper_worker *worker);
+
+/* pyper_pull() without waiting, for tasks with `join` and `async`.
+ *
+ * Returns 1 and sets *ret_item; 0 when the inputs are complete; PYPER_EAGAIN: nothing is there, you
+ * will be resumed; PYPER_ECANCELED; PYPER_EINVAL: the task is not asynchronous, or has no `join`.
+ * For a host's slot also without `join`: it is the way to the next input, and ends the call before.
+ * Ownership: *ret_item is returned owned.  Blocks: no.  Thread safety: driver. */
+PYPER_API int pyper_try_pull(pyper_worker *worker, void **ret_item);
+
+/* pyper_emit() for asynchronous tasks that would rather keep an item themselves.
+ *
+ * Returns 0; PYPER_EAGAIN: no room, you will be resumed; else as pyper_emit().
+ * Ownership: takes `item`, unless it returns PYPER_EAGAIN.  Blocks: no.  Thread safety: driver. */
+PYPER_API int pyper_try_emit(pyper_worker *worker, void *item);
+
+/* The descriptor of a run that was started with `loop`: readable when pyper_drive() has something to
+ * do.  Watch it, never read it; it is closed when the run is freed.
+ *
+ * Returns the descriptor, or PYPER_EINVAL.  Thread safety: shared. */
+PYPER_API int pyper_fd(pyper_run *run);
+
+/* Do what there is to do, in a bounded slice: start and resume operations, take what other threads
+ * have left.  Call it when pyper_fd() is readable, then pyper_try_next() until that has nothing.
+ *
+ * The thread that calls it is the driver from now on.  The driver changes only while no thread
+ * calls anything for this run as its driver.
+ * Returns 0; PYPER_EINVAL; PYPER_EFORKED; PYPER_EDEADLK (called by one of the run's own functions).
+ * Blocks: no.  Thread safety: driver. */
+PYPER_API int pyper_drive(pyper_run *run);
+
+/* pyper_next() without waiting: PYPER_EAGAIN if there is nothing yet; then pyper_fd() becomes readable
+ * when it is worth asking again.  Blocks: no.  Thread safety: driver. */
+PYPER_API int pyper_try_next(pyper_run *run, void **ret_item);
 
 /* ---------------------------------------------------------------------------- Statistics */
 
@@ -601,7 +697,26 @@ struct pyper_host {
     /* The process has ended: forget it, and set *ret_status to its exit code, or to minus the signal
      * that ended it.  With the token. */
     void (*join_process)(void *host_data, void *process, int *ret_status);
+
+    /* Slots: the host's own way to carry the workers of asynchronous tasks (its coroutines).  NULL:
+     * they are run as C functions.  All four are called by the driver, with the token.
+     *
+     * start_slot     a worker has something to do for the first time: create what carries it.  That
+     *                then calls pyper_try_pull() and pyper_try_emit() as it likes, as the driver,
+     *                and at the very end pyper_slot_left(), once.  0, or a negative code: the run
+     *                fails, and nothing more is called for this worker.
+     * resume_slot    the slot had got PYPER_EAGAIN, and may try again.
+     * cancel_slot    the slot has been told to stop while it was not waiting for the library.
+     * resume_caller  pyper_try_next() had said PYPER_EAGAIN, and may be asked again. */
+    int (*start_slot)(void *host_data, pyper_worker *worker);
+    void (*resume_slot)(void *host_data, pyper_worker *worker);
+    void (*cancel_slot)(void *host_data, pyper_worker *worker);
+    void (*resume_caller)(void *host_data);
 };
+
+/* A slot has ended: the counterpart of a thread's function that returns.  Nothing may be called with
+ * this worker any more.  Thread safety: driver (it makes its caller the driver, as pyper_drive()). */
+PYPER_API void pyper_slot_left(pyper_worker *worker);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -153,30 +153,39 @@ static int move_turn_locked(pyper__order *order, int64_t *published) {
     return 0;
 }
 
-int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
+    int64_t published = 0;
+    pyper__lock_take(&queue->push_lock);
+    int64_t before = atomic_load(&order->turn);
+    bool beyond = ticket >= before + order->window;
+    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
+    if (rc == 0 && !beyond) {
+        record_of(order, ticket)->done = true;
+        if (ticket == before) rc = move_turn_locked(order, &published);
+    }
+    int64_t after = atomic_load(&order->turn);
+    pyper__lock_give(&queue->push_lock);
+    if (published > 0) pyper__event_notify(&queue->items, (uint32_t)published);
+    /* Wake whoever waits for a record that is free now, and the one who has the turn. */
+    for (int64_t t = before; after > before && t <= after; t++)
+        pyper__event_notify_all(&record_of(order, t)->turn);
+    if (rc < 0 || !beyond) return rc;
+    *ret_wait = (struct pyper__turn){.event = &record_of(order, ticket)->turn,
+                                     .queue = queue,
+                                     .order = order,
+                                     .until = ticket - order->window + 1};
+    return PYPER__AGAIN;
+}
+
+int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
     for (;;) {
-        struct pyper__turn wait_for = {.queue = queue, .order = order};
-        int64_t published = 0;
-        pyper__lock_take(&queue->push_lock);
-        int64_t before = atomic_load(&order->turn);
-        bool beyond = ticket >= before + order->window;
-        int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
-        if (rc == 0 && !beyond) {
-            record_of(order, ticket)->done = true;
-            if (ticket == before) rc = move_turn_locked(order, &published);
-        }
-        int64_t after = atomic_load(&order->turn);
-        pyper__lock_give(&queue->push_lock);
-        if (published > 0) pyper__event_notify(&queue->items, (uint32_t)published);
-        /* Wake whoever waits for a record that is free now, and the one who has the turn. */
-        for (int64_t t = before; after > before && t <= after; t++)
-            pyper__event_notify_all(&record_of(order, t)->turn);
-        if (rc < 0 || !beyond) return rc;
+        struct pyper__turn wait_for;
+        int rc = pyper__order_try_done(order, ticket, &wait_for);
+        if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        wait_for.until = ticket - order->window + 1;
-        pyper__await(seat, &record_of(order, ticket)->turn, pyper__order_turn_has_come, &wait_for,
-                     PYPER_FOREVER, PYPER__BLOCKED, false);
+        pyper__await(seat, wait_for.event, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
+                     PYPER__BLOCKED, false);
     }
 }
 

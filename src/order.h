@@ -42,6 +42,12 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
 
 /* The call with this ticket is done; if it had the turn, the turn moves on.
  *
+ * Returns 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN (beyond the window) and *ret_wait says what
+ * to wait for. */
+int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait);
+
+/* The same, waiting for its turn.
+ *
  * Returns 0, PYPER_ECANCELED or PYPER_ENOMEM. Waits while the ticket is beyond the window. */
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 

@@ -9,19 +9,26 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #if defined(__linux__) && !defined(PYPER_NO_FUTEX)
 #define USE_FUTEX 1
 #include <linux/futex.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 #else
 #define USE_FUTEX 0
+#endif
+
+#if defined(__linux__)
+#include <sys/eventfd.h>
 #endif
 
 /* ------------------------------------------------------------------------------- memory */
@@ -212,6 +219,66 @@ void pyper__thread_join(void *thread) {
 
 void pyper__thread_drop(void *thread) {
     pthread_detach(thread_of(thread));
+}
+
+/* --------------------------------------------------------------------------------- bell */
+
+#if defined(__linux__)
+
+int pyper__bell_open(int ret_bell[2]) {
+    int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (fd < 0) return PYPER_ENOMEM;
+    ret_bell[0] = ret_bell[1] = fd;
+    return 0;
+}
+
+#else
+
+int pyper__bell_open(int ret_bell[2]) {
+    if (pipe(ret_bell) < 0) return PYPER_ENOMEM;
+    for (int i = 0; i < 2; i++) {
+        fcntl(ret_bell[i], F_SETFD, FD_CLOEXEC);
+        fcntl(ret_bell[i], F_SETFL, O_NONBLOCK);
+    }
+    return 0;
+}
+
+#endif
+
+void pyper__bell_close(const int bell[2]) {
+    close(bell[0]);
+    if (bell[1] != bell[0]) close(bell[1]);
+}
+
+/* Eight bytes are what an eventfd takes; a pipe does not mind.  Where there is no room for them it
+ * is rung already. */
+void pyper__bell_ring(const int bell[2]) {
+    uint64_t one = 1;
+    while (write(bell[1], &one, sizeof one) < 0 && errno == EINTR) {
+    }
+}
+
+void pyper__bell_silence(const int bell[2]) {
+    uint64_t bytes[16];
+    ssize_t count;
+    do {
+        count = read(bell[0], bytes, bell[0] == bell[1] ? sizeof bytes[0] : sizeof bytes);
+    } while ((count < 0 && errno == EINTR) || count == (ssize_t)sizeof bytes);
+}
+
+/* poll() counts in milliseconds: the wait is at most one too long. */
+int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
+    int timeout = -1;
+    if (deadline_ns != PYPER_FOREVER) {
+        int64_t left_ns = deadline_ns - pyper_now();
+        if (left_ns <= 0) return PYPER_ETIMEDOUT;
+        int64_t left_ms = left_ns / 1000000 + 1;
+        timeout = left_ms > INT_MAX ? INT_MAX : (int)left_ms;
+    }
+    struct pollfd watched = {.fd = bell[0], .events = POLLIN};
+    int count = poll(&watched, 1, timeout);
+    if (count < 0) return errno == EINTR ? PYPER_EINTR : 0;
+    return count == 0 && timeout != INT_MAX ? PYPER_ETIMEDOUT : 0;
 }
 
 /* --------------------------------------------------------------------------------- fork */

@@ -60,6 +60,16 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
+/* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.  Two
+ * numbers, the end to watch and the end to ring; the same one where the system has such a thing. */
+int pyper__bell_open(int ret_bell[2]); /* 0 or PYPER_ENOMEM */
+void pyper__bell_close(const int bell[2]);
+void pyper__bell_ring(const int bell[2]);
+void pyper__bell_silence(const int bell[2]);
+
+/* Sleep until the bell is rung: 0, PYPER_ETIMEDOUT or PYPER_EINTR. */
+int pyper__bell_await(const int bell[2], int64_t deadline_ns);
+
 /* How often this process was forked from one that had called pyper__watch_forks(): changes in a
  * forked child, never in the process itself.  Written by the child before it has a second thread. */
 extern _Atomic uint32_t pyper__forks;

@@ -3,6 +3,17 @@
 
 #include <limits.h>
 
+/* ---------------------------------------------------------------------------------- waker */
+
+int pyper__waker_init(pyper__waker *waker) {
+    atomic_init(&waker->state, PYPER__ASLEEP);
+    return pyper__bell_open(waker->bell);
+}
+
+void pyper__waker_fini(pyper__waker *waker) {
+    pyper__bell_close(waker->bell);
+}
+
 /* ----------------------------------------------------------------------------------- lock */
 
 /* A lock is held for some 10 ns: it is most likely free again when another thread has run. */
@@ -47,6 +58,8 @@ void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_MAX / 2);
     event->shared = 0;
+    event->no_sleepers = 0;
+    event->waker = NULL;
 }
 
 void pyper__event_init_shared(pyper__event *event) {
@@ -63,18 +76,20 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
         woken = waiters < count ? waiters : count;
         next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
-    pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
-                      event->shared != 0);
+    if (event->waker) pyper__waker_wake(event->waker);
+    if (!event->no_sleepers)
+        pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
+                          event->shared != 0);
 }
 
 /* Count myself in; returns the notification count to compare with. */
-static uint32_t enter(pyper__event *event) {
+uint32_t pyper__event_enter(pyper__event *event) {
     return (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
 }
 
-/* Count myself out, unless a notification has come since enter(): it has counted out one of those it
- * may have been meant for, and this could have been me. */
-static void leave(pyper__event *event, uint32_t seen) {
+/* Count myself out, unless a notification has come since pyper__event_enter(): it has counted out
+ * one of those it may have been meant for, and this could have been me. */
+void pyper__event_leave(pyper__event *event, uint32_t seen) {
     uint64_t word = atomic_load(&event->word);
     while ((uint32_t)word == seen &&
            !atomic_compare_exchange_weak(&event->word, &word, word - ONE_WAITER)) {
@@ -179,12 +194,12 @@ static int yield_and_sleep(struct wait *wait) {
     }
     int64_t asleep = pyper_now();
     for (;;) {
-        uint32_t seen = enter(event);
+        uint32_t seen = pyper__event_enter(event);
         int rc = 0;
         if (!wait->ready(wait->arg))
             rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns,
                                    event->shared != 0);
-        leave(event, seen);
+        pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
     }
@@ -211,5 +226,45 @@ int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const voi
     int rc = detached(seat, wait_detached, &wait);
     if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
     if (clocked) pyper__seat_end_wait(seat, what_for, pyper_now());
+    return rc;
+}
+
+/* ----------------------------------------------------------------------------------- bell */
+
+struct bell_wait {
+    pyper__waker *waker;
+    int64_t deadline_ns;
+    bool interruptible;
+    bool shares_token;
+};
+
+/* While the loop counts as driven, what wakes it costs no system call. */
+static bool woken_soon(pyper__waker *waker) {
+    for (int i = 0; i < YIELDS_MAX / 4; i++) {
+        if (atomic_load(&waker->state) == PYPER__WOKEN) return true;
+        pyper__yield();
+    }
+    int state = PYPER__DRIVEN;
+    return !atomic_compare_exchange_strong(&waker->state, &state, PYPER__ASLEEP);
+}
+
+static int bell_detached(void *arg) {
+    struct bell_wait *wait = arg;
+    int rc = 0;
+    if (!woken_soon(wait->waker)) {
+        do {
+            rc = pyper__bell_await(wait->waker->bell, wait->deadline_ns);
+        } while (rc == PYPER_EINTR && !wait->interruptible);
+        pyper__bell_silence(wait->waker->bell);
+    }
+    if (wait->shares_token) atomic_fetch_add_explicit(&wanting, 1, memory_order_relaxed);
+    return rc;
+}
+
+int pyper__await_bell(pyper__seat *seat, pyper__waker *waker, int64_t deadline_ns,
+                      bool interruptible) {
+    struct bell_wait wait = {waker, deadline_ns, interruptible, seat->shares_token};
+    int rc = detached(seat, bell_detached, &wait);
+    if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
     return rc;
 }

@@ -49,6 +49,30 @@ static inline void pyper__lock_give(pyper__lock *lock) {
         pyper__lock_wake(lock);
 }
 
+/* --------------------------------------------------------------------------------- waker */
+
+/* What wakes an event loop (loop.h): a bell, and whether it has been rung.  However often it is told
+ * between two looks of the loop, the bell is rung once, and while the loop is driven not at all.
+ *
+ * Synchronization
+ *   state   atomic.  Asleep: whoever has something for the loop makes it WOKEN and rings.  DRIVEN: he
+ *           makes it WOKEN, and the driving thread sees that before it goes.
+ *   bell    set by init, never changes. */
+enum { PYPER__ASLEEP, PYPER__WOKEN, PYPER__DRIVEN };
+
+typedef struct pyper__waker {
+    _Atomic int state;
+    int bell[2];
+} pyper__waker;
+
+int pyper__waker_init(pyper__waker *waker); /* 0 or PYPER_ENOMEM */
+void pyper__waker_fini(pyper__waker *waker);
+
+static inline void pyper__waker_wake(pyper__waker *waker) {
+    if (atomic_exchange(&waker->state, PYPER__WOKEN) == PYPER__ASLEEP)
+        pyper__bell_ring(waker->bell);
+}
+
 /* --------------------------------------------------------------------------------- event */
 
 /* Synchronization
@@ -57,18 +81,30 @@ static inline void pyper__lock_give(pyper__lock *lock) {
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up.
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
- *   shared  set by init: it lies in memory that processes share. */
+ *   shared  set by init: it lies in memory that processes share.
+ *   waker, no_sleepers   set after init by who owns the event, before others see it: a loop may be
+ *           among the waiters (it counts itself in like everybody else, with pyper__event_enter());
+ *           nobody else is. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;
         _Atomic uint32_t half[2];
     };
     _Atomic uint32_t yields;
-    uint32_t shared;
+    uint16_t shared, no_sleepers;
+    pyper__waker *waker; /* never in memory that processes share */
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
 void pyper__event_init_shared(pyper__event *event);
+
+/* For who waits without sleeping: count in, then test the condition (seq_cst); once notified() is
+ * true, or after leave(), enter again before waiting again. */
+uint32_t pyper__event_enter(pyper__event *event);
+void pyper__event_leave(pyper__event *event, uint32_t seen);
+static inline bool pyper__event_notified(pyper__event *event, uint32_t seen) {
+    return (uint32_t)atomic_load(&event->word) != seen;
+}
 
 PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 
@@ -139,6 +175,10 @@ static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t
  * Returns 0 when ready; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible` and a signal came. */
 int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
                  const void *arg, int64_t deadline_ns, int what_for, bool interruptible);
+
+/* Sleep until the waker's bell is rung, with the host's token given up; the like of pyper__await(). */
+int pyper__await_bell(pyper__seat *seat, pyper__waker *waker, int64_t deadline_ns,
+                      bool interruptible);
 
 /* Between two items: hand the host's token over if others have been wanting it for long enough.
  * Call it with no lock held. */

@@ -42,6 +42,9 @@ static pyper__task *task_create(const pyper_task_options *options, const char *n
     task->bind = (void *)(uintptr_t)options->bind;
     task->release = options->release;
     task->type = options->type;
+    task->async = options->async;
+    task->resume = options->resume;
+    task->cancel = options->cancel;
     task->multiprocess = options->multiprocess;
     memcpy(task->name, name, length + 1);
     return task;

@@ -15,6 +15,9 @@ typedef struct pyper__task {
     void *bind;
     void (*release)(void *bind);
     const pyper_item_type *type;
+    bool async;
+    pyper_fn resume;
+    void (*cancel)(pyper_worker *worker, void *bind);
     bool multiprocess;
     char name[];
 } pyper__task;

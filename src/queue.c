@@ -170,8 +170,7 @@ static bool has_room(pyper__queue *queue, int64_t tail) {
     return tail < queue->room_until;
 }
 
-/* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only. */
-static int try_push(pyper__queue *queue, void *item) {
+int pyper__queue_try_push(pyper__queue *queue, void *item) {
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (!has_room(queue, tail)) return PYPER__AGAIN;
@@ -205,10 +204,10 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
             turn = rc == PYPER__AGAIN ? wait_for.event : NULL;
         } else if (queue->many_producers) {
             pyper__lock_take(&queue->push_lock);
-            rc = try_push(queue, item);
+            rc = pyper__queue_try_push(queue, item);
             pyper__lock_give(&queue->push_lock);
         } else {
-            rc = try_push(queue, item);
+            rc = pyper__queue_try_push(queue, item);
         }
         if (rc == 0) pyper__event_notify(&queue->items, 1);
         if (rc != PYPER__AGAIN) return rc;

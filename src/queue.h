@@ -164,6 +164,10 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     return true;
 }
 
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only; notifies
+ * nobody. */
+int pyper__queue_try_push(pyper__queue *queue, void *item);
+
 /* 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end only. */
 static inline int pyper__queue_try_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket) {
     int state = pyper__queue_state(queue);

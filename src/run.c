@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "edge.h"
+#include "loop.h"
 #include "process.h"
 #include "thread.h"
 #include "transfer.h"
@@ -24,10 +25,6 @@ static pyper_run out_of_memory = {.failed = PYPER_ENOMEM,
                                               .task = -1,
                                               .message = "out of memory while starting the run"}};
 
-static bool inherited(const pyper_run *run) {
-    return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);
-}
-
 /* ------------------------------------------------------------------------------- stopping */
 
 /* Tell the stages before `upto` to stop, and cancel the first `queues` queues.  In this order: whoever
@@ -42,6 +39,7 @@ static void stop(pyper_run *run, size_t upto, size_t queues) {
 #if PYPER__PROCESSES
     if (run->processes && before < upto) pyper__processes_stop(run, upto);
 #endif
+    if (run->loop) pyper__waker_wake(&run->loop->waker);
 }
 
 void pyper__run_stop(pyper_run *run, size_t upto) {
@@ -56,7 +54,7 @@ bool pyper__run_stopped(const pyper_run *run, size_t stage) {
 }
 
 void pyper_cancel(pyper_run *run) {
-    if (!run || run == &out_of_memory || inherited(run)) return;
+    if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
 #if PYPER__PROCESSES
     if (run->child) {
         pyper__child_cancel(run);
@@ -145,7 +143,9 @@ void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
                         pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) stop(run, stage->index, stage->index + 1);
-        pyper__edge_set_state(stage->output, PYPER__ENDED);
+        /* A stage that was told to stop has not ended its stream: whoever told it sees to that queue. */
+        if (!pyper__run_stopped(run, stage->index))
+            pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     one_less(run, 1);
 }
@@ -167,11 +167,13 @@ static void clear(pyper_run *run) {
     }
     for (size_t i = 0; run->count > 0 && i <= run->count; i++)
         pyper__queue_fini(&run->queues[i], &run->callers);
+    pyper__loop_free(run->loop);
 #if PYPER__PROCESSES
     pyper__processes_free(run);
 #endif
     pyper__free(run->stages);
     pyper__free(run->queues);
+    run->loop = NULL;
     run->stages = NULL;
     run->queues = NULL;
     run->count = 0;
@@ -195,9 +197,10 @@ pyper_run *pyper_run_ref(pyper_run *run) {
 }
 
 void pyper_run_unref(pyper_run *run) {
-    if (!run || run == &out_of_memory || inherited(run)) return;
+    if (!run || run == &out_of_memory || pyper__run_inherited(run)) return;
     if (atomic_fetch_sub(&run->handles, 1) != 1) return;
     pyper_cancel(run);
+    if (run->loop) pyper__loop_abandon(run->loop);
     pyper__run_release(run);
 }
 
@@ -207,12 +210,17 @@ static void destroy_argument(const pyper_start_options *options) {
     if (options->type && options->type->destroy) options->type->destroy(options->argument);
 }
 
+/* Do several threads carry the task's workers?  All slots of a loop live on one thread. */
+static bool many_threads(const pyper__task *task) {
+    return task && task->workers > 1 && !task->async;
+}
+
 int64_t pyper__run_window(int64_t throttle) {
     return throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
 }
 
 /* Memory for the stages and the queues, nobody working yet: 0 or PYPER_ENOMEM; clear() either way. */
-static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
+static int furnish(pyper_run *run, const pyper_start_options *options) {
     size_t count = run->pipeline->count;
     run->stages = pyper__alloc(count * sizeof *run->stages);
     run->queues = pyper__alloc((count + 1) * sizeof *run->queues);
@@ -224,9 +232,9 @@ static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
         int64_t window = pyper__run_window(throttle);
-        int bad = pyper__queue_init(&run->queues[i], throttle, from && from->workers > 1,
-                                    !to || to->workers > 1, from && from->ordered ? window : 0,
-                                    from ? from->type : argument_type);
+        int bad = pyper__queue_init(&run->queues[i], throttle, many_threads(from),
+                                    !to || many_threads(to), from && from->ordered ? window : 0,
+                                    from ? from->type : options->type);
         if (bad) rc = bad;
     }
 #if PYPER__PROCESSES
@@ -254,7 +262,7 @@ static int furnish(pyper_run *run, const pyper_item_type *argument_type) {
             worker->index = k;
         }
     }
-    return rc;
+    return rc < 0 ? rc : pyper__loop_create(run, options->loop);
 }
 
 /* Start every worker, the processes first: 0, or the code of the one that could not be started
@@ -270,6 +278,10 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
             pyper_worker *worker = &run->stages[i].workers[k];
             atomic_fetch_add(&run->refs, 1);
             atomic_fetch_add(&run->alive, 1);
+            if (worker->slot) {
+                pyper__slot_enlist(worker);
+                continue;
+            }
             int rc = pyper__thread_carry(worker);
             if (rc < 0) {
                 atomic_fetch_sub(&run->alive, 1);
@@ -282,8 +294,14 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
     return 0;
 }
 
+static bool has_processes(const pyper_pipeline *pipeline) {
+    for (size_t i = 0; i < pipeline->count; i++)
+        if (pipeline->tasks[i]->multiprocess) return true;
+    return false;
+}
+
 /* What only the start can tell: a code, the task and what is wrong with it. */
-static int refuse(pyper_run *run, const pyper_item_type *argument_type, size_t *ret_task,
+static int refuse(pyper_run *run, const pyper_start_options *options, size_t *ret_task,
                   const char **ret_message) {
     const pyper__task *first = run->pipeline->tasks[0];
     *ret_task = 0;
@@ -292,7 +310,15 @@ static int refuse(pyper_run *run, const pyper_item_type *argument_type, size_t *
     if (first->workers > 1)
         *ret_message = "the first task cannot have several workers: it is called once";
     if (*ret_message) return PYPER_EINVAL;
-    if (!first->multiprocess || pyper__type_crosses(argument_type)) return 0;
+    for (size_t i = 0; i < run->pipeline->count; i++) {
+        if (!run->pipeline->tasks[i]->async && !options->loop) continue;
+        if (!has_processes(run->pipeline)) break;
+        *ret_task = i;
+        *ret_message = "asynchronous tasks and event loops do not go together with process workers "
+                       "yet; use two pipelines";
+        return PYPER_EINVAL;
+    }
+    if (!first->multiprocess || pyper__type_crosses(options->type)) return 0;
     *ret_message = "its worker is a process, and the type of the run's argument has no encode and "
                    "decode; give pyper_start() a .type that has both";
     return PYPER_EINVAL;
@@ -322,14 +348,14 @@ static void start(pyper_run *run, const pyper_start_options *options) {
         return;
     }
     size_t task;
-    rc = refuse(run, options->type, &task, &message);
+    rc = refuse(run, options, &task, &message);
     if (rc < 0) {
         pyper__stage refused = {.task = pipeline->tasks[task], .index = task};
         pyper__run_fail(run, rc, &refused, rc, message, NULL, NULL);
         destroy_argument(options);
         return;
     }
-    rc = furnish(run, options->type);
+    rc = furnish(run, options);
     if (rc == 0) rc = put_argument(run, options->argument);
     if (rc < 0) {
         clear(run);
@@ -415,7 +441,7 @@ static int join_threads(pyper_run *run) {
 }
 
 /* All workers have left: be the one who joins their threads, or wait for him. */
-static int join_once(pyper_run *run, int64_t deadline_ns) {
+int pyper__run_join_once(pyper_run *run, int64_t deadline_ns) {
     for (;;) {
         int state = JOIN_TODO;
         if (atomic_compare_exchange_strong(&run->joining, &state, JOIN_BUSY)) {
@@ -438,10 +464,11 @@ static int join_once(pyper_run *run, int64_t deadline_ns) {
 int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
     if (run == &out_of_memory) return 0;
-    if (inherited(run)) return PYPER_EFORKED;
+    if (pyper__run_inherited(run)) return PYPER_EFORKED;
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
-    int rc = await(run, all_left, deadline_ns);
-    return rc < 0 ? rc : join_once(run, deadline_ns);
+    int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
+                       : await(run, all_left, deadline_ns);
+    return rc < 0 ? rc : pyper__run_join_once(run, deadline_ns);
 }
 
 int pyper_close(pyper_run *run) {
@@ -472,8 +499,9 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
             if (rc > 0) pyper__seat_share_token(&run->callers);
         } else
 #endif
-            rc = pyper__queue_pop(queue, ret_item, &ticket, &run->callers, deadline_ns,
-                                  interruptible);
+            rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
+                           : pyper__queue_pop(queue, ret_item, &ticket, &run->callers, deadline_ns,
+                                              interruptible);
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;
@@ -485,9 +513,9 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
 
 int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
-    if (pyper__unlikely(inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
+    if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
     if (pyper__unlikely(pyper__worker_is_inside(run))) return PYPER_EDEADLK;
-    if (pyper__likely(run->count > 0 && !run->queues[run->count].channel)) {
+    if (pyper__likely(run->count > 0 && !run->queues[run->count].channel && !run->loop)) {
         pyper__queue *queue = &run->queues[run->count];
         int64_t ticket;
         pyper__lock_take(&queue->pop_lock);

@@ -39,6 +39,7 @@ typedef struct pyper__stage {
     pyper_worker *workers;  /* task->workers of them */
     _Atomic int64_t *alive; /* workers that have not left; whoever takes it to 0 ends the stage */
     _Atomic int64_t own_alive; /* what `alive` points to, unless the workers are processes */
+    struct pyper__crew *crew;  /* of a loop, if the task is asynchronous; else NULL */
 } pyper__stage;
 
 struct pyper_run {
@@ -79,6 +80,7 @@ struct pyper_run {
 
     struct pyper__processes *processes; /* of a run with process workers; see process.h */
     struct pyper__child *child;         /* this is the run as a worker's process sees it */
+    struct pyper__loop *loop; /* set by start before any worker runs; NULL: all is threads */
 };
 
 /* Record a failure and stop the run, unless one was recorded before; says whether it was this one.
@@ -103,6 +105,15 @@ int64_t pyper__run_window(int64_t throttle);
 /* A worker's way in and out; see worker.c. */
 void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat);
 void pyper__run_worker_left(pyper_run *run, pyper__stage *stage);
+
+/* Join the threads of workers that have all left, and clear the queues: 0, PYPER_EINTR, or
+ * PYPER_ETIMEDOUT (somebody else is at it). */
+int pyper__run_join_once(pyper_run *run, int64_t deadline_ns);
+
+/* Was the run started by the parent of this forked process? */
+static inline bool pyper__run_inherited(const pyper_run *run) {
+    return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);
+}
 
 /* Give up a worker's reference: the last thing a worker does. */
 void pyper__run_release(pyper_run *run);

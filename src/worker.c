@@ -19,33 +19,29 @@ void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t siz
 
 /* ----------------------------------------------------------------------------- the loop */
 
-static bool stopped(const pyper_worker *worker) {
-    return pyper__run_stopped(worker->run, worker->stage->index);
-}
-
-static void fail(pyper_worker *worker, int answer, int code, const char *message) {
+void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message) {
     pyper__run_fail(worker->run, answer, worker->stage, code, message, NULL, NULL);
 }
 
 /* The function's answer was negative: is that a failure, and has it been reported? */
-static void judge(pyper_worker *worker, int rc) {
-    if (rc == PYPER_ECANCELED && stopped(worker)) return;
+void pyper__worker_judge(pyper_worker *worker, int rc) {
+    if (rc == PYPER_ECANCELED && pyper__worker_stopped(worker)) return;
     char message[128];
     if (rc == PYPER_ECANCELED)
         snprintf(message, sizeof message, "returned PYPER_ECANCELED, but the run is not cancelled");
     else
         snprintf(message, sizeof message, "returned %d (%s)", rc, pyper_strerror(rc));
     /* After pyper_fail() the run has failed already, and this one is not recorded. */
-    fail(worker, PYPER_EFAILED, rc, message);
+    pyper__worker_fail(worker, PYPER_EFAILED, rc, message);
 }
 
 /* A call has returned: is this worker to go on? */
 static PYPER__COLD bool after_odd_call(pyper_worker *worker, int rc) {
     if (rc < 0)
-        judge(worker, rc);
-    else if (!stopped(worker))
-        fail(worker, PYPER_EFAILED, PYPER_EINVAL,
-             "returned without an output; emit exactly one, or set branch");
+        pyper__worker_judge(worker, rc);
+    else if (!pyper__worker_stopped(worker))
+        pyper__worker_fail(worker, PYPER_EFAILED, PYPER_EINVAL,
+                           "returned without an output; emit exactly one, or set branch");
     return false;
 }
 
@@ -59,7 +55,7 @@ static bool after_ordered_call(pyper_worker *worker) {
     else
 #endif
         rc = pyper__order_done(output->order, worker->ticket, &worker->seat, worker->stage->input);
-    if (rc == PYPER_ENOMEM) fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+    if (rc == PYPER_ENOMEM) pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
     return rc == 0;
 }
 
@@ -92,7 +88,7 @@ static void work(pyper_worker *worker) {
     const pyper__task *task = worker->stage->task;
     pyper__queue *input = worker->stage->input;
     if (task->join) {
-        if (!stopped(worker)) call(worker, task, NULL);
+        if (!pyper__worker_stopped(worker)) call(worker, task, NULL);
         return;
     }
     /* At the top nothing is held: no item, no lock; only the host's token. */
@@ -125,20 +121,21 @@ void pyper__worker_main(void *arg) {
 
 /* --------------------------------------------------------------- what functions may call */
 
-static PYPER__COLD int refuse(pyper_worker *worker, void *item, int rc) {
+PYPER__COLD int pyper__worker_refuse(pyper_worker *worker, void *item, int rc) {
     const pyper_item_type *type = worker->stage->task->type;
     if (type && type->destroy) type->destroy(item);
     if (rc == PYPER_EINVAL)
-        fail(worker, PYPER_EFAILED, rc,
-             "emitted twice in one call; emit exactly one, or set branch");
+        pyper__worker_fail(worker, PYPER_EFAILED, rc,
+                           "emitted twice in one call; emit exactly one, or set branch");
     else if (rc == PYPER_ENOMEM)
-        fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+        pyper__worker_fail(worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
     return rc;
 }
 
 /* Anything but an item that goes into the queue at once. */
 static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
-    if (worker->emitted >= worker->allowed) return refuse(worker, item, PYPER_EINVAL);
+    if (worker->slot) return pyper__slot_emit(worker, item);
+    if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
     pyper__queue *output = worker->output, *input = worker->stage->input;
     int rc;
 #if PYPER__PROCESSES
@@ -148,7 +145,7 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     else
 #endif
         rc = pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
-    if (rc < 0) return refuse(worker, item, rc);
+    if (rc < 0) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
     if (worker->allowed > 1) pyper__seat_share_token(&worker->seat);
     return 0;
@@ -177,7 +174,7 @@ int pyper_emit(pyper_worker *worker, void *item) {
 }
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
-    if (!worker->stage->task->join) return PYPER_EINVAL;
+    if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
     void *item;
     int rc = take(worker, worker->stage->input, &item, deadline_ns);
     if (rc > 0) *ret_item = item;
@@ -195,7 +192,7 @@ int pyper_fail(pyper_worker *worker, int code, const char *format, ...) {
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    fail(worker, PYPER_EFAILED, code, message);
+    pyper__worker_fail(worker, PYPER_EFAILED, code, message);
     return PYPER_EFAILED;
 }
 
@@ -214,7 +211,7 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
 }
 
 bool pyper_cancelled(const pyper_worker *worker) {
-    return stopped(worker);
+    return pyper__worker_stopped(worker);
 }
 
 pyper_run *pyper_worker_run(const pyper_worker *worker) {
@@ -231,6 +228,10 @@ int64_t pyper_worker_index(const pyper_worker *worker) {
 
 const char *pyper_worker_name(const pyper_worker *worker) {
     return worker->stage->task->name;
+}
+
+void *pyper_worker_bind(const pyper_worker *worker) {
+    return worker->stage->task->bind;
 }
 
 void *pyper_worker_host_data(const pyper_worker *worker) {

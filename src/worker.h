@@ -10,6 +10,7 @@
  *   run, stage, output, allowed, push_at_once, index   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
+ *   slot                 set before the worker starts.
  *   seat                 see park.h. */
 struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
@@ -23,7 +24,24 @@ struct pyper_worker {
     int64_t index;
     void *thread;
     bool has_thread;
+    struct pyper__slot *slot; /* what carries it on an event loop (loop.h); NULL: a thread does */
 };
+
+/* What a worker says of its function: it failed; its answer was negative (judge finds out why). */
+void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message);
+void pyper__worker_judge(pyper_worker *worker, int rc);
+
+/* Has the worker been told to stop? */
+static inline bool pyper__worker_stopped(const pyper_worker *worker) {
+    return pyper__run_stopped(worker->run, worker->stage->index);
+}
+
+/* An item that cannot be emitted, because of `rc`: destroy it, and fail the run if it must.  Returns
+ * rc. */
+int pyper__worker_refuse(pyper_worker *worker, void *item, int rc);
+
+/* What the public functions do for a worker on an event loop; in loop.c. */
+int pyper__slot_emit(pyper_worker *worker, void *item);
 
 /* Run the worker to its end: on its own thread, with the host's token. */
 void pyper__worker_main(void *worker);

@@ -8,9 +8,13 @@ that runs everything, built on the engine's C interface.  What is public is impo
 
 import os as _os
 
+from pyper._pipeline import AsyncConsumer as AsyncConsumer
+from pyper._pipeline import AsyncPipeline as AsyncPipeline
 from pyper._pipeline import Consumer as Consumer
 from pyper._pipeline import Pipeline as Pipeline
 from pyper._pipeline import Task as Task
+from pyper._pyper import AsyncInputStream as AsyncInputStream
+from pyper._pyper import AsyncOutputs as AsyncOutputs
 from pyper._pyper import InputStream as InputStream
 from pyper._pyper import Outputs as Outputs
 from pyper._pyper import __version__ as __version__
@@ -23,6 +27,10 @@ from pyper._types import Error as Error
 from pyper._types import TaskStats as TaskStats
 
 __all__ = [
+    "AsyncConsumer",
+    "AsyncInputStream",
+    "AsyncOutputs",
+    "AsyncPipeline",
     "Cancelled",
     "Consumer",
     "Error",

@@ -12,13 +12,13 @@ import importlib
 import inspect
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
-from pyper._pyper import Outputs, Plan
+from pyper._pyper import AsyncOutputs, Outputs, Plan
 
-__all__ = ["Consumer", "Pipeline", "Task"]
+__all__ = ["AsyncConsumer", "AsyncPipeline", "Consumer", "Pipeline", "Task"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -58,7 +58,7 @@ class Task:
     ordered: bool = False
     """Outputs leave in the order of the inputs, whatever the workers' order."""
     is_async: bool = field(default=False, init=False)
-    """The function is asynchronous; always false in this version."""
+    """The function is asynchronous: its workers are tasks of the event loop."""
     is_gen: bool = field(default=False, init=False)
     """The function is a generator function."""
 
@@ -76,8 +76,7 @@ class Task:
         self._check_bind()
         plain = _plain_function(self.func)
         set_field("is_gen", inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain))
-        is_async = inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
-        set_field("is_async", is_async)
+        set_field("is_async", _is_async(self.func))
         self._check_kind()
 
     @property
@@ -121,12 +120,6 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: an async function cannot have multiprocess=True; leave it out"
             )
-        if self.is_async:
-            raise RuntimeError(
-                f"task {self.name!r} is async, and this version of pyper runs synchronous "
-                f"functions only; make it a plain function, for example one that calls "
-                f"asyncio.run()"
-            )
         if self.multiprocess:
             raise RuntimeError(
                 f"task {self.name!r}: this version of pyper has threads only; leave "
@@ -152,13 +145,14 @@ class Task:
                 shown.append(f"{option}={value!r}")
         return f"{self.name}({', '.join(shown)})"
 
-    def _step(self) -> tuple[Callable[..., Any], str, bool, bool, bool, int, int]:
+    def _step(self) -> tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool]:
         """What the engine needs to know."""
         func = self.func
         if self.bind is not None:
             func = functools.partial(func, *self.bind[0], **self.bind[1])
         return (
             func, self.name, self.branch, self.join, self.ordered, self.workers, self.throttle,
+            self.is_async,
         )  # fmt: skip
 
 
@@ -176,13 +170,19 @@ class Pipeline(Generic[P, R_co]):
     """A chain of tasks.
 
     `P` are the parameters of the first task's function, `R` is the type of one output.  Immutable;
-    may be called any number of times, from any thread, several times at once.
+    may be called any number of times, from any thread, several times at once.  With an asynchronous
+    task it is an `AsyncPipeline`.
     """
 
     if TYPE_CHECKING:
 
         @property
         def _output(self) -> R_co: ...
+
+    def __new__(cls, tasks: tuple[Task, ...]) -> Pipeline[P, R_co]:
+        """A pipeline of this class, or an `AsyncPipeline` where one is needed."""
+        is_async = any(isinstance(item, Task) and item.is_async for item in tasks)
+        return object.__new__(AsyncPipeline if is_async and cls is Pipeline else cls)
 
     def __init__(self, tasks: tuple[Task, ...]) -> None:
         """Make a pipeline of at least one task; `task(...)` and `|` are the usual way."""
@@ -194,6 +194,8 @@ class Pipeline(Generic[P, R_co]):
                 raise TypeError(f"a pipeline is made of tasks, not of {_kind(item)}")
         self.__dict__["_tasks"] = tasks
         self.__dict__["_plan"] = None
+        if isinstance(self, AsyncPipeline) != any(item.is_async for item in tasks):
+            raise TypeError("a pipeline is an AsyncPipeline if, and only if, a task of it is async")
         if len(tasks) == 1:
             self._look_like(tasks[0].func)
 
@@ -210,8 +212,13 @@ class Pipeline(Generic[P, R_co]):
         `join=True` or several workers.
         """
         plan: Plan | None = self.__dict__["_plan"]
-        return (plan or self._make_plan()).run(args, kwargs)
+        outputs: Outputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
+        return outputs
 
+    @overload
+    def pipe(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    @overload
+    def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         """The pipeline that hands each output of this one to `other`; the same as `self | other`.
 
@@ -219,6 +226,10 @@ class Pipeline(Generic[P, R_co]):
         """
         return Pipeline(self.tasks + _tasks_of(other))
 
+    @overload
+    def __or__(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    @overload
+    def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]:
         return self.pipe(other)
 
@@ -233,7 +244,7 @@ class Pipeline(Generic[P, R_co]):
         return self.consume(consumer)
 
     def __repr__(self) -> str:
-        return f"<Pipeline {' | '.join(map(repr, self.tasks))}>"
+        return f"<{_kind(self)} {' | '.join(map(repr, self.tasks))}>"
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a pipeline cannot be changed: {name!r} cannot be set")
@@ -273,6 +284,51 @@ class Pipeline(Generic[P, R_co]):
         return plan
 
 
+class AsyncPipeline(Pipeline[P, R_co]):
+    """A chain of tasks of which at least one is asynchronous.
+
+    Its outputs are an asynchronous generator, and belong to the event loop that asks for the first
+    of them; synchronous tasks run in threads, as ever.
+    """
+
+    def __call__(  # type: ignore[override]
+        self, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncOutputs[R_co]:
+        """The outputs of the pipeline for these arguments of the first task's function.
+
+        Starts nothing: the first output asked for does.  Raises RuntimeError if the first task has
+        `join=True` or several workers.
+        """
+        plan: Plan | None = self.__dict__["_plan"]
+        outputs: AsyncOutputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
+        return outputs
+
+    def pipe(self, other: Pipeable[S], /) -> AsyncPipeline[P, S]:
+        """The pipeline that hands each output of this one to `other`; the same as `self | other`.
+
+        Raises TypeError if `other` is not a pipeline.
+        """
+        return AsyncPipeline(self.tasks + _tasks_of(other))
+
+    def __or__(self, other: Pipeable[S], /) -> AsyncPipeline[P, S]:
+        return self.pipe(other)
+
+    def consume(  # type: ignore[override]
+        self, consumer: Callable[[AsyncOutputs[R_co]], Awaitable[C]], /
+    ) -> AsyncConsumer[P, C]:
+        """The async function that awaits `consumer` with the outputs; the same as
+        `self > consumer`.
+
+        Raises TypeError if `consumer` is not an async function.
+        """
+        return AsyncConsumer(self, consumer)
+
+    def __gt__(  # type: ignore[override]
+        self, consumer: Callable[[AsyncOutputs[R_co]], Awaitable[C]], /
+    ) -> AsyncConsumer[P, C]:
+        return self.consume(consumer)
+
+
 class Consumer(Generic[P, C_co]):
     """A pipeline and what consumes its outputs, as one function; made by `pipeline > consumer`."""
 
@@ -299,6 +355,33 @@ class Consumer(Generic[P, C_co]):
 
     def __repr__(self) -> str:
         return f"<Consumer {self.pipeline!r} > {_name_of(self.consumer)}>"
+
+
+class AsyncConsumer(Generic[P, C_co]):
+    """An asynchronous pipeline and what consumes its outputs, as one async function."""
+
+    def __init__(
+        self,
+        pipeline: AsyncPipeline[P, S],
+        consumer: Callable[[AsyncOutputs[S]], Awaitable[C_co]],
+    ) -> None:
+        """Bring the two together.  Raises TypeError if `consumer` is not an async function."""
+        if not callable(consumer) or not inspect.iscoroutinefunction(_plain_function(consumer)):
+            raise TypeError(
+                f"the outputs of an asynchronous pipeline can only go to an async function, not to "
+                f"{_kind(consumer)}: {_short(consumer)}; write it with async def"
+            )
+        self.pipeline: AsyncPipeline[P, Any] = pipeline
+        self.consumer = consumer
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+        """Call the pipeline, and return what the consumer makes of its outputs."""
+        return await self.consumer(self.pipeline(*args, **kwargs))
+
+    __bool__ = Consumer.__bool__
+
+    def __repr__(self) -> str:
+        return f"<AsyncConsumer {self.pipeline!r} > {_name_of(self.consumer)}>"
 
 
 class _Hidden:
@@ -358,6 +441,18 @@ def _plain_function(func: object) -> object:
     if inspect.isroutine(func) or isinstance(func, type):
         return func
     return getattr(type(func), "__call__", func)  # noqa: B004
+
+
+def _is_async(func: object) -> bool:
+    """Is it an async function, an async generator function, or an object that is called as one?"""
+    while isinstance(func, functools.partial):
+        func = func.func
+    if isinstance(func, AsyncPipeline):
+        return True
+    candidates = (func, _plain_function(func))
+    return any(map(inspect.iscoroutinefunction, candidates)) or any(
+        map(inspect.isasyncgenfunction, candidates)
+    )
 
 
 def _name_of(func: object) -> str:

@@ -1,13 +1,17 @@
-"""The engine of pyper, for the package pyper; only `Outputs` and `InputStream` are public types."""
+"""The engine of pyper, for the package pyper; public types are `Outputs`, `AsyncOutputs` and the
+input streams."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from types import GenericAlias, TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 
 from pyper._types import TaskStats
 
 _T_co = TypeVar("_T_co", covariant=True)
-_Step = tuple[Callable[..., Any], str, bool, bool, bool, int, int]
+_Step = (
+    tuple[Callable[..., Any], str, bool, bool, bool, int, int]
+    | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool]
+)
 
 __version__: Final[str]
 
@@ -24,7 +28,8 @@ def forget_live() -> None:
 class Plan:
     """The engine's form of a pipeline.
 
-    `steps` holds (func, name, branch, join, ordered, workers, throttle) for each task.  A plan
+    `steps` holds (func, name, branch, join, ordered, workers, throttle, is_async) for each task;
+    the last may be left out.  A plan
     never changes; any number of threads may run it.  Raises ValueError for what the engine refuses.
     """
 
@@ -101,4 +106,74 @@ class InputStream(Iterator[_T_co]):
 
     def __iter__(self) -> InputStream[_T_co]: ...
     def __next__(self) -> _T_co: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+@final
+class AsyncOutputs(AsyncGenerator[_T_co, Any]):
+    """The outputs of one call of an asynchronous pipeline: an asynchronous generator and context
+    manager.
+
+    The run starts when the first output is asked for, and belongs to the event loop that runs then;
+    in another loop it is a RuntimeError.  Dropping the last reference, in any thread, cancels the
+    run and does not wait for it.
+    """
+
+    def __aiter__(self) -> AsyncOutputs[_T_co]: ...
+    def __anext__(self) -> Awaitable[_T_co]:  # type: ignore[override]
+        """The next output; one that is there is had without the event loop.
+
+        Raises StopAsyncIteration at the end, whatever a task's function has raised (once), and
+        pyper.Cancelled if the outputs are closed meanwhile.  To be cancelled loses no output.
+        """
+
+    def asend(self, value: object, /) -> Awaitable[_T_co]:  # type: ignore[override]
+        """The next output; the value is ignored."""
+
+    @overload  # type: ignore[override]
+    def athrow(
+        self,
+        kind: type[BaseException],
+        value: object = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> Awaitable[_T_co]:
+        """Cancel the run, wait until nothing of it is left, and raise the exception."""
+
+    @overload
+    def athrow(
+        self,
+        exception: BaseException,
+        value: None = None,
+        traceback: TracebackType | None = None,
+        /,
+    ) -> Awaitable[_T_co]: ...
+    def aclose(self) -> Awaitable[None]:  # type: ignore[override]
+        """Cancel the run and wait until nothing of it is left.
+
+        Calls in progress are waited for.  Raises what the run has failed with, if nobody was told.
+        """
+
+    def stats(self) -> tuple[TaskStats, ...]:
+        """The counters of every task at this moment; also before the run and after it."""
+
+    def __aenter__(self) -> Awaitable[AsyncOutputs[_T_co]]: ...
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Awaitable[Literal[False]]: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+@final
+class AsyncInputStream(AsyncIterator[_T_co]):
+    """The inputs of one call of an asynchronous task with `join=True`, as an asynchronous iterator.
+
+    It ends when the inputs are complete, and raises asyncio.CancelledError when the run was
+    cancelled or has failed, so that part of the inputs never looks like all of them.
+    """
+
+    def __aiter__(self) -> AsyncInputStream[_T_co]: ...
+    def __anext__(self) -> Awaitable[_T_co]: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

@@ -4,10 +4,10 @@ Overloads, because the type of an output depends on `branch`, and the parameters
 bound need not be given any more, so with `bind` any parameters are accepted.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
-from pyper._pipeline import Bound, Pipeline
+from pyper._pipeline import AsyncPipeline, Bound, Pipeline
 
 __all__ = ["TaskMaker"]
 
@@ -18,24 +18,60 @@ R = TypeVar("R")
 class PlainDecorator(Protocol):
     """`@task(...)`."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
     def __call__(self, func: Callable[P, R], /) -> Pipeline[P, R]: ...
 
 
 class BranchDecorator(Protocol):
     """`@task(branch=True, ...)`."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[P, AsyncIterable[R]], /
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[P, Coroutine[Any, Any, AsyncIterable[R]]], /
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[P, Coroutine[Any, Any, Iterable[R]]], /
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
     def __call__(self, func: Callable[P, Iterable[R]], /) -> Pipeline[P, R]: ...
 
 
 class BoundDecorator(Protocol):
     """`@task(bind=..., ...)`."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[..., Coroutine[Any, Any, R]], /
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
     def __call__(self, func: Callable[..., R], /) -> Pipeline[..., R]: ...
 
 
 class BoundBranchDecorator(Protocol):
     """`@task(branch=True, bind=..., ...)`."""
 
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[..., AsyncIterable[R]], /
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[..., Coroutine[Any, Any, AsyncIterable[R]]], /
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, func: Callable[..., Coroutine[Any, Any, Iterable[R]]], /
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
     def __call__(self, func: Callable[..., Iterable[R]], /) -> Pipeline[..., R]: ...
 
 
@@ -62,6 +98,118 @@ class TaskMaker(Protocol):
         bind: Bound | None = None,
         ordered: bool = False,
     ) -> Pipeline[..., int]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[P, AsyncIterable[R]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[P, Coroutine[Any, Any, AsyncIterable[R]]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[P, Coroutine[Any, Any, Iterable[R]]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[P, Coroutine[Any, Any, R]],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> AsyncPipeline[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[..., AsyncIterable[R]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[..., Coroutine[Any, Any, AsyncIterable[R]]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[..., Coroutine[Any, Any, Iterable[R]]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+        self,
+        func: Callable[..., Coroutine[Any, Any, R]],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: Literal[False] = False,
+        bind: Bound,
+        ordered: bool = False,
+    ) -> AsyncPipeline[..., R]: ...
     @overload
     def __call__(
         self,

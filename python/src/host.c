@@ -285,7 +285,9 @@ static void release(void *host_data) {
     {                                                                                              \
         .size = sizeof(pyper_host), .exclusive = is_exclusive, .detached = detached,               \
         .interruptible = true, .start_thread = start_thread, .join_thread = join_thread,           \
-        .drop_thread = drop_thread, .release = release,                                            \
+        .drop_thread = drop_thread, .release = release, .start_slot = host_start_slot,             \
+        .resume_slot = host_resume_slot, .cancel_slot = host_cancel_slot,                          \
+        .resume_caller = host_resume_caller,                                                       \
     }
 const pyper_host host_shared = HOST(false);
 const pyper_host host_exclusive = HOST(true);

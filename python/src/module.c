@@ -49,8 +49,9 @@ static PyTypeObject *make_type(PyObject *module, PyType_Spec *spec, bool add) {
     return type;
 }
 
-static int register_generator(module_state *state) {
-    PyObject *result = PyObject_CallMethod(state->generator, "register", "O", state->outputs_type);
+/* Have the abstract class count the type as its own. */
+static int register_as(PyObject *abstract, PyTypeObject *type) {
+    PyObject *result = PyObject_CallMethod(abstract, "register", "O", type);
     if (!result) return -1;
     Py_DECREF(result);
     return 0;
@@ -74,17 +75,41 @@ static int module_exec(PyObject *module) {
     if (!(state->name_join = PyUnicode_InternFromString("join"))) return -1;
     if (!(state->name_close = PyUnicode_InternFromString("close"))) return -1;
     if (!(state->name_add_note = PyUnicode_InternFromString("add_note"))) return -1;
+    if (!(state->name_send = PyUnicode_InternFromString("send"))) return -1;
+    if (!(state->name_throw = PyUnicode_InternFromString("throw"))) return -1;
+    if (!(state->name_aclose = PyUnicode_InternFromString("aclose"))) return -1;
+    if (!(state->name_create_future = PyUnicode_InternFromString("create_future"))) return -1;
+    if (!(state->name_create_task = PyUnicode_InternFromString("create_task"))) return -1;
+    if (!(state->name_set_result = PyUnicode_InternFromString("set_result"))) return -1;
+    if (!(state->name_done = PyUnicode_InternFromString("done"))) return -1;
+    if (!(state->name_cancel = PyUnicode_InternFromString("cancel"))) return -1;
+    if (!(state->name_add_reader = PyUnicode_InternFromString("add_reader"))) return -1;
+    if (!(state->name_remove_reader = PyUnicode_InternFromString("remove_reader"))) return -1;
+    if (!(state->name_is_closed = PyUnicode_InternFromString("is_closed"))) return -1;
+    if (!(state->name_blocking = PyUnicode_InternFromString("_asyncio_future_blocking"))) return -1;
+    if (!(state->name_log_destroy_pending = PyUnicode_InternFromString("_log_destroy_pending")))
+        return -1;
+    if (!(state->name_name = PyUnicode_InternFromString("name"))) return -1;
+    if (!(state->name_context = PyUnicode_InternFromString("context"))) return -1;
+    if (!(state->names_of_task = PyTuple_Pack(2, state->name_name, state->name_context))) return -1;
 
     if (!(state->plan_type = make_type(module, &plan_spec, true))) return -1;
     if (!(state->outputs_type = make_type(module, &outputs_spec, true))) return -1;
     if (!(state->stream_type = make_type(module, &stream_spec, true))) return -1;
     if (!(state->entry_type = make_type(module, &entry_spec, false))) return -1;
+    if (!(state->async_outputs_type = make_type(module, &async_outputs_spec, true))) return -1;
+    if (!(state->async_stream_type = make_type(module, &async_stream_spec, true))) return -1;
+    if (!(state->awaitable_type = make_type(module, &awaitable_spec, false))) return -1;
+    if (!(state->driver_type = make_type(module, &driver_spec, false))) return -1;
+    if (!(state->slot_type = make_type(module, &slot_spec, false))) return -1;
 
     if (!(state->worker_thread = import_from("pyper._threads", "WorkerThread"))) return -1;
     if (!(state->task_stats = import_from("pyper._types", "TaskStats"))) return -1;
     if (!(state->cancelled = import_from("pyper._types", "Cancelled"))) return -1;
     if (!(state->generator = import_from("collections.abc", "Generator"))) return -1;
-    if (register_generator(state) < 0) return -1;
+    if (!(state->async_generator = import_from("collections.abc", "AsyncGenerator"))) return -1;
+    if (register_as(state->generator, state->outputs_type) < 0) return -1;
+    if (register_as(state->async_generator, state->async_outputs_type) < 0) return -1;
     if (find_main_thread(state) < 0) return -1;
     return PyModule_AddStringConstant(module, "__version__", pyper_version());
 }
@@ -99,6 +124,14 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->task_stats);
     Py_VISIT(state->cancelled);
     Py_VISIT(state->generator);
+    Py_VISIT(state->async_outputs_type);
+    Py_VISIT(state->async_stream_type);
+    Py_VISIT(state->awaitable_type);
+    Py_VISIT(state->driver_type);
+    Py_VISIT(state->slot_type);
+    Py_VISIT(state->async_generator);
+    Py_VISIT(state->async_cancelled);
+    Py_VISIT(state->get_running_loop);
     return 0;
 }
 
@@ -112,10 +145,34 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->task_stats);
     Py_CLEAR(state->cancelled);
     Py_CLEAR(state->generator);
+    Py_CLEAR(state->async_outputs_type);
+    Py_CLEAR(state->async_stream_type);
+    Py_CLEAR(state->awaitable_type);
+    Py_CLEAR(state->driver_type);
+    Py_CLEAR(state->slot_type);
+    Py_CLEAR(state->async_generator);
+    Py_CLEAR(state->async_cancelled);
+    Py_CLEAR(state->get_running_loop);
     Py_CLEAR(state->name_start);
     Py_CLEAR(state->name_join);
     Py_CLEAR(state->name_close);
     Py_CLEAR(state->name_add_note);
+    Py_CLEAR(state->name_send);
+    Py_CLEAR(state->name_throw);
+    Py_CLEAR(state->name_aclose);
+    Py_CLEAR(state->name_create_future);
+    Py_CLEAR(state->name_create_task);
+    Py_CLEAR(state->name_set_result);
+    Py_CLEAR(state->name_done);
+    Py_CLEAR(state->name_cancel);
+    Py_CLEAR(state->name_add_reader);
+    Py_CLEAR(state->name_remove_reader);
+    Py_CLEAR(state->name_is_closed);
+    Py_CLEAR(state->name_blocking);
+    Py_CLEAR(state->name_log_destroy_pending);
+    Py_CLEAR(state->name_name);
+    Py_CLEAR(state->name_context);
+    Py_CLEAR(state->names_of_task);
     return 0;
 }
 

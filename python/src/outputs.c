@@ -28,29 +28,10 @@
  */
 #include "pyper_python.h"
 
-enum { FRESH, STARTING, RUNNING, OVER };
-
 /* A signal ends a wait of the main thread, but not one that begins just after the signal has come,
  * and some come without interrupting anything (_thread.interrupt_main()).  So the main thread, which
  * alone runs signal handlers, looks again after this time. */
 enum { SIGNAL_SLICE_NS = 50000000 };
-
-struct outputs {
-    PyObject ob_base;
-    PyObject *weak_references;
-    plan *plan;
-    PyObject *arguments; /* (args, kwargs), until the run takes them */
-    PyObject *context;
-    pyper_run *run;
-    python_run *python; /* a reference: there may be no run to hold one */
-    PyThread_type_lock starting;
-    atomic_ulong starter;
-    _Atomic uint64_t process; /* module_state.generation of whoever took `starting` last */
-    atomic_int phase;
-    atomic_bool cancel_requested;
-    outputs *newer, *older;
-    uint64_t generation; /* of the list it is in; 0: in none */
-};
 
 /* -------------------------------------------------------------------------------- live runs */
 
@@ -76,7 +57,7 @@ static bool live_add(outputs *self) {
     return !ending || in_main_thread(self);
 }
 
-static void live_remove(outputs *self) {
+void outputs_no_longer_live(outputs *self) {
     module_state *state = state_of(self);
     LOCK_TAKE(&state->live_lock);
     if (self->generation == state->generation) {
@@ -126,7 +107,9 @@ void outputs_forget_live(module_state *state) {
 /* ------------------------------------------------------------------------------- beginning */
 
 PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
-    outputs *self = (outputs *)make_object(plan->state->outputs_type);
+    PyTypeObject *type =
+        plan->is_async ? plan->state->async_outputs_type : plan->state->outputs_type;
+    outputs *self = (outputs *)make_object(type);
     if (!self) return NULL;
     self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
     atomic_init(&self->phase, FRESH);
@@ -153,8 +136,8 @@ static int gil_enabled(void) {
 #endif
 }
 
-/* Start the run: 0, or -1 with an exception.  Holding `starting`, in phase STARTING. */
-static int start_locked(outputs *self) {
+int outputs_start_run(outputs *self) {
+    atomic_store(&self->process, state_of(self)->generation);
     int exclusive = gil_enabled();
     if (exclusive < 0) return -1;
     self->python = python_run_new(self->plan, self->context);
@@ -173,6 +156,7 @@ static int start_locked(outputs *self) {
         .type = &object_items,
         .host = exclusive ? &host_exclusive : &host_shared,
         .host_data = self->python,
+        .loop = self->plan->is_async,
     });
     if (!live_add(self)) atomic_store(&self->cancel_requested, true);
     return 0;
@@ -196,7 +180,7 @@ static bool take_starting(outputs *self) {
     return true;
 }
 
-static PyObject *raise_cancelled(outputs *self, const char *why) {
+PyObject *outputs_raise_cancelled(outputs *self, const char *why) {
     PyObject *class = state_of(self)->cancelled;
     PyErr_SetString(class ? class : PyExc_RuntimeError, why);
     return NULL;
@@ -209,8 +193,7 @@ static PyObject *raise_inherited(void) {
     return NULL;
 }
 
-/* Nobody wants the outputs any more. */
-static void cancel(outputs *self) {
+void outputs_stop(outputs *self) {
     if (inherited(self)) return;
     pyper_cancel(self->run);
     nested_cancel(self->python);
@@ -219,7 +202,7 @@ static void cancel(outputs *self) {
 void outputs_cancel(PyObject *op) {
     outputs *self = (outputs *)op;
     atomic_store(&self->cancel_requested, true);
-    if (atomic_load(&self->phase) >= RUNNING && self->run) cancel(self);
+    if (atomic_load(&self->phase) >= RUNNING && self->run) outputs_stop(self);
 }
 
 /* The first output is asked for.  Returns the phase after that, or -1 with an exception. */
@@ -237,10 +220,10 @@ static int start(outputs *self) {
     if (atomic_load(&self->phase) == FRESH) {
         atomic_store(&self->starter, PyThread_get_thread_ident());
         atomic_store(&self->phase, STARTING);
-        rc = start_locked(self);
+        rc = outputs_start_run(self);
         atomic_store(&self->phase, rc < 0 ? OVER : RUNNING);
         atomic_store(&self->starter, 0);
-        if (rc == 0 && atomic_load(&self->cancel_requested)) cancel(self);
+        if (rc == 0 && atomic_load(&self->cancel_requested)) outputs_stop(self);
     }
     PyThread_release_lock(self->starting);
     return rc < 0 ? -1 : atomic_load(&self->phase);
@@ -252,7 +235,7 @@ static int start(outputs *self) {
 static PyObject *interrupted(outputs *self) {
     PyObject *exception = PyErr_GetRaisedException();
     atomic_store(&self->phase, OVER);
-    cancel(self);
+    outputs_stop(self);
     PyErr_SetRaisedException(exception);
     return NULL;
 }
@@ -291,32 +274,31 @@ static PyObject *raise_deadlock(const char *what) {
     return NULL;
 }
 
-/* There is no further output, for the reason `rc`. */
-static PyObject *no_output(outputs *self, int rc) {
+PyObject *outputs_none(outputs *self, int rc) {
     PyObject *exception;
     switch (rc) {
     case 0:
         atomic_store(&self->phase, OVER);
-        live_remove(self);
+        outputs_no_longer_live(self);
         return NULL;
     case PYPER_EFAILED:
         exception = failure_take(self->run);
         if (!exception && pyper_error_payload(self->run))
-            return raise_cancelled(self, "the run has failed; another thread was told why");
+            return outputs_raise_cancelled(self, "the run has failed; another thread was told why");
         atomic_store(&self->phase, OVER);
-        live_remove(self);
+        outputs_no_longer_live(self);
         if (!exception) return raise_plainly(self, rc);
         PyErr_SetRaisedException(exception);
         return NULL;
     case PYPER_ECANCELED:
-        return raise_cancelled(self, "the run was cancelled: these are not all outputs");
+        return outputs_raise_cancelled(self, "the run was cancelled: these are not all outputs");
     case PYPER_EDEADLK:
         return raise_deadlock("asks for an output");
     case PYPER_EFORKED:
         return raise_inherited();
     default:
         atomic_store(&self->phase, OVER);
-        live_remove(self);
+        outputs_no_longer_live(self);
         return raise_plainly(self, rc);
     }
 }
@@ -342,7 +324,7 @@ static PyObject *outputs_next(PyObject *op) {
         void *item;
         int rc = next_item(self, &item);
         if (rc > 0) return item;
-        if (rc != PYPER_EINTR && rc != PYPER_ETIMEDOUT) return no_output(self, rc);
+        if (rc != PYPER_EINTR && rc != PYPER_ETIMEDOUT) return outputs_none(self, rc);
     }
 }
 
@@ -375,7 +357,7 @@ static int finish(outputs *self, PyObject **ret_failure) {
     }
     atomic_store(&self->phase, OVER);
     if (!self->run) return 0;
-    cancel(self);
+    outputs_stop(self);
     if (interpreter_is_ending()) return 0; /* what has not left by now never will */
     int rc;
     do {
@@ -388,7 +370,7 @@ static int finish(outputs *self, PyObject **ret_failure) {
         raise_deadlock("closes the outputs");
         return -1;
     }
-    live_remove(self);
+    outputs_no_longer_live(self);
     *ret_failure = failure_take(self->run);
     return 0;
 }
@@ -416,7 +398,6 @@ static int finish_for(outputs *self, PyObject *exception) {
     return 0;
 }
 
-/* The exception that throw(type[, value[, traceback]]) means: a new reference, or NULL. */
 static PyObject *exception_of(PyObject *type, PyObject *value, PyObject *traceback) {
     if (traceback == Py_None) traceback = NULL;
     if (traceback && !PyTraceBack_Check(traceback)) {
@@ -442,13 +423,16 @@ static PyObject *exception_of(PyObject *type, PyObject *value, PyObject *traceba
     return Py_NewRef(type);
 }
 
-static PyObject *outputs_throw(PyObject *op, PyObject *const *args, Py_ssize_t count) {
+PyObject *outputs_exception_of(PyObject *const *args, Py_ssize_t count) {
     if (count < 1 || count > 3) {
         PyErr_Format(PyExc_TypeError, "throw() takes 1 to 3 arguments, not %zd", count);
         return NULL;
     }
-    PyObject *exception =
-        exception_of(args[0], count > 1 ? args[1] : NULL, count > 2 ? args[2] : NULL);
+    return exception_of(args[0], count > 1 ? args[1] : NULL, count > 2 ? args[2] : NULL);
+}
+
+static PyObject *outputs_throw(PyObject *op, PyObject *const *args, Py_ssize_t count) {
+    PyObject *exception = outputs_exception_of(args, count);
     if (!exception) return NULL;
     if (finish_for((outputs *)op, exception) < 0) {
         Py_DECREF(exception);
@@ -491,7 +475,7 @@ static PyObject *stats_record(const outputs *self, Py_ssize_t index,
                                  (double)stats->starved_ns / 1e9, (double)stats->blocked_ns / 1e9);
 }
 
-static PyObject *outputs_stats(PyObject *op, PyObject *unused) {
+PyObject *outputs_stats(PyObject *op, PyObject *unused) {
     (void)unused;
     outputs *self = (outputs *)op;
     Py_ssize_t count = self->plan->count;
@@ -513,12 +497,14 @@ static PyObject *outputs_stats(PyObject *op, PyObject *unused) {
 
 /* ---------------------------------------------------------------------------- the object */
 
-static int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
+int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
     outputs *self = (outputs *)op;
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->plan);
     Py_VISIT(self->arguments);
     Py_VISIT(self->context);
+    Py_VISIT(self->loop);
+    Py_VISIT((PyObject *)self->driver);
     if (self->python && atomic_load(&self->python->alive) == 0) {
         Py_VISIT(self->python->plan);
         Py_VISIT(self->python->context);
@@ -527,24 +513,27 @@ static int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
 }
 
 /* The plan stays: everything here relies on it.  A plan is cleared by its own. */
-static int outputs_clear(PyObject *op) {
+int outputs_clear(PyObject *op) {
     outputs *self = (outputs *)op;
     Py_CLEAR(self->arguments);
     Py_CLEAR(self->context);
+    Py_CLEAR(self->loop);
     return 0;
 }
 
 /* The last reference is gone: cancel, and do not wait, for this may happen under anybody's lock. */
-static void outputs_dealloc(PyObject *op) {
+void outputs_dealloc(PyObject *op) {
     outputs *self = (outputs *)op;
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     if (self->weak_references) PyObject_ClearWeakRefs(op);
     PyObject *raised = PyErr_GetRaisedException();
     if (self->run) {
-        live_remove(self);
-        cancel(self);
+        if (self->driver) driver_unwanted(self->driver);
+        outputs_no_longer_live(self);
+        outputs_stop(self);
         pyper_run_unref(self->run);
+        Py_XDECREF((PyObject *)self->driver);
     }
     if (self->python) python_run_unref(self->python);
     outputs_clear(op);

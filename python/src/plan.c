@@ -19,17 +19,17 @@ static void step_release(void *bind) {
 }
 
 /* Make the engine's one-task pipeline of `spec`, a tuple (func, name, branch, join, ordered,
- * workers, throttle).  Returns 0, or -1 with an exception. */
+ * workers, throttle, is_async).  Returns 0, or -1 with an exception. */
 static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipeline **ret_task) {
     PyObject *func, *name;
-    int branch, join, ordered;
+    int branch, join, ordered, is_async = 0;
     long long workers, throttle;
     if (!PyTuple_Check(spec)) {
         PyErr_SetString(PyExc_TypeError, "a step must be a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(spec, "OUpppLL", &func, &name, &branch, &join, &ordered, &workers,
-                          &throttle))
+    if (!PyArg_ParseTuple(spec, "OUpppLL|p", &func, &name, &branch, &join, &ordered, &workers,
+                          &throttle, &is_async))
         return -1;
     const char *text = PyUnicode_AsUTF8(name);
     if (!text) return -1;
@@ -44,6 +44,9 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
     step->place = index + 1;
     step->count = self->count;
     step->workers = workers;
+    step->branch = branch;
+    step->join = join;
+    if (is_async) self->is_async = true;
     self->steps[index] = step;
     *ret_task = pyper_task_from(&(const pyper_task_options){
         .size = sizeof(pyper_task_options),
@@ -57,6 +60,7 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
         .release = step_release,
         .type = &object_items,
         .name = text,
+        .async = is_async,
     });
     return 0;
 }
@@ -107,7 +111,9 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
         PyErr_NoMemory();
     } else {
         self->count = count;
-        if (make_pipeline(self, specs) == 0) return (PyObject *)self;
+        if (make_pipeline(self, specs) == 0 &&
+            (!self->is_async || awaiting_import(self->state) == 0))
+            return (PyObject *)self;
     }
     Py_DECREF(self);
     return NULL;
@@ -152,7 +158,7 @@ static PyObject *plan_run(PyObject *op, PyObject *const *args, Py_ssize_t count)
 
 PyDoc_STRVAR(plan_doc, "Plan(steps, /)\n--\n\n"
                        "The engine's form of a pipeline: (func, name, branch, join, ordered, "
-                       "workers, throttle) for each task.");
+                       "workers, throttle, is_async) for each task.");
 PyDoc_STRVAR(plan_run_doc, "run($self, args, kwargs, /)\n--\n\n"
                            "The outputs of func(*args, **kwargs) of the first task, sent through "
                            "the others.");

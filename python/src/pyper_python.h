@@ -10,6 +10,10 @@
  *   function.c  the functions that the engine calls: one per kind of task
  *   host.c      the host: the GIL, threading.Thread, contextvars
  *   failure.c   exceptions that leave a task's function
+ *   awaiting.c  what our awaitable objects have in common
+ *   async_outputs.c  AsyncOutputs: one execution of a plan with asynchronous tasks
+ *   driver.c    Driver: between a run and its event loop; the host's slots
+ *   slot.c      AsyncWorker: the coroutine that carries a worker; AsyncInputStream
  *
  * Ownership: an item is a strong reference to a Python object, owned by whoever owns the item.
  *
@@ -79,10 +83,22 @@ typedef struct module_state {
     PyTypeObject *outputs_type;
     PyTypeObject *stream_type;
     PyTypeObject *entry_type;
-    PyObject *worker_thread;                                       /* pyper._threads.WorkerThread */
-    PyObject *task_stats;                                          /* pyper._types.TaskStats */
-    PyObject *cancelled;                                           /* pyper._types.Cancelled */
-    PyObject *generator;                                           /* collections.abc.Generator */
+    PyTypeObject *async_outputs_type;
+    PyTypeObject *awaitable_type;
+    PyTypeObject *driver_type;
+    PyTypeObject *slot_type;
+    PyTypeObject *async_stream_type;
+    PyObject *async_cancelled;  /* asyncio.CancelledError */
+    PyObject *get_running_loop; /* asyncio.get_running_loop */
+    PyObject *async_generator;  /* collections.abc.AsyncGenerator */
+    PyObject *name_send, *name_throw, *name_aclose, *name_create_future, *name_create_task,
+        *name_set_result, *name_done, *name_cancel, *name_add_reader, *name_remove_reader,
+        *name_is_closed, *name_blocking, *name_log_destroy_pending, *name_name, *name_context;
+    PyObject *names_of_task; /* ("name", "context"), for vectorcall */
+    PyObject *worker_thread; /* pyper._threads.WorkerThread */
+    PyObject *task_stats;    /* pyper._types.TaskStats */
+    PyObject *cancelled;     /* pyper._types.Cancelled */
+    PyObject *generator;     /* collections.abc.Generator */
     PyObject *name_start, *name_join, *name_close, *name_add_note; /* interned */
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
@@ -97,6 +113,7 @@ typedef struct module_state {
 } module_state;
 
 extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec;
+extern PyType_Spec async_outputs_spec, awaitable_spec, driver_spec, slot_spec, async_stream_spec;
 
 /* An object of a type of this module: a new reference, or NULL with an exception. */
 PyObject *make_object(PyTypeObject *type);
@@ -112,6 +129,7 @@ typedef struct step {
     Py_ssize_t place; /* 1 for the first task */
     Py_ssize_t count; /* of the tasks of the pipeline */
     int64_t workers;
+    bool branch, join;
 } step;
 
 /* An engine pipeline and its steps.  Every run of it holds a reference (python_run.plan), so it
@@ -123,12 +141,62 @@ typedef struct plan {
     pyper_pipeline *pipeline;
     step **steps; /* borrowed from `pipeline` */
     Py_ssize_t count;
+    bool is_async; /* at least one task is; then asyncio has been imported */
 } plan;
 
 /* The item type of Python objects. */
 extern const pyper_item_type object_items;
 
 /* -------------------------------------------------------------------------------- outputs.c */
+
+/* When a chain of things that are ready at once should let the event loop have a turn.  Belongs to
+ * the thread of the loop. */
+struct turn {
+    int64_t since_ns;   /* the last turn, as far as known; 0: a moment ago */
+    int64_t checked_ns; /* when the clock was last read */
+    int left, granted;  /* how many items until it is read again */
+};
+
+enum { FRESH, STARTING, RUNNING, OVER };
+
+struct outputs {
+    PyObject_HEAD PyObject *weak_references;
+    plan *plan;
+    PyObject *arguments; /* (args, kwargs), until the run takes them */
+    PyObject *context;
+    pyper_run *run;
+    python_run *python; /* a reference: there may be no run to hold one */
+    PyThread_type_lock starting;
+    atomic_ulong starter;
+    _Atomic uint64_t process; /* module_state.generation of whoever took `starting` last */
+    atomic_int phase;
+    atomic_bool cancel_requested;
+    outputs *newer, *older;
+    uint64_t generation; /* of the list it is in; 0: in none */
+
+    struct driver *driver; /* of AsyncOutputs: set with `run`; NULL: it could not be started */
+    PyObject *loop;        /* of AsyncOutputs: of the first __anext__() */
+    struct turn turn;      /* of AsyncOutputs */
+};
+
+/* Start the run, for the thread that has brought the phase to STARTING: 0, or -1 with an exception. */
+int outputs_start_run(outputs *self);
+
+/* There is no further output, for the reason `rc`: NULL, with an exception unless it is the end. */
+PyObject *outputs_none(outputs *self, int rc);
+
+/* Forget it as a live run; nobody wants its outputs any more; raise pyper.Cancelled (NULL). */
+void outputs_no_longer_live(outputs *self);
+void outputs_stop(outputs *self);
+PyObject *outputs_raise_cancelled(outputs *self, const char *why);
+
+/* The exception that throw(type[, value[, traceback]]) means: a new reference, or NULL. */
+PyObject *outputs_exception_of(PyObject *const *args, Py_ssize_t count);
+
+PyObject *outputs_stats(PyObject *outputs, PyObject *unused);
+int outputs_traverse(PyObject *op, visitproc visit, void *arg);
+int outputs_clear(PyObject *op);
+void outputs_dealloc(PyObject *op);
 
 /* Outputs of a call: not started yet.  Takes nothing, shares its arguments. */
 PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs);
@@ -179,6 +247,8 @@ struct python_run {
      * that no worker waits for the next output of a run that nobody wants any more.  Guarded by
      * `lock`. */
     struct nested *nested;
+
+    struct driver *driver; /* of a run with asynchronous tasks, borrowed; NULL: it is gone */
 };
 
 /* An Outputs inside a branching call; lives on the stack of that call, which holds a reference. */
@@ -204,6 +274,123 @@ void nested_leave(nested *self, pyper_worker *worker);
 
 /* The run has been told to stop: tell those nested in it. */
 void nested_cancel(python_run *python);
+
+/* ------------------------------------------------------------------------------ awaiting.c */
+
+/* Is it the loop's turn?  Asked once for each item that was ready at once. */
+static inline bool turn_is_over_slow(struct turn *self) {
+    int64_t now = pyper_now();
+    bool often = self->checked_ns && now - self->checked_ns < 50000;
+    self->granted = often ? (self->granted < 32 ? self->granted * 2 : 32)
+                          : (self->granted > 4 ? self->granted / 4 : 1);
+    if (self->granted < 1) self->granted = 1;
+    self->left = self->granted;
+    self->checked_ns = now;
+    if (self->since_ns == 0) self->since_ns = now;
+    if (now - self->since_ns < 1000000) return false;
+    self->since_ns = 0;
+    return true;
+}
+static inline bool turn_is_over(struct turn *self) {
+    return --self->left <= 0 && turn_is_over_slow(self);
+}
+/* The loop has just had a turn. */
+static inline void turn_restart(struct turn *self) {
+    self->since_ns = 0;
+    self->left = 0;
+}
+
+/* What our awaitables are made of: one step, as PyIter_Send(); `thrown` (NULL: none) is taken. */
+typedef PySendResult (*step_fn)(PyObject *self, PyObject *thrown, PyObject **ret_value);
+
+/* The methods of an iterator, in terms of one step. */
+PyObject *awaiting_next(PyObject *self, step_fn step);
+PyObject *awaiting_throw(PyObject *self, step_fn step, PyObject *const *args, Py_ssize_t count);
+
+/* Go on with an awaited iterator; `thrown` (NULL: none) is taken and raised inside of it. */
+PySendResult awaiting_send(module_state *state, PyObject *iterator, PyObject *thrown,
+                           PyObject **ret_value);
+
+/* The iterator of an awaitable: a new reference, or NULL with a TypeError; takes nothing. */
+PyObject *awaiting_iterator(PyObject *awaitable);
+bool awaiting_possible(PyObject *object);
+
+/* Import what we use of asyncio, once: 0, or -1 with an exception. */
+int awaiting_import(module_state *state);
+
+/* An awaitable for the next input of an AsyncInputStream, and its step. */
+PyObject *awaitable_of_stream(module_state *state, PyObject *stream);
+PySendResult async_stream_step(PyObject *stream, PyObject **ret_value);
+
+/* A new future of the loop, ready to be yielded to its task; NULL with an exception.
+ * future_wake() ends its waiting, unless that has ended. */
+PyObject *future_new(module_state *state, PyObject *loop);
+void future_wake(module_state *state, PyObject *future);
+
+/* ------------------------------------------------------------------------------- driver.c */
+
+/* Between a run and its event loop: what the loop calls when the run's descriptor is readable.  All of
+ * it belongs to the thread of the loop, but for what driver.c says. */
+typedef struct driver {
+    PyObject_HEAD module_state *state;
+    plan *plan; /* keeps the module's state alive */
+    PyObject *loop;
+    pyper_run *run;     /* a handle of its own; NULL: it has done its work */
+    python_run *python; /* borrowed from run */
+    int fd;             /* of the run */
+    struct slot *slots; /* all that have not left; strong references */
+    PyObject *waiting;  /* a list of futures: who waits for an output, or for the end */
+    bool closing;       /* somebody waits for the end */
+    atomic_bool unwanted;
+} driver;
+
+/* A driver for a run that has been started: a new reference, or NULL. */
+driver *driver_new(outputs *outputs);
+
+/* Has its loop been closed under it?  And: end the slots, which that loop has carried, and have another
+ * loop drive from now on; 0, or -1 with an exception. */
+bool driver_is_orphaned(driver *self);
+int driver_move(driver *self, PyObject *loop);
+
+/* Drive, wake who waits, and end the driver when nothing is left to do. */
+void driver_look(driver *self);
+
+/* A future that is woken when it is worth looking again: a new reference, or NULL. */
+PyObject *driver_wait(driver *self);
+
+/* Nobody will ask the run for anything any more. */
+void driver_unwanted(driver *self);
+
+/* The host's callbacks for slots. */
+int host_start_slot(void *host_data, pyper_worker *worker);
+void host_resume_slot(void *host_data, pyper_worker *worker);
+void host_cancel_slot(void *host_data, pyper_worker *worker);
+void host_resume_caller(void *host_data);
+
+/* --------------------------------------------------------------------------------- slot.c */
+
+/* The coroutine that carries a worker; see slot.c. */
+typedef struct slot {
+    PyObject_HEAD step *step;
+    driver *driver;       /* a reference */
+    pyper_worker *worker; /* NULL: it has left */
+    struct slot *newer, *older;
+    PyObject *task;     /* of the loop */
+    PyObject *awaited;  /* the iterator of what the function awaits */
+    PyObject *iterator; /* of a branch, synchronous or not */
+    PyObject *output;   /* that finds no room */
+    PyObject *waiter;   /* the future of whoever waits for the engine: it, or its stream */
+    struct async_stream *stream;
+    struct turn turn;
+    int state;
+    bool cancelled_outside;
+    bool told; /* that the run is over, by a CancelledError */
+} slot;
+
+slot *slot_new(driver *driver, pyper_worker *worker);
+void slot_wake(slot *self);
+/* Let go of everything without the loop: the loop is gone. */
+void slot_abandon(slot *self);
 
 /* ------------------------------------------------------------------------------- failure.c */
 

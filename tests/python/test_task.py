@@ -260,17 +260,17 @@ def test_bind_must_be_what_bind_returns(bind: Any) -> None:
 
 
 @pytest.mark.parametrize("func", [sleepy, sleepy_gen, functools.partial(sleepy, 1)])
-def test_async_functions_are_refused_by_this_version(func: Any) -> None:
-    with pytest.raises(RuntimeError, match="is async, and this version of pyper runs synchronous"):
-        task(func)
+def test_async_functions_make_async_tasks(func: Any) -> None:
+    (only,) = task(func).tasks
+    assert only.is_async
 
 
-def test_objects_with_an_async_call_are_refused_by_this_version() -> None:
+def test_objects_with_an_async_call_make_async_tasks() -> None:
     class Caller:
         async def __call__(self) -> None: ...
 
-    with pytest.raises(RuntimeError, match="task 'Caller' is async"):
-        task(Caller())
+    (only,) = task(Caller()).tasks
+    assert only.is_async
 
 
 def test_multiprocess_is_refused_by_this_version() -> None:

@@ -7,10 +7,10 @@ A line that must be refused ends in `# type: ignore[code]`; the checkers say if 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from typing import Any, assert_type
 
-from pyper import Consumer, InputStream, Outputs, Pipeline, Task, TaskStats, task
+from pyper import AsyncOutputs, Consumer, InputStream, Outputs, Pipeline, Task, TaskStats, task
 
 
 def parse(text: str, *, strict: bool = False) -> int:
@@ -112,7 +112,7 @@ assert_type((task(lines, branch=True) | task(parse) | joined)("a"), Outputs[byte
 assert_type(task(lines, branch=True).pipe(task(parse)).pipe(task(show))("a"), Outputs[str])
 assert_type((one | task(scale, bind=task.bind(by=2.0)))("5"), Outputs[float])
 one | parse  # type: ignore[operator]
-one.pipe(parse)  # type: ignore[arg-type]
+one.pipe(parse)  # type: ignore[call-overload]
 parse | one  # type: ignore[operator]
 
 
@@ -171,3 +171,50 @@ task(parse, wokers=3)  # type: ignore[call-overload]
 task(parse, bind=5)  # type: ignore[call-overload]
 task(5)  # type: ignore[call-overload]
 task(parse, True)  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------------------------- async
+
+
+async def fetch(url: str, retries: int = 3) -> bytes:
+    return url.encode()
+
+
+async def pages(n: int) -> AsyncIterator[str]:
+    yield str(n)
+
+
+async def words(text: str) -> list[str]:
+    return text.split()
+
+
+@task(workers=3)
+async def decorated(x: int) -> str:
+    return str(x)
+
+
+@task(branch=True)
+async def decorated_branch(x: int) -> AsyncIterator[str]:
+    yield str(x)
+
+
+assert_type(task(fetch)("a", retries=5), AsyncOutputs[bytes])
+task(fetch)(5)  # type: ignore[arg-type]
+assert_type(task(pages, branch=True)(5), AsyncOutputs[str])
+assert_type(task(words, branch=True)("a"), AsyncOutputs[str])
+assert_type(decorated(5), AsyncOutputs[str])
+assert_type(decorated_branch(5), AsyncOutputs[str])
+asynchronous = task(lines, branch=True) | task(fetch, workers=4) | task(len)
+assert_type(asynchronous("a", limit=5), AsyncOutputs[int])
+
+
+async def count_async(outputs: AsyncIterator[int]) -> int:
+    return sum([x async for x in outputs])
+
+
+async def use() -> None:
+    async for x in asynchronous("a"):
+        assert_type(x, int)
+    async with asynchronous("a") as outputs:
+        assert_type(await anext(outputs), int)
+    assert_type(await (asynchronous > count_async)("a"), int)

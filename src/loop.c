@@ -1,0 +1,909 @@
+/* loop - see loop.h, and pyper.h for what the public functions promise. */
+#include "loop.h"
+
+#include <assert.h>
+
+/* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
+#define BUDGET 256
+
+/* An address of its own for each thread. */
+static _Thread_local char this_thread;
+
+/* --------------------------------------------------------------------------------- the driver */
+
+static bool is_driver(const pyper__loop *loop) {
+    return atomic_load_explicit(&loop->owner, memory_order_relaxed) == &this_thread;
+}
+
+/* Become the driver if nobody is; says whether it took that (give it back with leave_driving()). */
+static bool take_driving(pyper__loop *loop) {
+    const void *nobody = NULL;
+    return atomic_compare_exchange_strong(&loop->owner, &nobody, &this_thread);
+}
+
+static bool loop_is_asleep(const pyper__loop *loop) {
+    return atomic_load_explicit(&loop->waker.state, memory_order_relaxed) == PYPER__ASLEEP;
+}
+
+static void unwatch(pyper__watch *watch) {
+    if (watch->in) pyper__event_leave(watch->event, watch->seen);
+    watch->in = false;
+}
+
+/* Those who wait for the driver to find something for them may be the next driver. */
+static void leave_driving(pyper__loop *loop) {
+    unwatch(&loop->outputs);
+    unwatch(&loop->end);
+    atomic_store(&loop->owner, NULL);
+    pyper__event_notify_all(loop->outputs.event);
+    pyper__event_notify_all(loop->end.event);
+}
+
+/* Count in; false if that is so already and nothing has come since: then there is no need to look
+ * again. */
+static bool watch(pyper__watch *watch) {
+    if (watch->in && !pyper__event_notified(watch->event, watch->seen)) return false;
+    watch->seen = pyper__event_enter(watch->event);
+    watch->in = true;
+    return true;
+}
+
+/* ----------------------------------------------------------------------------------- waiting */
+
+static int clock_of(const pyper__slot *slot, const pyper__waiters *list) {
+    return list == &slot->crew->starved ? PYPER__STARVED : PYPER__BLOCKED;
+}
+
+/* Put the slot at the end of a list of its crew. */
+static void enter_list(pyper__slot *slot, pyper__waiters *list) {
+    assert(!slot->list && !slot->left);
+    slot->list = list;
+    slot->next = NULL;
+    slot->previous = list->last;
+    if (list->last)
+        list->last->next = slot;
+    else
+        list->first = slot;
+    list->last = slot;
+    pyper__seat_begin_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
+}
+
+static void leave_list(pyper__slot *slot) {
+    pyper__waiters *list = slot->list;
+    if (!list) return;
+    if (slot->previous)
+        slot->previous->next = slot->next;
+    else
+        list->first = slot->next;
+    if (slot->next)
+        slot->next->previous = slot->previous;
+    else
+        list->last = slot->previous;
+    slot->list = NULL;
+    pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
+}
+
+static bool over(const pyper__queue *queue) {
+    return atomic_load(&queue->state) != PYPER__OPEN;
+}
+
+/* How many inputs are there; INT64_MAX at the end, which everybody must see. */
+static int64_t inputs(const pyper__queue *queue) {
+    int state = pyper__queue_state(queue);
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    int64_t count = atomic_load(&queue->tail) - head;
+    return state == PYPER__CANCELLED || (state == PYPER__ENDED && count == 0) ? INT64_MAX : count;
+}
+
+static int64_t places(const pyper__queue *queue) {
+    if (over(queue) || queue->limit == INT64_MAX) return INT64_MAX;
+    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
+    return queue->limit - (atomic_load(&queue->tail) + kept - atomic_load(&queue->given_back));
+}
+
+/* May a slot that is blocked try again? */
+static bool may_go_on(const pyper__slot *slot, int64_t *room) {
+    if (slot->turn.event) return pyper__order_turn_has_come(&slot->turn);
+    if (*room <= 0) return false;
+    if (*room != INT64_MAX) --*room;
+    return true;
+}
+
+/* -------------------------------------------------------------------------- emitting, finishing */
+
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM, or PYPER__AGAIN and slot->turn says what to wait for. */
+static int push(pyper__slot *slot, void *item) {
+    pyper_worker *worker = slot->worker;
+    pyper__queue *queue = worker->output;
+    slot->turn.event = NULL;
+    int rc = queue->order ? pyper__order_try_push(queue->order, item, worker->ticket, &slot->turn)
+                          : pyper__queue_try_push(queue, item);
+    if (rc == 0) pyper__event_notify(&queue->items, 1);
+    return rc;
+}
+
+/* The call under way is over: its ticket is done.  As push(). */
+static int finish(pyper__slot *slot) {
+    pyper__crew *crew = slot->crew;
+    pyper__order *order = slot->worker->output->order;
+    if (!slot->ticketed) return 0;
+    if (order) {
+        int rc = pyper__order_try_done(order, slot->worker->ticket, &slot->turn);
+        if (rc == PYPER__AGAIN) return rc;
+        if (rc == PYPER_ENOMEM)
+            pyper__worker_fail(slot->worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
+        if (rc < 0) return rc;
+        /* Only the driver moves the turn: who waits for it is seen to when it drives again. */
+        if (crew->blocked.first) pyper__waker_wake(&crew->loop->waker);
+    }
+    slot->ticketed = false;
+    return 0;
+}
+
+/* An item for the slot's hand: 0 or PYPER_ENOMEM. */
+static int keep(pyper__slot *slot, void *item) {
+    pyper__post *kept = pyper__alloc(sizeof *kept);
+    if (!kept) return PYPER_ENOMEM;
+    kept->item = item;
+    if (slot->hand.first)
+        slot->hand.last->next = kept;
+    else
+        slot->hand.first = kept;
+    slot->hand.last = kept;
+    return 0;
+}
+
+static void *take_first(pyper__posts *posts) {
+    pyper__post *post = posts->first;
+    void *item = post->item;
+    posts->first = post->next;
+    pyper__free(post);
+    return item;
+}
+
+/* Empty the slot's hand, as far as there is room: as push(). */
+static int empty_hand(pyper__slot *slot) {
+    while (slot->hand.first) {
+        void *item = slot->hand.first->item;
+        int rc = push(slot, item);
+        if (rc == PYPER__AGAIN) return rc;
+        take_first(&slot->hand);
+        if (rc < 0) return pyper__worker_refuse(slot->worker, item, rc);
+    }
+    return 0;
+}
+
+static void destroy_hand(pyper__slot *slot) {
+    while (slot->hand.first)
+        pyper__worker_refuse(slot->worker, take_first(&slot->hand), PYPER_ECANCELED);
+}
+
+/* Emit for the slot, as its driver: 0, PYPER_KEPT or a code, and then the item has been destroyed. */
+static int emit(pyper__slot *slot, void *item) {
+    if (!slot->worker->stage->task->branch && slot->emitted > 0)
+        return pyper__worker_refuse(slot->worker, item, PYPER_EINVAL);
+    int rc = slot->hand.first ? PYPER__AGAIN : push(slot, item);
+    bool kept = rc == PYPER__AGAIN;
+    if (kept) rc = keep(slot, item);
+    if (rc < 0) return pyper__worker_refuse(slot->worker, item, rc);
+    slot->emitted++;
+    return kept ? PYPER_KEPT : 0;
+}
+
+/* ------------------------------------------------------------------------ a slot's steps, in C */
+
+/* What is under way is over for good. */
+static void leave(pyper__slot *slot) {
+    pyper_worker *worker = slot->worker;
+    leave_list(slot);
+    destroy_hand(slot);
+    slot->left = true;
+    /* It may be the first to have seen the end of the inputs; and what was promised to it may be
+     * there for another. */
+    pyper__waker_wake(&slot->crew->loop->waker);
+    int64_t now = pyper_now();
+    if (!atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed))
+        atomic_store_explicit(&worker->seat.clock->started_ns, now, memory_order_relaxed);
+    atomic_store_explicit(&worker->seat.clock->left_ns, now, memory_order_relaxed);
+    pyper__run_worker_left(worker->run, worker->stage);
+    pyper__run_release(worker->run);
+}
+
+/* Wait in the list until the loop finds that it may go on. */
+static void wait_for(pyper__slot *slot, pyper__waiters *list) {
+    pyper__queue_settle(slot->worker->stage->input);
+    enter_list(slot, list);
+}
+
+/* Call fn or resume.  What it answered is in slot->done and slot->rc, unless it is pending. */
+static void call(pyper__slot *slot, pyper_fn fn, void *item) {
+    pyper__loop *loop = slot->crew->loop;
+    const pyper_worker *outer = pyper__worker_current;
+    pyper__worker_current = slot->worker;
+    loop->budget--;
+    slot->calling = true;
+    slot->wants = false;
+    int rc = fn(slot->worker, item, slot->worker->stage->task->bind);
+    slot->calling = false;
+    pyper__worker_current = outer;
+    if (slot->done) return;
+    if (rc == PYPER_PENDING) return;
+    slot->done = true;
+    slot->rc = rc;
+}
+
+static void begin(pyper__slot *slot, void *item) {
+    pyper_worker *worker = slot->worker;
+    if (!atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed))
+        atomic_store_explicit(&worker->seat.clock->started_ns, pyper_now(), memory_order_relaxed);
+    slot->emitted = 0;
+    slot->state = NULL;
+    slot->done = false;
+    slot->operating = true;
+    slot->ticketed = !worker->stage->task->join;
+    call(slot, worker->stage->task->fn, item);
+}
+
+/* The operation is done: was it as it should be?  False: its worker is done as well. */
+static bool judge(pyper__slot *slot) {
+    pyper_worker *worker = slot->worker;
+    slot->operating = false;
+    if (slot->rc < 0) {
+        pyper__worker_judge(worker, slot->rc);
+        return false;
+    }
+    if (!worker->stage->task->branch && slot->emitted != 1) {
+        if (!pyper__worker_stopped(worker))
+            pyper__worker_fail(worker, PYPER_EFAILED, PYPER_EINVAL,
+                               "done without an output; emit exactly one, or set branch");
+        return false;
+    }
+    return true;
+}
+
+/* What a resumed operation runs; NULL: it does not want to be resumed. */
+static pyper_fn resumes_with(const pyper__slot *slot) {
+    const pyper__task *task = slot->worker->stage->task;
+    return task->resume ? task->resume : task->join ? task->fn : NULL;
+}
+
+/* Take the next input and begin: PYPER__AGAIN, 0 (the worker is done), 1. */
+static int begin_next(pyper__slot *slot) {
+    pyper_worker *worker = slot->worker;
+    if (worker->stage->task->join) {
+        if (slot->started || pyper__worker_stopped(worker)) return 0;
+        slot->started = true;
+        begin(slot, NULL);
+        return 1;
+    }
+    void *item;
+    int rc = pyper__queue_try_pop(worker->stage->input, &item, &worker->ticket);
+    if (rc == PYPER__AGAIN) return rc;
+    if (rc <= 0) return 0;
+    begin(slot, item);
+    return 1;
+}
+
+/* Go on with the slot as far as it goes without waiting. */
+static void step(pyper__slot *slot) {
+    pyper__crew *crew = slot->crew;
+    leave_list(slot);
+    for (;;) {
+        int rc = empty_hand(slot);
+        if (rc < 0 && rc != PYPER__AGAIN) destroy_hand(slot);
+        if (rc == PYPER__AGAIN) {
+            wait_for(slot, &crew->blocked);
+            return;
+        }
+        if (slot->operating && slot->done && !judge(slot)) {
+            leave(slot);
+            return;
+        }
+        if (slot->operating) {
+            pyper_fn resume = slot->wants ? resumes_with(slot) : NULL;
+            if (!resume) return;
+            call(slot, resume, NULL);
+            if (slot->list) return; /* it has pulled in vain, and waits */
+            continue;
+        }
+        rc = finish(slot);
+        if (rc == PYPER__AGAIN) {
+            wait_for(slot, &crew->blocked);
+            return;
+        }
+        if (rc == 0 && crew->loop->budget <= 0 && !crew->stage->task->join) {
+            enter_list(slot, &crew->starved); /* others, too, want a turn */
+            return;
+        }
+        rc = rc < 0 ? 0 : begin_next(slot);
+        if (rc == 0) {
+            leave(slot);
+            return;
+        }
+        if (rc == PYPER__AGAIN) {
+            wait_for(slot, &crew->starved);
+            return;
+        }
+        if (slot->list) return;
+    }
+}
+
+/* ----------------------------------------------------------------------------------- driving */
+
+/* Let a slot go on that waited (or has never worked). */
+static void resume(pyper__slot *slot) {
+    pyper__loop *loop = slot->crew->loop;
+    pyper_worker *worker = slot->worker;
+    const pyper_host *host = loop->run->host;
+    if (!loop->host_slots) {
+        step(slot);
+        return;
+    }
+    bool starved = !slot->list || slot->list == &slot->crew->starved;
+    leave_list(slot);
+    loop->budget--;
+    /* A slot of a joined task need not come: its coroutine may have other things to do. */
+    if (starved && !slot->crew->stage->task->join) {
+        slot->resumed = true;
+        slot->crew->due++;
+    }
+    if (slot->started) {
+        host->resume_slot(loop->run->host_data, worker);
+        return;
+    }
+    slot->started = true;
+    atomic_store_explicit(&worker->seat.clock->started_ns, pyper_now(), memory_order_relaxed);
+    int rc = host->start_slot(loop->run->host_data, worker);
+    if (rc < 0) {
+        pyper__run_fail(loop->run, rc, slot->crew->stage, rc, "a worker could not be started", NULL,
+                        NULL);
+        pyper_slot_left(worker);
+    }
+}
+
+/* The next slot that has never worked: it begins, unless there is nothing left for it. */
+static void resume_fresh(pyper__crew *crew) {
+    pyper__slot *slot = &crew->slots[crew->fresh++];
+    pyper__queue *input = crew->stage->input;
+    bool complete = pyper__queue_state(input) == PYPER__ENDED &&
+                    pyper__queue_pushed(input) == pyper__queue_popped(input);
+    /* A joined task is called also when there is nothing to read. */
+    if (pyper__worker_stopped(slot->worker) || (complete && !crew->stage->task->join))
+        leave(slot);
+    else
+        resume(slot);
+}
+
+static void serve_starved(pyper__crew *crew) {
+    pyper__queue *input = crew->stage->input;
+    do {
+        while (crew->stage->task->join && crew->fresh < crew->count) resume_fresh(crew);
+        while (inputs(input) - crew->due > 0 &&
+               (crew->starved.first || crew->fresh < crew->count)) {
+            if (crew->loop->budget <= 0) return;
+            if (crew->starved.first)
+                resume(crew->starved.first);
+            else
+                resume_fresh(crew);
+        }
+        if (!crew->starved.first && crew->fresh == crew->count) {
+            unwatch(&crew->items);
+            return;
+        }
+    } while (watch(&crew->items));
+}
+
+static void serve_blocked(pyper__crew *crew) {
+    pyper__queue *output = crew->stage->output;
+    do {
+        pyper__slot *last = crew->blocked.last;
+        int64_t room = places(output);
+        for (pyper__slot *slot = crew->blocked.first, *next; slot; slot = next) {
+            next = slot == last ? NULL : slot->next;
+            if (crew->loop->budget <= 0) return;
+            if (room <= 0 && !output->order) break;
+            if (over(output) || may_go_on(slot, &room)) resume(slot);
+        }
+        if (!crew->blocked.first) {
+            unwatch(&crew->places);
+            return;
+        }
+    } while (watch(&crew->places));
+}
+
+/* The stage has been told to stop: tell the operations under way that do not wait here. */
+static void tell(pyper__crew *crew) {
+    pyper__loop *loop = crew->loop;
+    const pyper__task *task = crew->stage->task;
+    const pyper_worker *outer = pyper__worker_current;
+    crew->told = true;
+    for (int64_t k = 0; k < crew->fresh; k++) {
+        pyper__slot *slot = &crew->slots[k];
+        if (slot->left || slot->list || slot->resumed) continue;
+        if (loop->host_slots) {
+            loop->run->host->cancel_slot(loop->run->host_data, slot->worker);
+        } else if (slot->operating && !slot->done && task->cancel) {
+            pyper__worker_current = slot->worker;
+            slot->calling = true;
+            task->cancel(slot->worker, task->bind);
+            slot->calling = false;
+            pyper__worker_current = outer;
+            if (slot->done) step(slot);
+        }
+    }
+}
+
+/* What other threads have done for slots. */
+static void take_posts(pyper__loop *loop) {
+    if (!atomic_load(&loop->any_posts)) return;
+    pyper__lock_take(&loop->posts_lock);
+    pyper__post *post = loop->posts.first;
+    loop->posts.first = loop->posts.last = NULL;
+    atomic_store(&loop->any_posts, false);
+    pyper__lock_give(&loop->posts_lock);
+    while (post) {
+        pyper__post *next = post->next;
+        pyper__slot *slot = post->slot;
+        if (post->done) {
+            slot->done = true;
+            slot->rc = post->rc;
+            step(slot);
+        } else {
+            if (emit(slot, post->item) >= 0) slot->wants = true;
+            pyper__free(post);
+            if (!slot->list) step(slot); /* else it goes on when the list is served */
+        }
+        post = next;
+    }
+}
+
+/* One look at everything. */
+static void look(pyper__loop *loop) {
+    pyper_run *run = loop->run;
+    take_posts(loop);
+    for (size_t i = loop->count; i-- > 0;) {
+        pyper__crew *crew = &loop->crews[i];
+        if (!crew->told && pyper__run_stopped(run, crew->stage->index)) tell(crew);
+        serve_blocked(crew);
+        serve_starved(crew);
+    }
+}
+
+static bool output_or_over(const void *arg) {
+    const pyper_run *run = arg;
+    const pyper__queue *queue = &run->queues[run->count];
+    return over(queue) || atomic_load(&queue->tail) != atomic_load(&queue->head);
+}
+
+static bool all_left(const void *arg) {
+    const pyper_run *run = arg;
+    return atomic_load(&run->alive) == 0;
+}
+
+/* Look until there is nothing more to do or the slice is over; says whether there is more. */
+static bool drive(pyper__loop *loop) {
+    loop->budget = BUDGET;
+    do {
+        atomic_store(&loop->waker.state, PYPER__DRIVEN);
+        look(loop);
+        if (loop->budget <= 0) {
+            atomic_store(&loop->waker.state, PYPER__WOKEN);
+            return true;
+        }
+    } while (atomic_load(&loop->waker.state) == PYPER__WOKEN);
+    return false;
+}
+
+/* Nobody looks any more: whoever has something must ring. */
+static void fall_asleep(pyper__loop *loop) {
+    int state = PYPER__DRIVEN;
+    if (!atomic_compare_exchange_strong(&loop->waker.state, &state, PYPER__ASLEEP) && loop->yours)
+        pyper__bell_ring(loop->waker.bell);
+}
+
+/* ------------------------------------------------------------ driving for a caller who waits */
+
+static bool interruptible(const pyper__loop *loop) {
+    return loop->run->host && loop->run->host->interruptible;
+}
+
+/* Drive until ready(run).  The caller is the driver. */
+static int drive_until(pyper__loop *loop, bool (*ready)(const void *), pyper__watch *what,
+                       int64_t deadline_ns) {
+    int rc = 0;
+    for (;;) {
+        bool more = drive(loop);
+        if (ready(loop->run)) break;
+        if (more || watch(what)) continue;
+        pyper__seat *seat = &loop->run->callers;
+        if (deadline_ns <= pyper_now()) {
+            rc = PYPER_ETIMEDOUT;
+            break;
+        }
+        rc = pyper__await_bell(seat, &loop->waker, deadline_ns, interruptible(loop));
+        if (rc < 0) break;
+    }
+    fall_asleep(loop);
+    return rc;
+}
+
+static bool nobody_drives(const pyper_run *run) {
+    return !run->loop->yours && atomic_load(&run->loop->owner) == NULL;
+}
+
+static bool output_or_nobody(const void *arg) {
+    return output_or_over(arg) || nobody_drives(arg);
+}
+
+static bool all_left_or_nobody(const void *arg) {
+    return all_left(arg) || nobody_drives(arg);
+}
+
+int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
+    pyper_run *run = loop->run;
+    while (!all_left(run)) {
+        bool taken = take_driving(loop);
+        int rc = taken || is_driver(loop)
+                     ? drive_until(loop, all_left, &loop->end, deadline_ns)
+                     : pyper__await(&run->callers, &run->done, all_left_or_nobody, run, deadline_ns,
+                                    PYPER__OTHER, interruptible(loop));
+        if (taken) leave_driving(loop);
+        if (rc < 0) return rc;
+    }
+    return 0;
+}
+
+static int pop_output(pyper__loop *loop, void **ret_item) {
+    pyper__queue *queue = &loop->run->queues[loop->run->count];
+    int64_t ticket;
+    pyper__lock_take(&queue->pop_lock);
+    int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
+    pyper__lock_give(&queue->pop_lock);
+    if (rc == PYPER__AGAIN) pyper__queue_settle(queue);
+    return rc;
+}
+
+int pyper__loop_pop(pyper__loop *loop, void **ret_item, int64_t deadline_ns) {
+    pyper_run *run = loop->run;
+    for (;;) {
+        bool taken = take_driving(loop);
+        bool mine = taken || is_driver(loop);
+        /* Operations should not stand still because there are outputs to take. */
+        if (mine && !loop_is_asleep(loop)) {
+            drive(loop);
+            fall_asleep(loop);
+        }
+        int rc = pop_output(loop, ret_item), waited = 0;
+        if (rc == PYPER__AGAIN)
+            waited = mine ? drive_until(loop, output_or_over, &loop->outputs, deadline_ns)
+                          : pyper__await(&run->callers, loop->outputs.event, output_or_nobody, run,
+                                         deadline_ns, PYPER__STARVED, interruptible(loop));
+        if (taken) leave_driving(loop);
+        if (rc == 1) pyper__seat_share_token(&run->callers);
+        if (rc != PYPER__AGAIN) return rc;
+        if (waited < 0) return waited;
+    }
+}
+
+/* ------------------------------------------------------------------------------ being driven */
+
+/* The calling thread is the driver now: see pyper_drive(). */
+static void become_driver(pyper__loop *loop) {
+    atomic_store(&loop->owner, &this_thread);
+}
+
+int pyper_fd(pyper_run *run) {
+    return run && run->loop && run->loop->yours ? run->loop->waker.bell[0] : PYPER_EINVAL;
+}
+
+/* 0, or why the run cannot be driven by this caller. */
+static int refuse_driver(const pyper_run *run) {
+    if (!run) return PYPER_EINVAL;
+    if (run->count > 0 && pyper__run_inherited(run)) return PYPER_EFORKED;
+    if (run->loop && !run->loop->yours) return PYPER_EINVAL;
+    return run->loop && pyper__worker_is_inside(run) ? PYPER_EDEADLK : 0;
+}
+
+/* Is it worth while for the caller to ask again?  If not, the loop is counted in where he waits: a
+ * notification may have come for what he had taken already. */
+static bool caller_may_go_on(pyper__loop *loop) {
+    do {
+        if (output_or_over(loop->run) || all_left(loop->run)) return true;
+    } while (watch(&loop->outputs));
+    return false;
+}
+
+int pyper_drive(pyper_run *run) {
+    int rc = refuse_driver(run);
+    if (rc < 0) return rc;
+    if (!run->loop) return run->count == 0 ? 0 : PYPER_EINVAL;
+    pyper__loop *loop = run->loop;
+    become_driver(loop);
+    pyper__bell_silence(loop->waker.bell);
+    drive(loop);
+    fall_asleep(loop);
+    if (loop->caller_waits && caller_may_go_on(loop)) {
+        loop->caller_waits = false;
+        if (run->host && run->host->resume_caller) run->host->resume_caller(run->host_data);
+    }
+    return 0;
+}
+
+/* PYPER_EAGAIN, unless what `what` watches is there after all. */
+static int wait_as_caller(pyper__loop *loop, bool (*ready)(const void *), pyper__watch *what) {
+    do {
+        if (ready(loop->run)) return 0;
+    } while (watch(what));
+    loop->caller_waits = true;
+    return PYPER_EAGAIN;
+}
+
+int pyper_try_next(pyper_run *run, void **ret_item) {
+    int rc = refuse_driver(run);
+    if (rc < 0) return rc;
+    if (!run->loop) return run->count == 0 ? pyper_failed(run) : PYPER_EINVAL;
+    pyper__loop *loop = run->loop;
+    become_driver(loop);
+    for (;;) {
+        rc = pop_output(loop, ret_item);
+        if (rc == 1) pyper__seat_share_token(&run->callers);
+        if (rc != PYPER__AGAIN) break;
+        rc = wait_as_caller(loop, output_or_over, &loop->outputs);
+        if (rc < 0) return rc;
+    }
+    if (rc != 0) return rc;
+    rc = wait_as_caller(loop, all_left, &loop->end);
+    if (rc == 0) rc = pyper__run_join_once(run, PYPER_FOREVER);
+    return rc < 0 ? rc : pyper_failed(run);
+}
+
+/* ------------------------------------------------------------------------- an abandoned run */
+
+/* Drive by whoever comes along, until there is nothing to do at the moment. */
+static void drive_abandoned(pyper__loop *loop) {
+    pyper_run *run = loop->run;
+    atomic_fetch_add(&run->refs, 1); /* the last slot may leave meanwhile */
+    while (!loop_is_asleep(loop) && take_driving(loop)) {
+        while (drive(loop)) continue;
+        fall_asleep(loop);
+        leave_driving(loop);
+    }
+    pyper__run_release(run);
+}
+
+void pyper__loop_abandon(pyper__loop *loop) {
+    if (loop->yours) atomic_store(&loop->owner, NULL);
+    atomic_store(&loop->abandoned, true);
+    pyper__waker_wake(&loop->waker);
+    drive_abandoned(loop);
+}
+
+/* ------------------------------------------------------------------- what operations may call */
+
+/* Hand it to the driver.  He may see to it, and the run may end, before this returns: hence the
+ * reference. */
+static void post(pyper__loop *loop, pyper__post *post) {
+    pyper_run *run = loop->run;
+    atomic_fetch_add(&run->refs, 1);
+    pyper__lock_take(&loop->posts_lock);
+    post->next = NULL;
+    if (loop->posts.first)
+        loop->posts.last->next = post;
+    else
+        loop->posts.first = post;
+    loop->posts.last = post;
+    atomic_store(&loop->any_posts, true);
+    pyper__lock_give(&loop->posts_lock);
+    pyper__waker_wake(&loop->waker);
+    if (atomic_load(&loop->abandoned)) drive_abandoned(loop);
+    pyper__run_release(run);
+}
+
+int pyper__slot_emit(pyper_worker *worker, void *item) {
+    pyper__slot *slot = worker->slot;
+    pyper__loop *loop = slot->crew->loop;
+    if (is_driver(loop) && (slot->calling || !atomic_load(&loop->any_posts))) {
+        int rc = emit(slot, item);
+        if (rc == PYPER_KEPT) {
+            slot->wants = true;
+            /* Outside of a step nobody else would put it where the room is waited for. */
+            if (!slot->calling && !slot->list) {
+                enter_list(slot, &slot->crew->blocked);
+                pyper__waker_wake(&loop->waker);
+            }
+        }
+        return rc;
+    }
+    if (pyper__worker_stopped(worker)) return pyper__worker_refuse(worker, item, PYPER_ECANCELED);
+    pyper__post *posted = pyper__alloc(sizeof *posted);
+    if (!posted) return pyper__worker_refuse(worker, item, PYPER_ENOMEM);
+    posted->slot = slot;
+    posted->item = item;
+    post(loop, posted);
+    return PYPER_KEPT;
+}
+
+void pyper_done(pyper_worker *worker, int rc) {
+    pyper__slot *slot = worker->slot;
+    if (!slot) return;
+    pyper__loop *loop = slot->crew->loop;
+    if (is_driver(loop) && slot->calling) {
+        slot->done = true;
+        slot->rc = rc;
+        return;
+    }
+    slot->done_post.slot = slot;
+    slot->done_post.done = true;
+    slot->done_post.rc = rc;
+    post(loop, &slot->done_post);
+}
+
+void **pyper_worker_state(pyper_worker *worker) {
+    return worker->slot ? &worker->slot->state : NULL;
+}
+
+/* A host's slot has come to what it was resumed for. */
+static void come(pyper__slot *slot) {
+    leave_list(slot);
+    if (!slot->resumed) return;
+    slot->resumed = false;
+    slot->crew->due--;
+}
+
+/* Wait in a list: PYPER_EAGAIN; or 0, it may try again at once. */
+static int wait_as_slot(pyper__slot *slot, pyper__waiters *list, pyper__watch *what) {
+    pyper__queue_settle(slot->worker->stage->input);
+    bool blocked = list == &slot->crew->blocked;
+    do {
+        int64_t room = blocked ? places(slot->worker->output) : 0;
+        if (blocked ? over(slot->worker->output) || may_go_on(slot, &room)
+                    : inputs(slot->worker->stage->input) > 0)
+            return 0;
+    } while (watch(what));
+    enter_list(slot, list);
+    return PYPER_EAGAIN;
+}
+
+/* The way to a host's slot's next input leads over the end of the call before. */
+static int end_call(pyper__slot *slot) {
+    for (;;) {
+        int rc = empty_hand(slot);
+        if (rc == 0) rc = finish(slot);
+        if (rc != PYPER__AGAIN) return rc;
+        rc = wait_as_slot(slot, &slot->crew->blocked, &slot->crew->places);
+        if (rc < 0) return rc;
+    }
+}
+
+int pyper_try_pull(pyper_worker *worker, void **ret_item) {
+    pyper__slot *slot = worker->slot;
+    if (!slot) return PYPER_EINVAL;
+    pyper__crew *crew = slot->crew;
+    bool join = worker->stage->task->join, host = crew->loop->host_slots;
+    if (!join && !host) return PYPER_EINVAL;
+    come(slot);
+    if (host) {
+        int rc = end_call(slot);
+        if (rc < 0) return rc;
+    } else if (slot->hand.first) {
+        slot->wants = true; /* the step that has called us sees to the rest */
+        return PYPER_EAGAIN;
+    }
+    for (;;) {
+        int rc = pyper__queue_try_pop(worker->stage->input, ret_item, &worker->ticket);
+        if (rc == 1 && !join) {
+            slot->emitted = 0;
+            slot->ticketed = true;
+        }
+        if (rc != PYPER__AGAIN) return rc;
+        rc = wait_as_slot(slot, &crew->starved, &crew->items);
+        if (rc < 0) {
+            slot->wants = true;
+            return rc;
+        }
+    }
+}
+
+int pyper_try_emit(pyper_worker *worker, void *item) {
+    pyper__slot *slot = worker->slot;
+    if (!slot) {
+        pyper__worker_refuse(worker, item, PYPER_ECANCELED);
+        return PYPER_EINVAL;
+    }
+    come(slot);
+    for (;;) {
+        if (!worker->stage->task->branch && slot->emitted > 0)
+            return pyper__worker_refuse(worker, item, PYPER_EINVAL);
+        int rc = slot->hand.first ? PYPER__AGAIN : push(slot, item);
+        if (rc == 0) {
+            slot->emitted++;
+            return 0;
+        }
+        if (rc != PYPER__AGAIN) return pyper__worker_refuse(worker, item, rc);
+        slot->wants = true;
+        rc = wait_as_slot(slot, &slot->crew->blocked, &slot->crew->places);
+        if (rc < 0) return rc;
+    }
+}
+
+void pyper_slot_left(pyper_worker *worker) {
+    pyper__slot *slot = worker->slot;
+    if (!slot || slot->left) return;
+    pyper__loop *loop = slot->crew->loop;
+    if (!is_driver(loop)) become_driver(loop);
+    come(slot);
+    leave(slot);
+}
+
+/* --------------------------------------------------------------------------------- life time */
+
+static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage) {
+    int64_t count = stage->task->workers;
+    crew->loop = loop;
+    crew->stage = stage;
+    crew->slots = pyper__alloc((size_t)count * sizeof *crew->slots);
+    if (!crew->slots) return PYPER_ENOMEM;
+    for (int64_t k = 0; k < count; k++) {
+        pyper_worker *worker = &stage->workers[k];
+        pyper__slot *slot = &crew->slots[k];
+        slot->worker = worker;
+        slot->crew = crew;
+        worker->slot = slot;
+        worker->push_at_once = false; /* pyper_emit() takes its slow way */
+        pyper__seat_init(&worker->seat, loop->run->host, loop->run->host_data);
+    }
+    crew->items.event = &stage->input->items;
+    crew->places.event = &stage->output->places;
+    crew->items.event->waker = crew->places.event->waker = &loop->waker;
+    crew->items.event->no_sleepers = crew->places.event->no_sleepers = true;
+    stage->crew = crew;
+    return 0;
+}
+
+int pyper__loop_create(pyper_run *run, bool yours) {
+    size_t count = 0;
+    for (size_t i = 0; i < run->count; i++) count += run->stages[i].task->async;
+    if (count == 0 && !yours) return 0;
+    pyper__loop *loop = pyper__alloc(sizeof *loop);
+    if (!loop) return PYPER_ENOMEM;
+    if (pyper__waker_init(&loop->waker) < 0) {
+        pyper__free(loop);
+        return PYPER_ENOMEM;
+    }
+    run->loop = loop;
+    loop->run = run;
+    loop->yours = yours;
+    loop->host_slots = run->host && run->host->start_slot;
+    loop->outputs.event = &run->queues[run->count].items;
+    loop->end.event = &run->done;
+    loop->outputs.event->waker = loop->end.event->waker = &loop->waker;
+    if (yours) become_driver(loop);
+    if (count == 0) return 0;
+    loop->crews = pyper__alloc(count * sizeof *loop->crews);
+    if (!loop->crews) return PYPER_ENOMEM;
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < run->count; i++)
+        if (run->stages[i].task->async)
+            rc = create_crew(loop, &loop->crews[loop->count++], &run->stages[i]);
+    pyper__waker_wake(&loop->waker);
+    return rc;
+}
+
+void pyper__loop_free(pyper__loop *loop) {
+    if (!loop) return;
+    pyper_run *run = loop->run;
+    run->done.waker = NULL;
+    run->queues[run->count].items.waker = NULL;
+    for (size_t i = 0; i < loop->count; i++) {
+        loop->crews[i].stage->input->items.waker = NULL;
+        loop->crews[i].stage->output->places.waker = NULL;
+        pyper__free(loop->crews[i].slots);
+    }
+    pyper__free(loop->crews);
+    pyper__waker_fini(&loop->waker);
+    pyper__free(loop);
+}
+
+void pyper__slot_enlist(pyper_worker *worker) {
+    worker->slot->crew->count++;
+}

@@ -1,0 +1,1070 @@
+/* Asynchronous tasks: operations that are completed later, elsewhere.  Black-box: pyper.h only. */
+#include "../kit.h"
+
+#include <poll.h>
+
+/* --------------------------------------------------------------- Where operations are completed */
+
+/* An operation under way: what a network or a timer would have. */
+typedef struct operation {
+    struct operation *next;
+    pyper_worker *worker;
+    void *item;
+} operation;
+
+/* Some threads of the test that complete operations in the order of their arrival: but only as long
+ * as at least `hold` are there (or `let` is set), so that a test can insist on how many are under
+ * way at once. */
+typedef struct elsewhere {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    operation *first, **last;
+    long count, most, hold, completed, cancelled;
+    bool let, stop, lifo;
+    void (*complete)(operation *op);
+    thread threads[4];
+    int thread_count;
+} elsewhere;
+
+static void elsewhere_lock(elsewhere *e) {
+    bool mine = kit_detach();
+    pthread_mutex_lock(&e->lock);
+    pthread_mutex_unlock(&e->lock);
+    kit_attach(mine);
+    pthread_mutex_lock(&e->lock);
+}
+
+/* Each with its item plus one. */
+static void complete_one(operation *op) {
+    pyper_emit(op->worker, PTR(INT(op->item) + 1));
+    pyper_done(op->worker, 0);
+}
+
+static operation *elsewhere_take(elsewhere *e) {
+    bool mine = kit_detach();
+    pthread_mutex_lock(&e->lock);
+    while (!e->stop && (!e->first || (!e->let && e->count < e->hold)))
+        pthread_cond_wait(&e->changed, &e->lock);
+    operation *op = e->first;
+    if (op) {
+        e->first = op->next;
+        if (!e->first) e->last = &e->first;
+        e->count--;
+        e->completed++;
+    }
+    pthread_mutex_unlock(&e->lock);
+    kit_attach(mine);
+    return op;
+}
+
+static void elsewhere_work(void *arg) {
+    elsewhere *e = arg;
+    for (operation *op; (op = elsewhere_take(e));) {
+        e->complete(op);
+        free(op);
+    }
+}
+
+static void elsewhere_begin(elsewhere *e, int threads, void (*complete)(operation *op)) {
+    *e = (elsewhere){.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    e->last = &e->first;
+    e->let = true;
+    e->complete = complete ? complete : complete_one;
+    e->thread_count = threads;
+    for (int i = 0; i < threads; i++) thread_start(&e->threads[i], elsewhere_work, e);
+}
+
+static void elsewhere_end(elsewhere *e) {
+    elsewhere_lock(e);
+    e->stop = true;
+    pthread_cond_broadcast(&e->changed);
+    pthread_mutex_unlock(&e->lock);
+    for (int i = 0; i < e->thread_count; i++) thread_join(&e->threads[i]);
+    CHECK(e->first == NULL);
+}
+
+static void elsewhere_let(elsewhere *e) {
+    elsewhere_lock(e);
+    e->let = true;
+    pthread_cond_broadcast(&e->changed);
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* The function of a task: hand the operation over. */
+static int begin(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    elsewhere *e = bind;
+    operation *op = malloc(sizeof *op);
+    CHECK(op != NULL);
+    *op = (operation){.worker = w, .item = item};
+    *pyper_worker_state(w) = op;
+    elsewhere_lock(e);
+    if (e->lifo) {
+        op->next = e->first;
+        e->first = op;
+        if (!op->next) e->last = &op->next;
+    } else {
+        *e->last = op;
+        e->last = &op->next;
+    }
+    if (++e->count > e->most) e->most = e->count;
+    pthread_cond_broadcast(&e->changed);
+    pthread_mutex_unlock(&e->lock);
+    return PYPER_PENDING;
+}
+
+/* The cancel of a task: complete it here and now. */
+static void give_up(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    CHECK(pyper_cancelled(w));
+    elsewhere *e = bind;
+    elsewhere_lock(e);
+    operation **link = &e->first;
+    while (*link && *link != *pyper_worker_state(w)) link = &(*link)->next;
+    operation *op = *link;
+    if (op) {
+        *link = op->next;
+        if (!op->next) e->last = link;
+        e->count--;
+        e->cancelled++;
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (!op) return; /* it is being completed */
+    free(op);
+    pyper_done(w, PYPER_ECANCELED);
+}
+
+/* ------------------------------------------------------------------------------ At once */
+
+EACH_HOST(an_async_task_may_complete_at_once) {
+    for (int64_t workers = 1; workers <= 5; workers += 4) {
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(add_one, .async = true, .workers = workers));
+        pyper_run *run = START(p, PTR(2000));
+        for (long i = 0; i < 2000; i++) NEXT_IS(run, i + 1);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
+
+EACH_HOST(all_tasks_may_be_async) {
+    for (int64_t throttle = 0; throttle <= 2; throttle++) {
+        pyper_pipeline *p = pyper_pipe(pyper_task(add_one, .async = true),
+                                       pyper_task(add_one, .async = true, .workers = 3),
+                                       pyper_task(add_one, .async = true, .throttle = throttle));
+        pyper_run *run = START(p, PTR(1));
+        NEXT_IS(run, 4);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
+
+EACH_HOST(sync_and_async_tasks_mix_in_any_order) {
+    for (int mix = 0; mix < 16; mix++) {
+        for (int64_t throttle = 0; throttle <= 3; throttle += 3) {
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                           pyper_task(add_one, .async = mix & 1, .workers = 3, .throttle = throttle,
+                                      .ordered = true),
+                           pyper_task(add_one, .async = mix & 2, .throttle = throttle),
+                           pyper_task(add_one, .async = mix & 4, .workers = 2, .throttle = throttle,
+                                      .ordered = true),
+                           pyper_task(add_one, .async = mix & 8, .throttle = throttle));
+            pyper_run *run = START(p, PTR(300));
+            for (long i = 0; i < 300; i++) NEXT_IS(run, i + 4);
+            ENDS_WITH(run, 0);
+            close_both(run, p);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------- Elsewhere */
+
+EACH_HOST(operations_are_completed_from_other_threads) {
+    for (int threads = 1; threads <= 3; threads += 2) {
+        elsewhere e;
+        elsewhere_begin(&e, threads, NULL);
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(begin, .async = true, .workers = 20, .bind = &e));
+        long count, total, n = check_times(5000);
+        pyper_run *run = START(p, PTR(n));
+        CHECK_EQ(drain(run, &count, &total), 0);
+        CHECK_EQ(count, n);
+        CHECK_EQ(total, n * (n - 1) / 2 + n);
+        CHECK_LE(e.most, 20);
+        close_both(run, p);
+        elsewhere_end(&e);
+    }
+}
+
+EACH_HOST(as_many_operations_as_workers_are_under_way_at_once) {
+    elsewhere e;
+    elsewhere_begin(&e, 1, NULL);
+    e.let = false;
+    e.hold = 50;
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(begin, .async = true, .workers = 50, .bind = &e));
+    pyper_run *run = START(p, PTR(500));
+    for (long i = 0; i < 451; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+    }
+    CHECK_EQ(e.most, 50);
+    elsewhere_let(&e);
+    long count;
+    CHECK_EQ(drain(run, &count, NULL), 0);
+    CHECK_EQ(count, 49);
+    CHECK_EQ(e.most, 50);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+EACH_HOST(outputs_keep_the_order_of_the_inputs) {
+    for (int64_t throttle = 0; throttle <= 5; throttle += 5) {
+        elsewhere e;
+        elsewhere_begin(&e, 2, NULL);
+        e.lifo = true;
+        long n = check_times(4000);
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(begin, .async = true, .workers = 30, .ordered = true,
+                                  .throttle = throttle, .bind = &e));
+        pyper_run *run = START(p, PTR(n));
+        for (long i = 0; i < n; i++) NEXT_IS(run, i + 1);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+        elsewhere_end(&e);
+    }
+}
+
+/* The first operation is held back until nobody else can get on: all others are beyond the window. */
+static tally arrived = TALLY, first_may_go = TALLY;
+static void hold_the_first(operation *op) {
+    if (INT(op->item) == 0) gate_wait(&first_may_go);
+    complete_one(op);
+    tally_add(&arrived, 1);
+}
+
+EACH_HOST(nobody_gets_further_ahead_than_the_window) {
+    elsewhere e;
+    elsewhere_begin(&e, 2, hold_the_first);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 5, .ordered = true, .bind = &e));
+    pyper_run *run = START(p, PTR(3000));
+    void *out;
+    /* 1 to 1023 are done, and four workers have one each that is beyond. */
+    CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    while (tally_count(&arrived) < 1023 + 4)
+        CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    CHECK_EQ(tally_count(&arrived), 1023 + 4);
+    gate_open(&first_may_go);
+    for (long i = 0; i < 3000; i++) NEXT_IS(run, i + 1);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+/* Several outputs of one operation, from another thread. */
+static void complete_with_many(operation *op) {
+    long n = INT(op->item);
+    for (long i = 0; i < n; i++) pyper_emit(op->worker, PTR(i));
+    pyper_done(op->worker, 0);
+}
+
+EACH_HOST(a_branching_operation_emits_none_one_or_many) {
+    for (int64_t throttle = 0; throttle <= 2; throttle++) {
+        elsewhere e;
+        elsewhere_begin(&e, 2, complete_with_many);
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(begin, .async = true, .branch = true,
+                                                  .workers = 4, .throttle = throttle, .bind = &e),
+                                       pyper_task(add_one));
+        pyper_run *run = START(p, PTR(40));
+        long count, total;
+        CHECK_EQ(drain(run, &count, &total), 0);
+        CHECK_EQ(count, 40 * 39 / 2);
+        CHECK_EQ(total, 38 * 39 * 40 / 6 + count);
+        close_both(run, p);
+        elsewhere_end(&e);
+    }
+}
+
+/* --------------------------------------------------------------------------------- Throttle */
+
+static _Atomic long made, taken;
+
+/* A branching operation that obeys: after PYPER_KEPT it goes on when it is resumed. */
+static int make_more(pyper_worker *w, void *item, void *bind) {
+    (void)item;
+    long *next = *pyper_worker_state(w);
+    while (*next < INT(bind)) {
+        atomic_fetch_add(&made, 1);
+        int rc = pyper_emit(w, PTR((*next)++));
+        if (rc == PYPER_KEPT) return PYPER_PENDING;
+        if (rc < 0) break;
+    }
+    free(next);
+    return pyper_cancelled(w) ? PYPER_ECANCELED : 0;
+}
+
+static int make_until_full(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long *next = calloc(1, sizeof *next);
+    CHECK(next != NULL);
+    *pyper_worker_state(w) = next;
+    return make_more(w, item, bind);
+}
+
+EACH_HOST(the_throttle_is_exact_for_an_operation_that_obeys) {
+    for (int64_t throttle = 1; throttle <= 7; throttle += 3) {
+        atomic_store(&made, 0);
+        pyper_pipeline *p = pyper_task(make_until_full, .async = true, .branch = true,
+                                       .throttle = throttle, .resume = make_more, .bind = PTR(500));
+        pyper_run *run = START(p, NULL);
+        for (long i = 0; i < 500; i++) {
+            NEXT_IS(run, i);
+            CHECK_LE(atomic_load(&made), i + 1 + throttle + 1);
+        }
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
+
+static int count_made(pyper_worker *w, void *item, void *bind) {
+    atomic_fetch_add(&made, 1);
+    return begin(w, item, bind);
+}
+
+static int count_taken(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long started = atomic_fetch_add(&taken, 1) + 1;
+    CHECK_LE(atomic_load(&made), started + INT(bind));
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(the_throttle_is_exact_without_branch) {
+    for (int ordered = 0; ordered < 2; ordered++) {
+        for (int64_t throttle = 1; throttle <= 4; throttle += 3) {
+            elsewhere e;
+            elsewhere_begin(&e, 2, NULL);
+            atomic_store(&made, 0);
+            atomic_store(&taken, 0);
+            int64_t workers = 6;
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true),
+                           pyper_task(count_made, .async = true, .workers = workers,
+                                      .ordered = ordered, .throttle = throttle, .bind = &e),
+                           pyper_task(count_taken, .bind = PTR(throttle + workers), .throttle = 2));
+            pyper_run *run = START(p, PTR(500));
+            long count;
+            CHECK_EQ(drain(run, &count, NULL), 0);
+            CHECK_EQ(count, 500);
+            close_both(run, p);
+            elsewhere_end(&e);
+        }
+    }
+}
+
+EACH_HOST(a_paused_async_worker_resumes_when_items_are_taken) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .throttle = 3, .type = &item_type),
+                   pyper_task(pass, .async = true, .throttle = 2, .type = &item_type));
+    pyper_run *run = START(p, PTR(-1));
+    for (long i = 0; i < 1000; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+        CHECK_EQ(item_deliver(out), i);
+    }
+    close_both(run, p);
+}
+
+/* ------------------------------------------------------------------------------------- Join */
+
+typedef struct total {
+    long sum;
+} total;
+
+static int sum_up(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    CHECK(item == NULL);
+    total **state = (total **)pyper_worker_state(w);
+    if (!*state) CHECK(*state = calloc(1, sizeof **state));
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0;) (*state)->sum += INT(x);
+    if (rc == PYPER_EAGAIN) return PYPER_PENDING;
+    long sum_of = (*state)->sum;
+    free(*state);
+    return rc < 0 ? rc : pyper_emit(w, PTR(sum_of));
+}
+
+EACH_HOST(an_async_join_sums_its_inputs) {
+    for (int64_t workers = 1; workers <= 3; workers += 2) {
+        for (int64_t throttle = 0; throttle <= 2; throttle += 2) {
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                           pyper_task(sum_up, .async = true, .join = true, .workers = workers));
+            pyper_run *run = START(p, PTR(3000));
+            long count, sum_of;
+            CHECK_EQ(drain(run, &count, &sum_of), 0);
+            CHECK_EQ(count, workers);
+            CHECK_EQ(sum_of, 3000 * 2999 / 2);
+            close_both(run, p);
+        }
+    }
+}
+
+static int running_total(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0;) {
+        void **state = pyper_worker_state(w);
+        *state = PTR(INT(*state) + INT(x));
+        int emitted = pyper_emit(w, *state);
+        if (emitted < 0) return emitted;
+    }
+    return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+}
+
+EACH_HOST(an_async_join_may_branch) {
+    for (int64_t throttle = 0; throttle <= 2; throttle++) {
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                       pyper_task(running_total, .async = true, .join = true,
+                                                  .branch = true, .throttle = throttle));
+        pyper_run *run = START(p, PTR(500));
+        for (long i = 0, sum_of = 0; i < 500; i++) {
+            sum_of += i;
+            NEXT_IS(run, sum_of);
+        }
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
+
+static int ten_and_no_more(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long *count = (long *)pyper_worker_state(w);
+    int rc = 0;
+    for (void *x; *count < 10 && (rc = pyper_try_pull(w, &x)) > 0; ++*count) item_deliver(x);
+    if (rc < 0) return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+    return pyper_emit(w, PTR(*count));
+}
+
+EACH_HOST(an_async_join_that_leaves_early_ends_the_tasks_before) {
+    for (int64_t workers = 1; workers <= 3; workers++) {
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(make_items, .branch = true, .throttle = 3, .type = &item_type),
+            pyper_task(pass, .async = true, .workers = 2, .throttle = 3, .type = &item_type),
+            pyper_task(ten_and_no_more, .async = true, .join = true, .workers = workers));
+        pyper_run *run = START(p, PTR(-1));
+        for (long i = 0; i < workers; i++) NEXT_IS(run, 10);
+        ENDS_WITH(run, 0);
+        CHECK_EQ(pyper_failed(run), 0);
+        close_both(run, p);
+    }
+}
+
+EACH_HOST(an_async_join_is_called_without_inputs_too) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(sum_up, .async = true, .join = true, .workers = 3));
+    pyper_run *run = START(p, PTR(0));
+    for (int i = 0; i < 3; i++) NEXT_IS(run, 0);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}
+
+/* ----------------------------------------------------------------------------------- Failing */
+
+static void complete_badly(operation *op) {
+    if (INT(op->item) == 7)
+        pyper_done(op->worker, pyper_fail(op->worker, 42, "no %d", 7));
+    else
+        complete_one(op);
+}
+
+EACH_HOST(an_operation_that_fails_elsewhere_fails_the_run) {
+    elsewhere e;
+    elsewhere_begin(&e, 2, complete_badly);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .name = "op"));
+    pyper_run *run = START(p, PTR(1000));
+    CHECK_EQ(drain(run, NULL, NULL), PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 42);
+    CHECK_HAS(pyper_error_message(run), "task 'op' (2 of 2): no 7");
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+static int minus_nine(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return -9;
+}
+
+static int nothing(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return 0;
+}
+
+static int twice(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_emit(w, item_new(1));
+    CHECK_EQ(pyper_emit(w, item_new(2)), PYPER_EINVAL);
+    return 0;
+}
+
+EACH_HOST(what_an_operation_must_not_do_fails_the_run) {
+    static const struct {
+        pyper_fn fn;
+        int code;
+        const char *message;
+    } cases[] = {{minus_nine, -9, "returned -9"},
+                 {nothing, PYPER_EINVAL, "without an output"},
+                 {twice, PYPER_EINVAL, "emitted twice"}};
+    for (int i = 0; i < 3; i++) {
+        pyper_pipeline *p = pyper_task(cases[i].fn, .async = true, .type = &item_type);
+        pyper_run *run = START(p, NULL);
+        void *out;
+        int rc;
+        while ((rc = pyper_next(run, &out)) > 0) item_deliver(out);
+        CHECK_EQ(rc, PYPER_EFAILED);
+        CHECK_EQ(pyper_error_code(run), cases[i].code);
+        CHECK_HAS(pyper_error_message(run), cases[i].message);
+        close_both(run, p);
+    }
+}
+
+EACH_HOST(a_failing_thread_cancels_the_operations_under_way) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 5, .bind = &e, .cancel = give_up));
+    pyper_run *run = START(p, PTR(5));
+    void *out;
+    CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    while (e.count < 5)
+        CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    CHECK_EQ(pyper_close(run), 0);
+    CHECK_EQ(e.cancelled, 5);
+    pyper_unref(p);
+    elsewhere_end(&e);
+}
+
+/* ----------------------------------------------------------------------------------- Leaving */
+
+static void complete_with_item(operation *op) {
+    pyper_emit(op->worker, op->item);
+    pyper_done(op->worker, 0);
+}
+
+EACH_HOST(an_endless_async_run_can_be_closed) {
+    for (int i = 0; i < 20; i++) {
+        elsewhere e;
+        elsewhere_begin(&e, 2, complete_with_item);
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(make_items, .branch = true, .throttle = 1 + i % 3, .type = &item_type),
+            pyper_task(begin, .async = true, .workers = 1 + i % 4, .ordered = i % 2,
+                       .throttle = 1 + i % 3, .type = &item_type, .bind = &e),
+            pyper_task(pass, .throttle = 1, .type = &item_type));
+        pyper_run *run = START(p, PTR(-1));
+        for (int k = 0; k < i; k++) {
+            void *out;
+            CHECK_EQ(pyper_next(run, &out), 1);
+            item_deliver(out);
+        }
+        close_both(run, p);
+        elsewhere_end(&e);
+    }
+}
+
+/* Without a cancel the run waits until the operations are done, and takes nothing from them. */
+EACH_HOST(closing_waits_for_the_operations_under_way) {
+    elsewhere e;
+    elsewhere_begin(&e, 1, complete_with_item);
+    e.let = false;
+    e.hold = 3;
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                   pyper_task(begin, .async = true, .workers = 3, .type = &item_type, .bind = &e));
+    pyper_run *run = START(p, PTR(2));
+    void *out;
+    while (e.count < 2)
+        CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    pyper_cancel(run);
+    CHECK_EQ(pyper_wait_until(run, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    elsewhere_let(&e);
+    CHECK_EQ(pyper_close(run), 0);
+    CHECK_EQ(e.completed, 2);
+    pyper_unref(p);
+    elsewhere_end(&e);
+}
+
+/* Nobody holds the run: the last operation frees it (kit_settled checks that). */
+EACH_HOST(an_abandoned_run_is_freed_by_its_last_operation) {
+    for (int i = 0; i < 10; i++) {
+        elsewhere e;
+        elsewhere_begin(&e, 1 + i % 3, complete_with_item);
+        e.let = false;
+        e.hold = 100;
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(make_items, .branch = true, .throttle = 5, .type = &item_type),
+            pyper_task(begin, .async = true, .workers = 4, .type = &item_type, .bind = &e));
+        pyper_run *run = START(p, PTR(-1));
+        void *out;
+        while (e.count < 4)
+            CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+        pyper_run_unref(run);
+        pyper_unref(p);
+        elsewhere_let(&e);
+        elsewhere_end(&e);
+        CHECK_EQ(e.completed, 4);
+    }
+}
+
+EACH_HOST(a_run_that_was_never_driven_can_be_dropped) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                                   pyper_task(pass, .async = true, .type = &item_type));
+    pyper_run_unref(START(p, PTR(10)));
+    pyper_unref(p);
+}
+
+static int ask_own_run(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    void *out;
+    CHECK_EQ(pyper_next(pyper_worker_run(w), &out), PYPER_EDEADLK);
+    CHECK_EQ(pyper_wait_until(pyper_worker_run(w), PYPER_FOREVER), PYPER_EDEADLK);
+    CHECK_EQ(pyper_pull(w, &out), PYPER_EINVAL);
+    CHECK_EQ(pyper_try_pull(w, &out), PYPER_EINVAL);
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(an_async_function_cannot_wait_for_its_own_run) {
+    pyper_pipeline *p = pyper_task(ask_own_run, .async = true);
+    pyper_run *run = START(p, PTR(3));
+    NEXT_IS(run, 3);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}
+
+/* --------------------------------------------------------------------------- Several callers */
+
+static _Atomic long several_sum, several_count;
+static void take_all(void *run) {
+    long count, sum_of;
+    CHECK_EQ(drain(run, &count, &sum_of), 0);
+    atomic_fetch_add(&several_count, count);
+    atomic_fetch_add(&several_sum, sum_of);
+}
+
+EACH_HOST(several_threads_may_take_the_outputs) {
+    elsewhere e;
+    elsewhere_begin(&e, 2, NULL);
+    long n = check_times(10000);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 8, .throttle = 4, .bind = &e));
+    pyper_run *run = START(p, PTR(n));
+    thread threads[3];
+    for (int i = 0; i < 3; i++) thread_start(&threads[i], take_all, run);
+    for (int i = 0; i < 3; i++) thread_join(&threads[i]);
+    CHECK_EQ(atomic_load(&several_count), n);
+    CHECK_EQ(atomic_load(&several_sum), n * (n - 1) / 2 + n);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+/* ------------------------------------------------------------------ An event loop of the user's */
+
+static bool readable(int fd, int timeout_ms) {
+    struct pollfd watched = {.fd = fd, .events = POLLIN};
+    bool mine = kit_detach();
+    int count = poll(&watched, 1, timeout_ms);
+    kit_attach(mine);
+    CHECK(count >= 0);
+    return count == 1;
+}
+
+/* The whole loop of a program: wait, drive, take what is there. */
+static int loop_take(pyper_run *run, void **ret_item) {
+    for (;;) {
+        int rc = pyper_try_next(run, ret_item);
+        if (rc != PYPER_EAGAIN) return rc;
+        CHECK(readable(pyper_fd(run), -1));
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+}
+
+EACH_HOST(a_run_can_be_driven_by_poll) {
+    for (int64_t throttle = 0; throttle <= 3; throttle += 3) {
+        elsewhere e;
+        elsewhere_begin(&e, 2, NULL);
+        long n = check_times(3000);
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                       pyper_task(begin, .async = true, .workers = 10, .ordered = true, .bind = &e),
+                       pyper_task(add_one, .throttle = throttle),
+                       pyper_task(add_one, .async = true, .throttle = throttle));
+        pyper_run *run = START(p, PTR(n), .loop = true);
+        CHECK_GE(pyper_fd(run), 0);
+        void *out;
+        for (long i = 0; i < n; i++) {
+            CHECK_EQ(loop_take(run, &out), 1);
+            CHECK_EQ(INT(out), i + 3);
+        }
+        CHECK_EQ(loop_take(run, &out), 0);
+        CHECK_EQ(pyper_try_next(run, &out), 0);
+        close_both(run, p);
+        elsewhere_end(&e);
+    }
+}
+
+EACH_HOST(a_run_without_async_tasks_can_be_driven_by_poll) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2),
+                                   pyper_task(add_one, .throttle = 2));
+    pyper_run *run = START(p, PTR(1000), .loop = true);
+    void *out;
+    for (long i = 0; i < 1000; i++) {
+        CHECK_EQ(loop_take(run, &out), 1);
+        CHECK_EQ(INT(out), i + 1);
+    }
+    CHECK_EQ(loop_take(run, &out), 0);
+    close_both(run, p);
+}
+
+EACH_HOST(the_descriptor_is_silent_while_there_is_nothing_to_do) {
+    elsewhere e;
+    elsewhere_begin(&e, 1, NULL);
+    e.let = false;
+    e.hold = 100;
+    pyper_pipeline *p = pyper_task(begin, .async = true, .bind = &e);
+    pyper_run *run = START(p, PTR(1), .loop = true);
+    void *out;
+    CHECK_EQ(pyper_drive(run), 0);
+    CHECK_EQ(pyper_try_next(run, &out), PYPER_EAGAIN);
+    CHECK_EQ(pyper_drive(run), 0);
+    CHECK_EQ(pyper_drive(run), 0);
+    CHECK(!readable(pyper_fd(run), 0));
+    elsewhere_let(&e);
+    CHECK(readable(pyper_fd(run), -1));
+    CHECK_EQ(loop_take(run, &out), 1);
+    CHECK_EQ(INT(out), 2);
+    CHECK_EQ(loop_take(run, &out), 0);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+/* An operation completed by the loop's own thread, between two calls of pyper_drive(). */
+EACH_HOST(operations_may_be_completed_by_the_driver) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(begin, .async = true, .workers = 3, .throttle = 2, .bind = &e));
+    pyper_run *run = START(p, PTR(100), .loop = true);
+    long count = 0, sum_of = 0;
+    for (;;) {
+        void *out;
+        int rc = pyper_try_next(run, &out);
+        if (rc == 0) break;
+        if (rc == 1) {
+            count++;
+            sum_of += INT(out);
+            continue;
+        }
+        CHECK_EQ(rc, PYPER_EAGAIN);
+        CHECK_LE(e.count, 3);
+        if (e.count > 0) {
+            operation *op = elsewhere_take(&e);
+            complete_one(op);
+            free(op);
+        } else {
+            CHECK(readable(pyper_fd(run), -1));
+        }
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+    CHECK_EQ(count, 100);
+    CHECK_EQ(sum_of, 100 * 99 / 2 + 100);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+EACH_HOST(a_cancelled_run_says_so_to_the_loop) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 2),
+                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .cancel = give_up));
+    pyper_run *run = START(p, NULL, .loop = true);
+    void *out;
+    while (e.count < 3) {
+        CHECK(readable(pyper_fd(run), -1));
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+    CHECK_EQ(pyper_try_next(run, &out), PYPER_EAGAIN);
+    pyper_cancel(run);
+    CHECK_EQ(loop_take(run, &out), PYPER_ECANCELED);
+    CHECK_EQ(pyper_close(run), 0);
+    CHECK_EQ(e.cancelled, 3);
+    pyper_unref(p);
+    elsewhere_end(&e);
+}
+
+EACH_HOST(who_may_not_drive_is_told) {
+    void *out;
+    CHECK_EQ(pyper_fd(NULL), PYPER_EINVAL);
+    CHECK_EQ(pyper_drive(NULL), PYPER_EINVAL);
+    CHECK_EQ(pyper_try_next(NULL, &out), PYPER_EINVAL);
+    pyper_pipeline *p = pyper_task(add_one, .async = true);
+    pyper_run *run = START(p, PTR(1));
+    CHECK_EQ(pyper_fd(run), PYPER_EINVAL);
+    CHECK_EQ(pyper_drive(run), PYPER_EINVAL);
+    CHECK_EQ(pyper_try_next(run, &out), PYPER_EINVAL);
+    NEXT_IS(run, 2);
+    close_both(run, p);
+    pyper_pipeline *bad = pyper_task(NULL, .async = true);
+    run = START(bad, NULL, .loop = true);
+    CHECK_EQ(pyper_try_next(run, &out), PYPER_EINVAL);
+    close_both(run, bad);
+}
+
+/* ------------------------------------------------------------------------------ Host's slots */
+
+/* A host whose slots are little state machines on a loop of its own: a list of those that are ready,
+ * run one after the other; each takes what it can get and emits it. */
+typedef struct co {
+    struct co *next;
+    pyper_worker *worker;
+    void *item;
+    bool has_item, cancelled, ready;
+} co;
+
+typedef struct co_host {
+    kit_host kit; /* first: the kit's callbacks take it for theirs */
+    co *ready, **last;
+    long started, left, resumed, cancelled;
+    bool caller;
+} co_host;
+
+static void co_ready(co_host *host, co *c) {
+    if (c->ready) return;
+    c->ready = true;
+    c->next = NULL;
+    *host->last = c;
+    host->last = &c->next;
+}
+
+static int co_start(void *host_data, pyper_worker *worker) {
+    co_host *host = host_data;
+    CHECK(kit_token_mine);
+    if (host->kit.fail_at == ++host->started) {
+        host->left++;
+        return -77;
+    }
+    co *c = calloc(1, sizeof *c);
+    CHECK(c != NULL);
+    c->worker = worker;
+    *pyper_worker_state(worker) = c;
+    co_ready(host, c);
+    return 0;
+}
+
+static void co_resume(void *host_data, pyper_worker *worker) {
+    ((co_host *)host_data)->resumed++;
+    co_ready(host_data, *pyper_worker_state(worker));
+}
+
+static void co_cancel(void *host_data, pyper_worker *worker) {
+    co *c = *pyper_worker_state(worker);
+    CHECK(pyper_cancelled(worker));
+    CHECK(!c->cancelled);
+    c->cancelled = true;
+    ((co_host *)host_data)->cancelled++;
+    co_ready(host_data, c);
+}
+
+static void co_resume_caller(void *host_data) {
+    ((co_host *)host_data)->caller = true;
+}
+
+#define CO_HOST                                                                                    \
+    .start_slot = co_start, .resume_slot = co_resume, .cancel_slot = co_cancel,                    \
+    .resume_caller = co_resume_caller
+static const pyper_host co_host_plain = {
+    .size = sizeof(pyper_host), .release = kit_release, CO_HOST};
+static const pyper_host co_host_token = {KIT_HOST, .exclusive = true, CO_HOST};
+static const pyper_host co_host_free = {KIT_HOST, .exclusive = false, CO_HOST};
+static const pyper_host *const co_hosts[] = {&co_host_plain, &co_host_token, &co_host_free};
+
+/* Run a slot until it must wait or ends.  After each item it has it stops half of the time, as a
+ * coroutine that awaits something else does. */
+static void co_run(co_host *host, co *c) {
+    int rc;
+    c->ready = false;
+    for (int round = 0;; round++) {
+        if (c->has_item) {
+            rc = pyper_try_emit(c->worker, PTR(INT(c->item) + 1));
+            if (rc == PYPER_EAGAIN) return;
+            c->has_item = false;
+            if (rc < 0) break;
+        }
+        rc = pyper_try_pull(c->worker, &c->item);
+        if (rc == PYPER_EAGAIN) return;
+        if (rc <= 0) break;
+        c->has_item = true;
+        if (INT(c->item) % 2) {
+            co_ready(host, c);
+            return;
+        }
+    }
+    host->left++;
+    pyper_worker *worker = c->worker;
+    free(c);
+    pyper_slot_left(worker);
+}
+
+/* One turn of the host's loop; says whether it did anything. */
+static bool co_turn(co_host *host) {
+    co *list = host->ready;
+    host->ready = NULL;
+    host->last = &host->ready;
+    bool any = list != NULL;
+    while (list) {
+        co *c = list;
+        list = c->next;
+        co_run(host, c);
+    }
+    return any;
+}
+
+static int co_take(pyper_run *run, co_host *host, void **ret_item) {
+    for (;;) {
+        int rc = pyper_try_next(run, ret_item);
+        if (rc != PYPER_EAGAIN) return rc;
+        host->caller = false;
+        while (!host->caller) {
+            bool busy = co_turn(host);
+            if (readable(pyper_fd(run), busy || host->ready ? 0 : -1))
+                CHECK_EQ(pyper_drive(run), 0);
+        }
+    }
+}
+
+static int not_called(pyper_worker *w, void *item, void *bind) {
+    (void)w, (void)item, (void)bind;
+    CHECK_FAIL("a host's slot is not a C function");
+}
+
+static co_host *co_host_new(void) {
+    co_host *host = calloc(1, sizeof *host);
+    CHECK(host != NULL);
+    host->kit.next = atomic_load(&kit_hosts);
+    atomic_store(&kit_hosts, &host->kit);
+    host->last = &host->ready;
+    return host;
+}
+
+EACH_HOST(slots_of_a_host_do_the_work) {
+    for (int64_t throttle = 0; throttle <= 3; throttle += 3) {
+        for (int ordered = 0; ordered < 2; ordered++) {
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, .throttle = throttle),
+                           pyper_task(not_called, .async = true, .workers = 7, .throttle = throttle,
+                                      .ordered = ordered),
+                           pyper_task(add_one, .throttle = throttle),
+                           pyper_task(not_called, .async = true, .workers = 2, .throttle = throttle,
+                                      .ordered = ordered));
+            co_host *host = co_host_new();
+            pyper_run *run =
+                START(p, PTR(1000), .loop = true, .host = co_hosts[kit_variant], .host_data = host);
+            long sum_of = 0;
+            for (long i = 0; i < 1000; i++) {
+                void *out;
+                CHECK_EQ(co_take(run, host, &out), 1);
+                if (ordered) CHECK_EQ(INT(out), i + 3);
+                sum_of += INT(out);
+            }
+            CHECK_EQ(sum_of, 1000 * 999 / 2 + 3000);
+            void *out;
+            CHECK_EQ(co_take(run, host, &out), 0);
+            CHECK_LE(host->started, 9);
+            CHECK_EQ(host->left, host->started);
+            close_both(run, p);
+        }
+    }
+}
+
+EACH_HOST(a_slot_starts_only_when_there_is_work_for_it) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(not_called, .async = true, .workers = 1000, .ordered = true));
+    co_host *host = co_host_new();
+    pyper_run *run =
+        START(p, PTR(3), .loop = true, .host = co_hosts[kit_variant], .host_data = host);
+    for (long i = 0; i < 3; i++) {
+        void *out;
+        CHECK_EQ(co_take(run, host, &out), 1);
+        CHECK_EQ(INT(out), i + 1);
+    }
+    void *out;
+    CHECK_EQ(co_take(run, host, &out), 0);
+    CHECK_LE(host->started, 3);
+    close_both(run, p);
+}
+
+EACH_HOST(slots_of_a_cancelled_run_are_told_once) {
+    for (int64_t throttle = 0; throttle <= 2; throttle++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 3),
+                       pyper_task(not_called, .async = true, .workers = 5, .throttle = throttle));
+        co_host *host = co_host_new();
+        pyper_run *run =
+            START(p, NULL, .loop = true, .host = co_hosts[kit_variant], .host_data = host);
+        void *out;
+        for (long i = 0; i < 20; i++) CHECK_EQ(co_take(run, host, &out), 1);
+        pyper_cancel(run);
+        CHECK_EQ(co_take(run, host, &out), PYPER_ECANCELED);
+        while (host->left < host->started) {
+            bool busy = co_turn(host);
+            if (readable(pyper_fd(run), busy || host->ready ? 0 : -1))
+                CHECK_EQ(pyper_drive(run), 0);
+        }
+        close_both(run, p);
+    }
+}
+
+EACH_HOST(a_slot_that_cannot_be_started_fails_the_run) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(not_called, .async = true, .workers = 3, .name = "slots"));
+    co_host *host = co_host_new();
+    host->kit.fail_at = 2;
+    pyper_run *run =
+        START(p, PTR(1000), .loop = true, .host = co_hosts[kit_variant], .host_data = host);
+    void *out;
+    int rc;
+    while ((rc = co_take(run, host, &out)) > 0) continue;
+    CHECK_EQ(rc, -77);
+    CHECK_HAS(pyper_error_message(run), "'slots'");
+    close_both(run, p);
+}
+
+/* -------------------------------------------------------------------------------- Statistics */
+
+EACH_HOST(async_tasks_are_counted_like_others) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(add_one, .async = true, .workers = 3, .name = "a"));
+    pyper_run *run = START(p, PTR(100));
+    CHECK_EQ(drain(run, NULL, NULL), 0);
+    pyper_task_stats stats[2];
+    CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    CHECK_STR(stats[1].name, "a");
+    CHECK_EQ(stats[1].workers, 3);
+    CHECK_EQ(stats[1].alive, 0);
+    CHECK_EQ(stats[1].items_in, 100);
+    CHECK_EQ(stats[1].items_out, 100);
+    CHECK_EQ(stats[1].queued, 0);
+    CHECK_GE(stats[1].busy_ns, 0);
+    close_both(run, p);
+}

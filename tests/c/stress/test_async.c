@@ -1,0 +1,115 @@
+/* Random pipelines of threads and asynchronous tasks, with operations completed by several threads in
+ * random order; left at a random moment, or read to the end.  PYPER_TEST_SEED chooses the runs,
+ * PYPER_TEST_ROUNDS how many. */
+#include "../kit.h"
+
+#include <poll.h>
+
+/* Operations under way, taken out at random by the threads below. */
+static struct pool {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct operation {
+        pyper_worker *worker;
+        void *item;
+    } ops[256];
+    int count;
+    bool stop;
+    uint64_t seed;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static void pool_work(void *arg) {
+    (void)arg;
+    for (;;) {
+        bool mine = kit_detach();
+        pthread_mutex_lock(&pool.lock);
+        while (!pool.stop && pool.count == 0) pthread_cond_wait(&pool.changed, &pool.lock);
+        bool over = pool.count == 0;
+        struct operation op = {0};
+        if (!over) {
+            long i = random_below(&pool.seed, pool.count);
+            op = pool.ops[i];
+            pool.ops[i] = pool.ops[--pool.count];
+        }
+        pthread_mutex_unlock(&pool.lock);
+        kit_attach(mine);
+        if (over) return;
+        pyper_emit(op.worker, op.item);
+        pyper_done(op.worker, 0);
+    }
+}
+
+/* Some calls complete at once, some elsewhere. */
+static int later(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    if (item_value(item) % 5 == 0) return pyper_emit(w, item);
+    pthread_mutex_lock(&pool.lock);
+    CHECK(pool.count < 256);
+    pool.ops[pool.count++] = (struct operation){w, item};
+    pthread_cond_signal(&pool.changed);
+    pthread_mutex_unlock(&pool.lock);
+    return PYPER_PENDING;
+}
+
+static int take(pyper_run *run, bool loop, void **ret_item) {
+    if (!loop) return pyper_next(run, ret_item);
+    for (;;) {
+        int rc = pyper_try_next(run, ret_item);
+        if (rc != PYPER_EAGAIN) return rc;
+        struct pollfd watched = {.fd = pyper_fd(run), .events = POLLIN};
+        bool mine = kit_detach();
+        CHECK_EQ(poll(&watched, 1, -1), 1);
+        kit_attach(mine);
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+}
+
+static void one_run(uint64_t *seed) {
+    long items = random_below(seed, 400), count = 1 + random_below(seed, 5);
+    bool loop = random_below(seed, 2), ordered = random_below(seed, 2);
+    bool leave = random_below(seed, 3) == 0, drop = leave && random_below(seed, 2);
+    pyper_pipeline *p = pyper_task(make_items, .branch = true, .type = &item_type,
+                                   .throttle = leave + random_below(seed, 4));
+    for (long i = 0; i < count; i++) {
+        bool async = random_below(seed, 3) > 0;
+        int64_t throttle = leave + random_below(seed, 5), workers = 1 + random_below(seed, 6);
+        p = pyper_pipe(p, pyper_task(async ? later : pass, .async = async, .workers = workers,
+                                     .ordered = ordered, .throttle = throttle, .type = &item_type));
+    }
+    pyper_run *run = START(p, PTR(leave ? -1 : items), .loop = loop);
+    long sum_of = 0, taken = 0;
+    void *out;
+    int rc = 1;
+    while ((!leave || taken < items) && (rc = take(run, loop, &out)) > 0) {
+        long value = item_deliver(out);
+        if (ordered) CHECK_EQ(value, taken);
+        sum_of += value;
+        taken++;
+    }
+    if (!leave) {
+        CHECK_EQ(rc, 0);
+        CHECK_EQ(taken, items);
+        CHECK_EQ(sum_of, items * (items - 1) / 2);
+    }
+    if (drop)
+        pyper_run_unref(run);
+    else
+        CHECK_EQ(pyper_close(run), 0);
+    pyper_unref(p);
+}
+
+EACH_HOST(random_async_pipelines) {
+    uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
+    long rounds = check_environment("PYPER_TEST_ROUNDS", check_times(150));
+    pool.seed = seed;
+    thread threads[3];
+    for (int i = 0; i < 3; i++) thread_start(&threads[i], pool_work, NULL);
+    for (long i = 0; i < rounds; i++) {
+        one_run(&seed);
+    }
+    pthread_mutex_lock(&pool.lock);
+    pool.stop = true;
+    pthread_cond_broadcast(&pool.changed);
+    pthread_mutex_unlock(&pool.lock);
+    for (int i = 0; i < 3; i++) thread_join(&threads[i]);
+}

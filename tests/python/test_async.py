@@ -1,0 +1,958 @@
+"""Asynchronous tasks: what they mean, how they mix with threads, how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import gc
+import inspect
+import logging
+import pickle
+import sys
+import threading
+import time
+import types
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+import pyper
+from helpers import PATIENCE, Counted, none_alive
+from pyper import AsyncPipeline, Pipeline, task
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail a test that makes asyncio log anything, or Python report what nobody could raise."""
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with caplog.at_level(logging.WARNING, logger="asyncio"):
+        yield
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
+    assert unraisable == []
+
+
+def run(main: Awaitable[Any] | Callable[[], Awaitable[Any]], **options: Any) -> Any:
+    """asyncio.run() in debug mode, with a guard against hanging; nothing is left in the loop."""
+
+    async def guarded() -> Any:
+        async with asyncio.timeout(PATIENCE):
+            result = await (main() if callable(main) else main)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        while others:  # dropped outputs: their tasks end by themselves
+            await asyncio.wait(others, timeout=PATIENCE)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+        return result
+
+    return asyncio.run(guarded(), debug=options.get("debug", True))
+
+
+async def collect(outputs: AsyncIterator[Any]) -> list[Any]:
+    return [item async for item in outputs]
+
+
+async def ainc(x: int) -> int:
+    return x + 1
+
+
+async def ainc_later(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+async def arange(n: int) -> AsyncGenerator[int, None]:
+    for i in range(n):
+        yield i
+        if i % 7 == 0:
+            await asyncio.sleep(0)
+
+
+def numbers(n: int) -> Pipeline[..., int]:
+    return task(range, branch=True, bind=task.bind(n))
+
+
+# ------------------------------------------------------------------------------------- kinds
+
+
+class Called:
+    async def __call__(self, x: int) -> int:
+        return x + 1
+
+
+class CalledGenerator:
+    async def __call__(self, n: int) -> AsyncGenerator[int, None]:
+        for i in range(n):
+            yield i
+
+
+class Methods:
+    async def inc(self, x: int) -> int:
+        return x + 1
+
+
+async def three(x: int) -> list[int]:
+    await asyncio.sleep(0)
+    return [x, x, x]
+
+
+async def generator_of_three(x: int) -> AsyncIterator[int]:
+    return arange(3)
+
+
+@types.coroutine
+def old_style(x: int) -> Iterator[None]:
+    yield
+    return x + 1  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.parametrize(
+    "func", [ainc, ainc_later, Called(), Methods().inc, functools.partial(ainc)]
+)
+def test_an_async_callable_makes_an_async_task(func: Any, workers: int) -> None:
+    pipeline = task(range, branch=True) | task(func, workers=workers)
+    assert isinstance(pipeline, AsyncPipeline)
+    assert [one.is_async for one in pipeline.tasks] == [False, True]
+    assert sorted(run(collect(pipeline(200)))) == list(range(1, 201))
+
+
+@pytest.mark.parametrize("func", [arange, CalledGenerator(), three, generator_of_three])
+def test_branch_takes_asynchronous_and_awaited_iterables(func: Any) -> None:
+    pipeline = task(func, branch=True)
+    assert pipeline.tasks[0].is_async
+    assert run(collect(pipeline(3))) == ([3] * 3 if func is three else [0, 1, 2])
+
+
+def test_without_branch_an_async_generator_is_one_output() -> None:
+    [made] = run(collect(task(arange)(3)))
+    assert inspect.isasyncgen(made)
+    run(made.aclose())
+
+
+def test_what_an_async_function_awaits_may_be_any_awaitable() -> None:
+    async def waits(x: int) -> int:
+        future = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(future.set_result, x)
+        return await future + await asyncio.create_task(ainc(0)) + await old_style(-1)
+
+    pipeline = task(range, branch=True) | task(waits, workers=3, ordered=True)
+    assert run(collect(pipeline(10))) == list(range(1, 11))
+
+
+def test_a_task_is_its_own_asyncio_task() -> None:
+    seen = set()
+
+    async def who(x: int) -> str:
+        await asyncio.sleep(0)
+        current = asyncio.current_task()
+        assert current is not None
+        seen.add(current)
+        return current.get_name()
+
+    names = run(collect((task(range, branch=True) | task(who, workers=3))(50)))
+    assert set(names) <= {"who-0", "who-1", "who-2"}
+    assert len(seen) <= 3
+    assert set(run(collect(task(who)(1)))) == {"who"}
+
+
+@pytest.mark.parametrize("throttle", [0, 1, 3])
+def test_mixtures_in_any_order(throttle: int) -> None:
+    steps = [ainc, inc, ainc_later, inc]
+    for mix in range(16):
+        chain: Any = task(arange, branch=True, throttle=throttle)
+        for bit, step in enumerate(steps):
+            func = step if mix >> bit & 1 else {ainc: inc, ainc_later: inc, inc: ainc}[step]
+            chain |= task(func, workers=1 + bit, ordered=True, throttle=throttle)
+        assert run(collect(chain(100))) == list(range(4, 104))
+
+
+def test_sync_tasks_run_in_threads_and_do_not_block_the_loop() -> None:
+    loop_thread = threading.get_ident()
+    may_go = threading.Event()
+
+    def blocks(x: int) -> int:
+        assert threading.get_ident() != loop_thread
+        assert may_go.wait(PATIENCE)
+        return x
+
+    async def main() -> list[int]:
+        reading = asyncio.create_task(collect((task(ainc) | task(blocks) | task(ainc))(1)))
+        while not any(thread.name == "blocks" for thread in threading.enumerate()):
+            await asyncio.sleep(0)
+        may_go.set()
+        return await reading
+
+    assert run(main) == [3]
+
+
+def test_as_many_calls_as_workers_are_in_progress() -> None:
+    now = most = 0
+
+    async def main() -> list[int]:
+        everybody = asyncio.Event()
+
+        async def counted(x: int) -> int:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            if now == 50:
+                everybody.set()
+            await everybody.wait()
+            now -= 1
+            return x
+
+        return await collect((task(range, branch=True) | task(counted, workers=50))(200))
+
+    assert sorted(run(main)) == list(range(200))
+    assert most == 50
+
+
+def test_ordered_keeps_the_order_whatever_takes_how_long() -> None:
+    async def main() -> list[int]:
+        gates = {x: asyncio.Event() for x in range(20)}
+
+        async def after_the_next(x: int) -> int:
+            if x % 5 != 4:
+                await gates[x + 1].wait()
+            gates[x].set()
+            return x
+
+        pipeline = task(range, branch=True) | task(after_the_next, workers=5, ordered=True)
+        return await collect(pipeline(20))
+
+    assert run(main) == list(range(20))
+
+
+def test_throttle_is_exact() -> None:
+    made = taken = 0
+
+    async def produce(n: int) -> AsyncIterator[int]:
+        nonlocal made
+        for i in range(n):
+            made += 1
+            yield i
+
+    async def main() -> None:
+        nonlocal taken
+        async for _ in task(produce, branch=True, throttle=4)(1000):
+            taken += 1
+            assert made <= taken + 4 + 1
+            await asyncio.sleep(0)
+
+    run(main)
+    assert (made, taken) == (1000, 1000)
+
+
+def test_bind_adds_arguments() -> None:
+    async def times(x: int, factor: int) -> int:
+        return x * factor
+
+    pipeline = task(range, branch=True) | task(times, bind=task.bind(factor=10))
+    assert run(collect(pipeline(1, 4))) == [10, 20, 30]
+
+
+# -------------------------------------------------------------------------------------- join
+
+
+async def asum(data: AsyncIterator[int]) -> int:
+    return sum([x async for x in data])
+
+
+async def running(data: AsyncIterator[int]) -> AsyncIterator[int]:
+    total = 0
+    async for x in data:
+        total += x
+        yield total
+
+
+@pytest.mark.parametrize("throttle", [0, 2])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_async_join_reads_an_async_iterator(workers: int, throttle: int) -> None:
+    pipeline = task(range, branch=True, throttle=throttle) | task(asum, join=True, workers=workers)
+    sums = run(collect(pipeline(1000)))
+    assert len(sums) == workers
+    assert sum(sums) == sum(range(1000))
+
+
+def test_an_async_join_may_branch() -> None:
+    pipeline = task(arange, branch=True, throttle=2) | task(running, branch=True, join=True)
+    assert run(collect(pipeline(5))) == [0, 1, 3, 6, 10]
+
+
+def test_a_sync_join_between_async_tasks() -> None:
+    pipeline = task(arange, branch=True) | task(ainc) | task(sum, join=True) | task(ainc)
+    assert run(collect(pipeline(100))) == [sum(range(1, 101)) + 1]
+
+
+def test_a_join_is_called_without_inputs_too() -> None:
+    assert run(collect((numbers(0) | task(asum, join=True, workers=3))())) == [0, 0, 0]
+
+
+def test_a_join_that_has_enough_ends_the_tasks_before() -> None:
+    async def ten(data: AsyncIterator[int]) -> list[int]:
+        found = []
+        async for x in data:
+            found.append(x)
+            if len(found) == 10:
+                break
+        return found
+
+    async def endless() -> AsyncIterator[int]:
+        x = 0
+        while True:
+            yield x
+            x += 1
+
+    pipeline = task(endless, branch=True, throttle=3) | task(ainc) | task(ten, join=True)
+    assert run(collect(pipeline())) == [list(range(1, 11))]
+
+
+def test_the_inputs_end_with_the_call() -> None:
+    kept = []
+
+    async def keep(data: AsyncIterator[int]) -> int:
+        kept.append(data)
+        async for x in data:
+            return x
+        return -1
+
+    async def main() -> None:
+        assert await collect((numbers(3) | task(keep, join=True))()) == [0]
+        with pytest.raises(RuntimeError, match="'keep' that has ended"):
+            await anext(kept[0])
+        assert isinstance(kept[0], pyper.AsyncInputStream)
+
+    run(main)
+
+
+def test_a_join_learns_of_a_failure_by_cancellation() -> None:
+    seen = []
+
+    async def total(data: AsyncIterator[int]) -> int:
+        try:
+            return sum([x async for x in data])
+        except BaseException as exception:
+            seen.append(type(exception))
+            raise
+
+    def fails(x: int) -> int:
+        if x == 5:
+            raise ValueError(x)
+        return x
+
+    with pytest.raises(ValueError, match="5"):
+        run(collect((numbers(100) | task(fails) | task(total, join=True))()))
+    assert seen in ([asyncio.CancelledError], [])  # it may not even have begun to read
+
+
+# ------------------------------------------------------------------------------------ nesting
+
+
+def test_async_pipelines_are_tasks_of_pipelines() -> None:
+    inner = task(arange, branch=True) | task(ainc)
+    outer = task(range, branch=True) | task(inner, branch=True)
+    assert isinstance(outer, AsyncPipeline)
+    assert run(collect(outer(4))) == [1, 1, 2, 1, 2, 3]
+
+
+def test_sync_pipelines_are_tasks_of_async_ones() -> None:
+    inner = task(range, branch=True) | task(inc)
+    outer = task(arange, branch=True) | task(inner, branch=True) | task(ainc)
+    assert run(collect(outer(4))) == [2, 2, 3, 2, 3, 4]
+
+
+def test_consumers() -> None:
+    async def total(outputs: AsyncIterator[int]) -> int:
+        return sum([x async for x in outputs])
+
+    consumer = task(arange, branch=True) | task(ainc) > total
+    assert run(consumer(10)) == 55
+    assert run((task(arange, branch=True).consume(total))(3)) == 3
+    with pytest.raises(TypeError, match="async function"):
+        task(ainc) > sum  # type: ignore[operator]  # noqa: B015
+    with pytest.raises(TypeError, match="chained comparison"):
+        bool(consumer)
+
+
+def test_refusals() -> None:
+    for func in (ainc, arange, Called()):
+        with pytest.raises(ValueError, match="multiprocess"):
+            task(func, multiprocess=True)
+    with pytest.raises(RuntimeError, match="first of the pipeline"):
+        task(ainc, workers=2)(1)
+    with pytest.raises(RuntimeError, match="first of the pipeline"):
+        task(asum, join=True)()
+    with pytest.raises(TypeError, match="cannot pipe into"):
+        task(ainc) | ainc  # type: ignore[operator]
+
+
+def test_pickle() -> None:
+    pipeline = pickle.loads(pickle.dumps(task(arange, branch=True) | task(ainc, workers=2)))
+    assert isinstance(pipeline, AsyncPipeline)
+    assert sorted(run(collect(pipeline(3)))) == [1, 2, 3]
+
+
+# ----------------------------------------------------------------------------------- generator
+
+
+def test_the_outputs_are_an_asynchronous_generator() -> None:
+    async def main() -> None:
+        outputs = (numbers(10) | task(ainc))()
+        assert isinstance(outputs, AsyncGenerator)
+        assert isinstance(outputs, pyper.AsyncOutputs)
+        assert aiter(outputs) is outputs
+        assert await anext(outputs) == 1
+        assert await outputs.asend("ignored") == 2
+        with pytest.raises(KeyError):
+            await outputs.athrow(KeyError("mine"))
+        with pytest.raises(StopAsyncIteration):
+            await anext(outputs)
+        assert await anext(outputs, "default") == "default"
+        await outputs.aclose()
+
+    run(main)
+
+
+def test_nothing_starts_before_the_first_output_is_asked_for() -> None:
+    started = []
+
+    async def main() -> None:
+        outputs = task(started.append) | task(ainc)
+        awaitable = outputs(1).__anext__()
+        await asyncio.sleep(0)
+        assert started == []
+        awaitable.close()  # type: ignore[attr-defined]
+        closed = outputs(1)
+        await closed.aclose()
+        assert [x async for x in closed] == []
+        assert started == []
+
+    run(main)
+
+
+def test_awaitables_are_awaited_once() -> None:
+    async def main() -> None:
+        outputs = (numbers(3) | task(ainc))()
+        awaitable = outputs.__anext__()
+        assert await awaitable == 1
+        with pytest.raises(RuntimeError, match="already"):
+            await awaitable
+        await outputs.aclose()
+
+    run(main)
+
+
+def test_items_of_every_kind_pass() -> None:
+    things = [None, (1, 2), StopIteration(3), ValueError(), asyncio, StopAsyncIteration]
+
+    async def same(x: object) -> object:
+        return x
+
+    def produce() -> Iterable[object]:
+        return things
+
+    assert run(collect((task(produce, branch=True) | task(same))())) == things
+
+
+def test_several_readers_share_the_outputs() -> None:
+    async def main() -> None:
+        outputs = (numbers(500) | task(ainc_later, workers=3))()
+        parts = await asyncio.gather(*(collect(outputs) for _ in range(4)))
+        assert sorted(sum(parts, [])) == list(range(1, 501))
+
+    run(main)
+
+
+def test_stats() -> None:
+    async def main() -> None:
+        outputs = (numbers(10) | task(ainc, workers=2))()
+        assert await collect(outputs) == list(range(1, 11))
+        stats = outputs.stats()[1]
+        assert (stats.name, stats.workers, stats.alive) == ("ainc", 2, 0)
+        assert (stats.items_in, stats.items_out, stats.queued) == (10, 10, 0)
+
+    run(main)
+
+
+def test_context_variables_are_those_of_the_call() -> None:
+    variable = contextvars.ContextVar("variable", default="none")
+
+    async def read(_: int) -> str:
+        value = variable.get()
+        variable.set("changed by a worker")
+        return value
+
+    async def main() -> None:
+        variable.set("of the call")
+        outputs = (numbers(1) | task(read))()
+        variable.set("later")
+        assert await collect(outputs) == ["of the call"]
+        assert variable.get() == "later"
+
+    run(main)
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+class Boom(Exception):
+    pass
+
+
+def boom_at(n: int) -> Callable[[int], Awaitable[int]]:
+    async def boom(x: int) -> int:
+        await asyncio.sleep(0)
+        if x == n:
+            raise Boom(x)
+        return x
+
+    return boom
+
+
+def test_the_original_exception_is_raised_with_a_note() -> None:
+    with pytest.raises(Boom) as caught:
+        run(collect((numbers(100) | task(boom_at(7), workers=4) | task(inc))()))
+    assert caught.value.args == (7,)
+    assert caught.value.__notes__ == ["in task 'boom' (2 of 3)"]
+    frames = [entry.name for entry in caught.traceback]
+    assert "boom" in frames
+
+
+def test_a_failing_thread_cancels_the_async_workers() -> None:
+    cancelled = []
+
+    async def main() -> None:
+        waiting = asyncio.Event()
+        never = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        async def waits(x: int) -> int:
+            waiting.set()
+            try:
+                await never.wait()
+            except asyncio.CancelledError:
+                cancelled.append(x)
+                await asyncio.sleep(0)  # its clean-up is waited for
+                cancelled.append(-x)
+                raise
+            return x
+
+        def produce() -> Iterator[int]:
+            yield 1
+            asyncio.run_coroutine_threadsafe(waiting.wait(), loop).result(PATIENCE)
+            raise Boom
+
+        with pytest.raises(Boom):
+            await collect((task(produce, branch=True) | task(waits))())
+        assert cancelled == [1, -1]
+
+    run(main)
+
+
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, GeneratorExit])
+def test_what_would_end_a_loop_quietly_becomes_a_runtime_error(kind: type[BaseException]) -> None:
+    class Raises:
+        def __await__(self) -> Any:
+            raise kind("quiet")
+
+    class Makes:
+        async def __call__(self, x: int) -> int:
+            return 0
+
+    def returns(self: Makes, x: int) -> Any:
+        return Raises()
+
+    awaits = Makes()
+    pipeline = numbers(3) | task(awaits)
+    pytest.MonkeyPatch().setattr(Makes, "__call__", returns)
+    with pytest.raises(RuntimeError) as caught:
+        run(collect(pipeline()))
+    assert isinstance(caught.value.__cause__, (kind, RuntimeError))
+
+
+def test_a_cancelled_future_is_an_exception_like_any_other() -> None:
+    async def awaits_cancelled(x: int) -> int:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel("by its owner")
+        return await future
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await collect((numbers(3) | task(awaits_cancelled))())
+
+    run(main)
+
+
+def test_a_branch_that_returns_no_iterable() -> None:
+    with pytest.raises(TypeError, match="branch=True"):
+        run(collect(task(ainc, branch=True)(1)))
+
+
+def test_generators_are_closed_in_their_worker() -> None:
+    closed = []
+
+    async def produce() -> AsyncIterator[int]:
+        try:
+            for i in range(10**9):
+                yield i
+        finally:
+            await asyncio.sleep(0)
+            closed.append(asyncio.current_task().get_name())  # type: ignore[union-attr]
+
+    async def main() -> None:
+        async with (task(produce, branch=True, throttle=2) | task(ainc))() as outputs:
+            assert await anext(outputs) == 1
+        assert closed == ["produce"]
+
+    run(main)
+
+
+def test_a_failure_while_closing_is_told() -> None:
+    async def fails_on_close() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            raise Boom
+
+    async def main() -> None:
+        with pytest.raises(Boom):
+            async with (task(fails_on_close, branch=True, throttle=1) | task(ainc))() as outputs:
+                await anext(outputs)
+        outputs = (task(fails_on_close, branch=True, throttle=1) | task(ainc))()
+        await anext(outputs)
+        with pytest.raises(KeyError) as caught:
+            await outputs.athrow(KeyError)
+        assert any("Boom" in note for note in caught.value.__notes__)
+
+    run(main)
+
+
+# ------------------------------------------------------------------------------------- leaving
+
+
+async def endless() -> AsyncIterator[Counted]:
+    i = 0
+    while True:
+        yield Counted(i)
+        i += 1
+
+
+async def slow(x: Any) -> Any:
+    await asyncio.sleep(0.001)
+    return x
+
+
+def endless_chain(throttle: int) -> Any:
+    return (
+        task(endless, branch=True, throttle=throttle)
+        | task(slow, workers=5, throttle=throttle)
+        | task(slow)
+        | task(lambda x: x, workers=2, throttle=throttle)
+    )
+
+
+@pytest.mark.parametrize("throttle", [1, 3, 100])
+def test_break_leaves_nothing(throttle: int) -> None:
+    async def main() -> None:
+        async for item in endless_chain(throttle)():
+            assert item.value >= 0
+            break
+
+    run(main)
+    del main
+    assert none_alive()
+
+
+def test_a_loop_that_ends_right_after_a_break() -> None:
+    async def main() -> None:
+        async for _ in endless_chain(2)():
+            return
+
+    asyncio.run(main(), debug=True)
+    assert none_alive()
+
+
+def test_outputs_that_outlive_their_loop() -> None:
+    kept = []
+
+    async def main() -> None:
+        outputs = endless_chain(2)()
+        await anext(outputs)
+        kept.append(outputs)
+
+    asyncio.run(main(), debug=True)
+
+    async def another() -> None:
+        with pytest.raises(RuntimeError, match="belong to the event loop"):
+            await anext(kept[0])
+
+    asyncio.run(another())
+    kept.clear()
+    assert none_alive()
+
+
+def test_a_loop_that_is_closed_early() -> None:
+    loop = asyncio.new_event_loop()
+    outputs = endless_chain(2)()
+    loop.run_until_complete(anext(outputs))
+    loop.close()
+    del loop, outputs
+    assert none_alive()
+
+
+def test_a_loop_that_is_closed_before_the_outputs_are_dropped() -> None:
+    loop = asyncio.new_event_loop()
+    outputs = endless_chain(2)()
+    loop.run_until_complete(anext(outputs))
+    loop.close()
+    del loop
+    gc.collect()
+
+    async def close() -> None:
+        await outputs.aclose()
+
+    asyncio.run(close())
+    del outputs
+    assert none_alive()
+
+
+def test_cancelling_the_surrounding_task() -> None:
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def consume() -> None:
+            async with endless_chain(3)() as outputs:
+                async for _ in outputs:
+                    begun.set()
+
+        consumer = asyncio.create_task(consume())
+        await begun.wait()
+        consumer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main(), debug=True)
+    assert none_alive()
+
+
+def test_timeout() -> None:
+    async def never(x: int) -> int:
+        await asyncio.Event().wait()
+        return x
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                async for _ in (numbers(100) | task(never, workers=10))():
+                    pass
+
+    run(main)
+
+
+def test_a_timeout_around_one_output_loses_nothing() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def waits(x: int) -> int:
+            await gate.wait()
+            return x
+
+        async with (numbers(3) | task(waits))() as outputs:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(outputs), 0.001)
+            gate.set()
+            assert await collect(outputs) == [0, 1, 2]
+
+    run(main)
+
+
+def test_somebody_cancels_all_tasks() -> None:
+    async def main() -> None:
+        outputs = endless_chain(3)()
+        await anext(outputs)
+        for other in asyncio.all_tasks() - {asyncio.current_task()}:
+            other.cancel()
+        with pytest.raises(pyper.Cancelled):
+            while True:
+                await anext(outputs)
+        await outputs.aclose()
+
+    run(main)
+    assert none_alive()
+
+
+def test_dropping_in_another_thread() -> None:
+    async def main() -> None:
+        kept = [endless_chain(3)()]
+        await anext(kept[0])
+        await asyncio.to_thread(kept.clear)
+
+    run(main)
+    assert none_alive()
+
+
+def test_close_waits_for_threads_without_blocking_the_loop() -> None:
+    begun, may_go = threading.Event(), threading.Event()
+
+    def blocks(x: int) -> int:
+        begun.set()
+        may_go.wait(PATIENCE)
+        return x
+
+    async def main() -> None:
+        outputs = (task(arange, branch=True) | task(ainc) | task(blocks))(5)
+        reading = asyncio.create_task(anext(outputs))  # type: ignore[arg-type]
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(outputs.aclose())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        may_go.set()
+        await closing
+        with pytest.raises((pyper.Cancelled, StopAsyncIteration)):
+            await reading
+
+    run(main)
+
+
+# --------------------------------------------------------------------------------------- loops
+
+
+def test_several_runs_on_one_loop() -> None:
+    async def main() -> None:
+        pipeline = task(range, branch=True) | task(ainc_later, workers=3, ordered=True) | task(inc)
+        results = await asyncio.gather(*(collect(pipeline(n)) for n in range(20)))
+        assert results == [list(range(2, n + 2)) for n in range(20)]
+
+    run(main)
+
+
+def test_several_loops_in_several_threads() -> None:
+    pipeline = task(range, branch=True) | task(ainc_later, workers=3, ordered=True) | task(inc)
+    results: dict[int, list[int]] = {}
+
+    def work(n: int) -> None:
+        results[n] = asyncio.run(collect(pipeline(n)))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(100, 106)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert results == {n: list(range(2, n + 2)) for n in range(100, 106)}
+
+
+def test_runner() -> None:
+    with asyncio.Runner(debug=True) as runner:
+        outputs = (numbers(5) | task(ainc))()
+        assert runner.run(anext(outputs)) == 1  # type: ignore[arg-type]
+        assert runner.run(collect(outputs)) == [2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def uvloop() -> Any:
+    """The module uvloop, if it is installed, with what its first loop opens for good."""
+    module = pytest.importorskip("uvloop")
+    loop = module.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return module
+
+
+def test_uvloop(uvloop: Any) -> None:
+    loop = uvloop.new_event_loop()
+    try:
+        pipeline = task(range, branch=True) | task(ainc_later, workers=3, ordered=True) | task(inc)
+        assert loop.run_until_complete(collect(pipeline(500))) == list(range(2, 502))
+        outputs = pipeline(10**9)
+        assert loop.run_until_complete(anext(outputs)) == 2
+        loop.run_until_complete(outputs.aclose())
+    finally:
+        loop.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in Python 3.12")
+def test_eager_tasks() -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        pipeline = task(range, branch=True) | task(ainc, workers=3, ordered=True) | task(inc)
+        assert await collect(pipeline(500)) == list(range(2, 502))
+        assert await collect(task(ainc)(1)) == [2]
+        with pytest.raises(Boom):
+            await collect(task(boom_at(1))(1))
+        async for _ in endless_chain(2)():
+            break
+
+    run(main)
+    assert none_alive()
+
+
+def test_without_a_loop() -> None:
+    outputs = task(ainc)(1)
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        outputs.__anext__().send(None)  # type: ignore[attr-defined]
+
+
+def test_fast_items_give_the_loop_a_turn() -> None:
+    async def main() -> None:
+        turns = 0
+        stop = False
+
+        async def tick() -> None:
+            nonlocal turns
+            while not stop:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async def quick() -> AsyncIterator[int]:
+            until = time.monotonic() + 0.2
+            while time.monotonic() < until:
+                yield 1
+
+        ticker = asyncio.create_task(tick())
+        async for _ in (task(quick, branch=True) | task(ainc) | task(asum, join=True))():
+            pass
+        stop = True
+        await ticker
+        assert turns > 20
+
+    run(main, debug=False)
+
+
+def test_an_async_function_that_calls_back_into_threads() -> None:
+    async def through_a_thread(x: int) -> int:
+        return await asyncio.to_thread(inc, x)
+
+    pipeline = task(range, branch=True) | task(through_a_thread, workers=4, ordered=True)
+    assert run(collect(pipeline(50))) == list(range(1, 51))
+
+
+def test_ten_thousand_workers() -> None:
+    async def main() -> None:
+        everybody = asyncio.Event()
+        count = 0
+
+        async def waits(x: int) -> int:
+            nonlocal count
+            count += 1
+            if count == 10_000:
+                everybody.set()
+            await everybody.wait()
+            return x
+
+        outputs = (numbers(10_000) | task(waits, workers=10_000))()
+        assert sorted([x async for x in outputs]) == list(range(10_000))
+
+    run(main, debug=False)
