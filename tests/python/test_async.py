@@ -9,6 +9,7 @@ import gc
 import inspect
 import logging
 import pickle
+import re
 import sys
 import threading
 import time
@@ -31,7 +32,9 @@ def nothing_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPat
     with caplog.at_level(logging.WARNING, logger="asyncio"):
         yield
         gc.collect()
-    assert [record.getMessage() for record in caplog.records] == []
+    said = [record.getMessage() for record in caplog.records]
+    # In debug mode asyncio tells of each callback that took 100 ms: that is the machine's load.
+    assert [text for text in said if not re.match("Executing <.* took ", text)] == []
     assert unraisable == []
 
 
