@@ -30,8 +30,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < tasks - 2; i++)
         chain = chain & tbb::make_filter<std::intptr_t, std::intptr_t>(
                             middle, [](std::intptr_t x) { return x + 1; });
-    auto all = chain & tbb::make_filter<std::intptr_t, void>(
-                           serial, [&](std::intptr_t x) { sum += x; });
+    auto all =
+        chain & tbb::make_filter<std::intptr_t, void>(serial, [&](std::intptr_t x) { sum += x; });
 
     auto started = std::chrono::steady_clock::now();
     std::clock_t cpu = std::clock();

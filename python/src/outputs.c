@@ -15,7 +15,8 @@
  *   starting           held while phase goes from FRESH to RUNNING or OVER; the only lock of the
  *                      extension that is held while Python code runs (Thread.start()).  `starter` is
  *                      the thread that holds it, so that a signal handler in it does not wait for
- *                      itself.
+ *                      itself.  `process` tells whether that was in this process: written by its
+ *                      holder, and read after it was found taken.
  *   arguments, context written by the holder of `starting` only.
  *   cancel_requested   atomic, only false -> true; set before phase is read, and read after phase
  *                      is set, so that a cancel during the start is not lost.
@@ -160,12 +161,22 @@ int outputs_start_run(outputs *self) {
     return 0;
 }
 
-/* Wait for `starting`.  Returns false in the thread that holds it: in a signal handler, say. */
+/* Does the run belong to the parent of this forked process? */
+static bool inherited(const outputs *self) {
+    return atomic_load(&self->process) != state_of(self)->generation;
+}
+
+/* Wait for `starting`.  Returns false where it will never be had: in a signal handler of the thread
+ * that holds it, and in a forked child if another thread of the parent held it. */
 static bool take_starting(outputs *self) {
-    if (PyThread_acquire_lock(self->starting, NOWAIT_LOCK)) return true;
-    if (atomic_load(&self->starter) == PyThread_get_thread_ident()) return false;
-    Py_BEGIN_ALLOW_THREADS PyThread_acquire_lock(self->starting, WAIT_LOCK);
-    Py_END_ALLOW_THREADS return true;
+    if (!PyThread_acquire_lock(self->starting, NOWAIT_LOCK)) {
+        if (inherited(self) || atomic_load(&self->starter) == PyThread_get_thread_ident())
+            return false;
+        Py_BEGIN_ALLOW_THREADS PyThread_acquire_lock(self->starting, WAIT_LOCK);
+        Py_END_ALLOW_THREADS
+    }
+    atomic_store(&self->process, state_of(self)->generation);
+    return true;
 }
 
 PyObject *outputs_raise_cancelled(outputs *self, const char *why) {
@@ -174,7 +185,6 @@ PyObject *outputs_raise_cancelled(outputs *self, const char *why) {
     return NULL;
 }
 
-void outputs_stop(outputs *self) {
     pyper_cancel(self->run);
     nested_cancel(self->python);
 }
@@ -188,9 +198,12 @@ void outputs_cancel(PyObject *op) {
 /* The first output is asked for.  Returns the phase after that, or -1 with an exception. */
 static int start(outputs *self) {
     if (!take_starting(self)) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "these outputs are being started by this very thread: a signal handler or "
-                        "trace function cannot ask for one meanwhile");
+        if (inherited(self))
+            raise_inherited();
+        else
+            PyErr_SetString(PyExc_RuntimeError,
+                            "these outputs are being started by this very thread: a signal handler "
+                            "or trace function cannot ask for one meanwhile");
         return -1;
     }
     int rc = 0;
@@ -272,9 +285,7 @@ PyObject *outputs_none(outputs *self, int rc) {
     case PYPER_EDEADLK:
         return raise_deadlock("asks for an output");
     case PYPER_EFORKED:
-        PyErr_SetString(PyExc_RuntimeError, "these outputs belong to the parent of this forked "
-                                            "process; call the pipeline again in this one");
-        return NULL;
+        return raise_inherited();
     default:
         atomic_store(&self->phase, OVER);
         outputs_no_longer_live(self);

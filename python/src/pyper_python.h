@@ -168,6 +168,7 @@ struct outputs {
     python_run *python; /* a reference: there may be no run to hold one */
     PyThread_type_lock starting;
     atomic_ulong starter;
+    _Atomic uint64_t process; /* module_state.generation of whoever took `starting` last */
     atomic_int phase;
     atomic_bool cancel_requested;
     outputs *newer, *older;

@@ -578,6 +578,34 @@ def test_a_worker_may_fork() -> None:
     assert printed == ["in child 0 1", "child 0", "in child 1 1", "child 0", "[0, 1]"]
 
 
+def test_a_fork_while_another_thread_starts_a_run() -> None:
+    printed = forked("""
+        starting, go_on = threading.Event(), threading.Event()
+        start = threading.Thread.start
+        def slowly(self):
+            if self.name == "abs":
+                starting.set()
+                go_on.wait(20)
+            start(self)
+        threading.Thread.start = slowly
+        outputs = (counting | task(abs))()
+        asker = threading.Thread(target=lambda: print(next(outputs)))
+        asker.start()
+        starting.wait()
+        def work():
+            try:
+                next(outputs)
+            except RuntimeError as error:
+                print(str(error).split(";")[0])
+            outputs.close()
+        in_child(work)
+        go_on.set()
+        asker.join()
+        outputs.close()
+        """)
+    assert printed == ["these outputs belong to the parent of this forked process", "child 0", "0"]
+
+
 def test_a_fork_while_runs_go_on_in_other_threads() -> None:
     printed = forked("""
         stop = threading.Event()
