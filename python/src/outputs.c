@@ -185,6 +185,15 @@ PyObject *outputs_raise_cancelled(outputs *self, const char *why) {
     return NULL;
 }
 
+static PyObject *raise_inherited(void) {
+    PyErr_SetString(PyExc_RuntimeError,
+                    "these outputs belong to the parent of this forked process; "
+                    "call the pipeline again in this one");
+    return NULL;
+}
+
+void outputs_stop(outputs *self) {
+    if (inherited(self)) return;
     pyper_cancel(self->run);
     nested_cancel(self->python);
 }
