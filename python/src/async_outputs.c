@@ -56,6 +56,7 @@ static int check_loop(outputs *self, bool claim) {
 
 /* Start the run, in phase STARTING: 0, or -1 with an exception. */
 static int start(outputs *self) {
+    atomic_store(&self->process, self->plan->state->generation);
     if (outputs_start_run(self) < 0) {
         atomic_store(&self->phase, OVER);
         return -1;

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SLOW_CALLBACK = re.compile(r"Executing <.*> took [0-9.]+ seconds$")
 HANG_GUARD = 50  # seconds; nothing here should take more than a few, except on a loaded machine
 
 
@@ -46,5 +47,7 @@ def run_python(
 def printed_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Return what a program printed, after it has ended well and without complaint."""
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # In development mode asyncio tells of each callback that took 100 ms: that is the machine's load.
+    errors = [line for line in done.stderr.splitlines() if not SLOW_CALLBACK.match(line)]
+    assert errors == []
     return [line.rstrip() for line in done.stdout.splitlines()]

@@ -9,6 +9,7 @@ import gc
 import inspect
 import logging
 import pickle
+import re
 import sys
 import threading
 import time
@@ -33,7 +34,9 @@ def nothing_said(
     with caplog.at_level(logging.WARNING, logger="asyncio"):
         yield
         gc.collect()
-    assert [record.getMessage() for record in caplog.records] == []
+    said = [record.getMessage() for record in caplog.records]
+    # In debug mode asyncio tells of each callback that took 100 ms: that is the machine's load.
+    assert [text for text in said if not re.match("Executing <.* took ", text)] == []
     assert unraisable == []
 
 
