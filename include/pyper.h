@@ -300,7 +300,8 @@ typedef struct pyper_start_options {
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
     const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
     void *host_data;             /* handed to each callback of the host */
-    bool loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive(), pyper_try_next() */
+    bool
+        loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive(), pyper_try_next() */
 } pyper_start_options;
 
 /* Start a run: create its workers and let them go.

@@ -42,8 +42,7 @@ static int check_loop(outputs *self, bool claim) {
     if (!loop) return -1;
     int rc = 0;
     int phase = atomic_load(&self->phase);
-    if (claim && phase == FRESH &&
-        atomic_compare_exchange_strong(&self->phase, &phase, STARTING)) {
+    if (claim && phase == FRESH && atomic_compare_exchange_strong(&self->phase, &phase, STARTING)) {
         Py_XSETREF(self->loop, Py_NewRef(loop));
     } else if (phase >= RUNNING ? self->loop && self->loop != loop : phase == STARTING) {
         PyErr_SetString(PyExc_RuntimeError,
@@ -184,9 +183,9 @@ static PySendResult leave(awaitable *awaitable, PyObject **ret_value) {
     if (rc != PYGEN_RETURN) return rc;
     PyObject *exception = awaitable->exception;
     if (failure && exception && failure != exception)
-        failure_add_note(self->plan->state, exception,
-                         failure_text("while the outputs were closed, the run failed with",
-                                      failure));
+        failure_add_note(
+            self->plan->state, exception,
+            failure_text("while the outputs were closed, the run failed with", failure));
     if (!exception && failure) {
         PyErr_SetRaisedException(failure);
         return PYGEN_ERROR;
@@ -295,16 +294,11 @@ static PyMethodDef awaitable_methods[] = {
 PyDoc_STRVAR(awaitable_doc, "What asynchronous outputs and inputs hand out to be awaited.");
 
 static PyType_Slot awaitable_slots[] = {
-    {Py_tp_doc, (void *)awaitable_doc},
-    {Py_tp_dealloc, awaitable_dealloc},
-    {Py_tp_traverse, awaitable_traverse},
-    {Py_tp_clear, awaitable_clear},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, awaitable_next},
-    {Py_am_await, PyObject_SelfIter},
-    {Py_am_send, awaitable_am_send},
-    {Py_tp_methods, awaitable_methods},
-    {0, NULL},
+    {Py_tp_doc, (void *)awaitable_doc},   {Py_tp_dealloc, awaitable_dealloc},
+    {Py_tp_traverse, awaitable_traverse}, {Py_tp_clear, awaitable_clear},
+    {Py_tp_iter, PyObject_SelfIter},      {Py_tp_iternext, awaitable_next},
+    {Py_am_await, PyObject_SelfIter},     {Py_am_send, awaitable_am_send},
+    {Py_tp_methods, awaitable_methods},   {0, NULL},
 };
 
 PyType_Spec awaitable_spec = {

@@ -260,12 +260,9 @@ static void driver_dealloc(PyObject *op) {
 PyDoc_STRVAR(driver_doc, "What an event loop calls when a run has something to do.");
 
 static PyType_Slot driver_slots[] = {
-    {Py_tp_doc, (void *)driver_doc},
-    {Py_tp_dealloc, driver_dealloc},
-    {Py_tp_traverse, driver_traverse},
-    {Py_tp_clear, driver_clear},
-    {Py_tp_call, driver_call},
-    {0, NULL},
+    {Py_tp_doc, (void *)driver_doc},   {Py_tp_dealloc, driver_dealloc},
+    {Py_tp_traverse, driver_traverse}, {Py_tp_clear, driver_clear},
+    {Py_tp_call, driver_call},         {0, NULL},
 };
 
 PyType_Spec driver_spec = {

@@ -87,7 +87,8 @@ static int module_exec(PyObject *module) {
     if (!(state->name_remove_reader = PyUnicode_InternFromString("remove_reader"))) return -1;
     if (!(state->name_is_closed = PyUnicode_InternFromString("is_closed"))) return -1;
     if (!(state->name_blocking = PyUnicode_InternFromString("_asyncio_future_blocking"))) return -1;
-    if (!(state->name_log_destroy_pending = PyUnicode_InternFromString("_log_destroy_pending"))) return -1;
+    if (!(state->name_log_destroy_pending = PyUnicode_InternFromString("_log_destroy_pending")))
+        return -1;
     if (!(state->name_name = PyUnicode_InternFromString("name"))) return -1;
     if (!(state->name_context = PyUnicode_InternFromString("context"))) return -1;
     if (!(state->names_of_task = PyTuple_Pack(2, state->name_name, state->name_context))) return -1;

@@ -88,17 +88,17 @@ typedef struct module_state {
     PyTypeObject *driver_type;
     PyTypeObject *slot_type;
     PyTypeObject *async_stream_type;
-    PyObject *async_cancelled;   /* asyncio.CancelledError */
-    PyObject *get_running_loop;  /* asyncio.get_running_loop */
-    PyObject *async_generator;   /* collections.abc.AsyncGenerator */
+    PyObject *async_cancelled;  /* asyncio.CancelledError */
+    PyObject *get_running_loop; /* asyncio.get_running_loop */
+    PyObject *async_generator;  /* collections.abc.AsyncGenerator */
     PyObject *name_send, *name_throw, *name_aclose, *name_create_future, *name_create_task,
         *name_set_result, *name_done, *name_cancel, *name_add_reader, *name_remove_reader,
         *name_is_closed, *name_blocking, *name_log_destroy_pending, *name_name, *name_context;
     PyObject *names_of_task; /* ("name", "context"), for vectorcall */
-    PyObject *worker_thread;                                       /* pyper._threads.WorkerThread */
-    PyObject *task_stats;                                          /* pyper._types.TaskStats */
-    PyObject *cancelled;                                           /* pyper._types.Cancelled */
-    PyObject *generator;                                           /* collections.abc.Generator */
+    PyObject *worker_thread; /* pyper._threads.WorkerThread */
+    PyObject *task_stats;    /* pyper._types.TaskStats */
+    PyObject *cancelled;     /* pyper._types.Cancelled */
+    PyObject *generator;     /* collections.abc.Generator */
     PyObject *name_start, *name_join, *name_close, *name_add_note; /* interned */
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
@@ -335,12 +335,12 @@ typedef struct driver {
     PyObject_HEAD module_state *state;
     plan *plan; /* keeps the module's state alive */
     PyObject *loop;
-    pyper_run *run;      /* a handle of its own; NULL: it has done its work */
-    python_run *python;  /* borrowed from run */
-    int fd;              /* of the run */
-    struct slot *slots;  /* all that have not left; strong references */
-    PyObject *waiting;   /* a list of futures: who waits for an output, or for the end */
-    bool closing;        /* somebody waits for the end */
+    pyper_run *run;     /* a handle of its own; NULL: it has done its work */
+    python_run *python; /* borrowed from run */
+    int fd;             /* of the run */
+    struct slot *slots; /* all that have not left; strong references */
+    PyObject *waiting;  /* a list of futures: who waits for an output, or for the end */
+    bool closing;       /* somebody waits for the end */
     atomic_bool unwanted;
 } driver;
 
@@ -375,11 +375,11 @@ typedef struct slot {
     driver *driver;       /* a reference */
     pyper_worker *worker; /* NULL: it has left */
     struct slot *newer, *older;
-    PyObject *task;       /* of the loop */
-    PyObject *awaited;    /* the iterator of what the function awaits */
-    PyObject *iterator;   /* of a branch, synchronous or not */
-    PyObject *output;     /* that finds no room */
-    PyObject *waiter;     /* the future of whoever waits for the engine: it, or its stream */
+    PyObject *task;     /* of the loop */
+    PyObject *awaited;  /* the iterator of what the function awaits */
+    PyObject *iterator; /* of a branch, synchronous or not */
+    PyObject *output;   /* that finds no room */
+    PyObject *waiter;   /* the future of whoever waits for the engine: it, or its stream */
     struct async_stream *stream;
     struct turn turn;
     int state;

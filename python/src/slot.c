@@ -209,9 +209,8 @@ static int next_input(slot *self, PyObject **ret_value) {
             return PYGEN_RETURN;
         }
         self->stream = stream_make(self);
-        have_returned(self, self->stream
-                                ? PyObject_CallOneArg(step->func, (PyObject *)self->stream)
-                                : NULL);
+        have_returned(self, self->stream ? PyObject_CallOneArg(step->func, (PyObject *)self->stream)
+                                         : NULL);
         return PYGEN_RETURN;
     }
     void *item;
@@ -247,10 +246,10 @@ static int emit(slot *self, PyObject **ret_value) {
     else if (!self->iterator)
         call_over(self);
     else
-        self->state = Py_TYPE(self->iterator)->tp_as_async &&
-                              Py_TYPE(self->iterator)->tp_as_async->am_anext
-                          ? ANEXT
-                          : ITERATE;
+        self->state =
+            Py_TYPE(self->iterator)->tp_as_async && Py_TYPE(self->iterator)->tp_as_async->am_anext
+                ? ANEXT
+                : ITERATE;
     return PYGEN_RETURN;
 }
 

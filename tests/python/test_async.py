@@ -25,7 +25,9 @@ from pyper import AsyncPipeline, Pipeline, task
 
 
 @pytest.fixture(autouse=True)
-def nothing_said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Fail a test that makes asyncio log anything, or Python report what nobody could raise."""
     unraisable: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
@@ -379,7 +381,7 @@ def test_consumers() -> None:
     assert run(consumer(10)) == 55
     assert run((task(arange, branch=True).consume(total))(3)) == 3
     with pytest.raises(TypeError, match="async function"):
-        task(ainc) > sum  # type: ignore[operator]  # noqa: B015
+        task(ainc) > sum  # type: ignore[operator]
     with pytest.raises(TypeError, match="chained comparison"):
         bool(consumer)
 
@@ -468,7 +470,7 @@ def test_several_readers_share_the_outputs() -> None:
     async def main() -> None:
         outputs = (numbers(500) | task(ainc_later, workers=3))()
         parts = await asyncio.gather(*(collect(outputs) for _ in range(4)))
-        assert sorted(sum(parts, [])) == list(range(1, 501))
+        assert sorted(x for part in parts for x in part) == list(range(1, 501))
 
     run(main)
 
@@ -719,10 +721,10 @@ def test_a_loop_that_is_closed_before_the_outputs_are_dropped() -> None:
     del loop
     gc.collect()
 
-    async def close() -> None:
+    async def close(outputs: Any) -> None:
         await outputs.aclose()
 
-    asyncio.run(close())
+    asyncio.run(close(outputs))
     del outputs
     assert none_alive()
 
