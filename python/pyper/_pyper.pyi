@@ -119,14 +119,14 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
     """
 
     def __aiter__(self) -> AsyncOutputs[_T_co]: ...
-    def __anext__(self) -> Coroutine[Any, Any, _T_co]:  # type: ignore[override]
+    def __anext__(self) -> Coroutine[Any, Any, _T_co]:
         """The next output; one that is there is had without the event loop.
 
         Raises StopAsyncIteration at the end, whatever a task's function has raised (once), and
         pyper.Cancelled if the outputs are closed meanwhile.  To be cancelled loses no output.
         """
 
-    def asend(self, value: object, /) -> Coroutine[Any, Any, _T_co]:  # type: ignore[override]
+    def asend(self, value: object, /) -> Coroutine[Any, Any, _T_co]:
         """The next output; the value is ignored."""
 
     @overload
