@@ -119,11 +119,10 @@ static bool gate_is_open(const void *arg) {
     return atomic_load(&run->gate_open);
 }
 
-/* Only where a token is shared: a worker that starts working keeps it from those that would start
- * after it. */
+/* No worker begins before all are there: one that has begun would keep a shared token from those that
+ * start after it, or fill the memory meanwhile; and if one cannot be started, no function is called. */
 void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat) {
-    if (seat->shares_token)
-        pyper__await(seat, &run->gate, gate_is_open, run, PYPER_FOREVER, PYPER__OTHER, false);
+    pyper__await(seat, &run->gate, gate_is_open, run, PYPER_FOREVER, PYPER__OTHER, false);
 }
 
 static void open_gate(pyper_run *run) {
@@ -143,7 +142,9 @@ void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
                         pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) stop(run, stage->index, stage->index + 1);
-        pyper__edge_set_state(stage->output, PYPER__ENDED);
+        /* A stage that was told to stop has not ended its stream: whoever told it sees to that queue. */
+        if (!pyper__run_stopped(run, stage->index))
+            pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     one_less(run, 1);
 }

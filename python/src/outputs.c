@@ -137,6 +137,7 @@ static int gil_enabled(void) {
 }
 
 int outputs_start_run(outputs *self) {
+    atomic_store(&self->process, state_of(self)->generation);
     int exclusive = gil_enabled();
     if (exclusive < 0) return -1;
     self->python = python_run_new(self->plan, self->context);

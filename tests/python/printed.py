@@ -47,7 +47,7 @@ def run_python(
 def printed_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Return what a program printed, after it has ended well and without complaint."""
     assert done.returncode == 0, done.stderr
-    # In development mode asyncio tells of each callback that took 100 ms: the load of the machine.
+    # In development mode asyncio tells of callbacks that took 100 ms: that is the machine's load.
     errors = [line for line in done.stderr.splitlines() if not SLOW_CALLBACK.match(line)]
     assert errors == []
     return [line.rstrip() for line in done.stdout.splitlines()]

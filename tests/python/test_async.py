@@ -7,6 +7,7 @@ import contextvars
 import functools
 import gc
 import inspect
+import itertools
 import logging
 import pickle
 import re
@@ -470,7 +471,7 @@ def test_several_readers_share_the_outputs() -> None:
     async def main() -> None:
         outputs = (numbers(500) | task(ainc_later, workers=3))()
         parts = await asyncio.gather(*(collect(outputs) for _ in range(4)))
-        assert sorted(x for part in parts for x in part) == list(range(1, 501))
+        assert sorted(itertools.chain(*parts)) == list(range(1, 501))
 
     run(main)
 
@@ -721,7 +722,7 @@ def test_a_loop_that_is_closed_before_the_outputs_are_dropped() -> None:
     del loop
     gc.collect()
 
-    async def close(outputs: Any) -> None:
+    async def close(outputs: AsyncGenerator[Any, None]) -> None:
         await outputs.aclose()
 
     asyncio.run(close(outputs))
