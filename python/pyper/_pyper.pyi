@@ -1,7 +1,7 @@
 """The engine of pyper, for the package pyper; public types are `Outputs`, `AsyncOutputs` and the
 input streams."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from types import GenericAlias, TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 
@@ -119,24 +119,24 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
     """
 
     def __aiter__(self) -> AsyncOutputs[_T_co]: ...
-    def __anext__(self) -> Awaitable[_T_co]:  # type: ignore[override]
+    def __anext__(self) -> Coroutine[Any, Any, _T_co]:
         """The next output; one that is there is had without the event loop.
 
         Raises StopAsyncIteration at the end, whatever a task's function has raised (once), and
         pyper.Cancelled if the outputs are closed meanwhile.  To be cancelled loses no output.
         """
 
-    def asend(self, value: object, /) -> Awaitable[_T_co]:  # type: ignore[override]
+    def asend(self, value: object, /) -> Coroutine[Any, Any, _T_co]:
         """The next output; the value is ignored."""
 
-    @overload  # type: ignore[override]
+    @overload
     def athrow(
         self,
         kind: type[BaseException],
         value: object = None,
         traceback: TracebackType | None = None,
         /,
-    ) -> Awaitable[_T_co]:
+    ) -> Coroutine[Any, Any, _T_co]:
         """Cancel the run, wait until nothing of it is left, and raise the exception."""
 
     @overload
@@ -146,8 +146,8 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
         value: None = None,
         traceback: TracebackType | None = None,
         /,
-    ) -> Awaitable[_T_co]: ...
-    def aclose(self) -> Awaitable[None]:  # type: ignore[override]
+    ) -> Coroutine[Any, Any, _T_co]: ...
+    def aclose(self) -> Coroutine[Any, Any, None]:
         """Cancel the run and wait until nothing of it is left.
 
         Calls in progress are waited for.  Raises what the run has failed with, if nobody was told.
@@ -156,14 +156,14 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
     def stats(self) -> tuple[TaskStats, ...]:
         """The counters of every task at this moment; also before the run and after it."""
 
-    def __aenter__(self) -> Awaitable[AsyncOutputs[_T_co]]: ...
+    def __aenter__(self) -> Coroutine[Any, Any, AsyncOutputs[_T_co]]: ...
     def __aexit__(
         self,
         kind: type[BaseException] | None,
         value: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> Awaitable[Literal[False]]: ...
+    ) -> Coroutine[Any, Any, Literal[False]]: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
 @final
@@ -175,5 +175,5 @@ class AsyncInputStream(AsyncIterator[_T_co]):
     """
 
     def __aiter__(self) -> AsyncInputStream[_T_co]: ...
-    def __anext__(self) -> Awaitable[_T_co]: ...
+    def __anext__(self) -> Coroutine[Any, Any, _T_co]: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

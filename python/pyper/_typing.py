@@ -19,9 +19,7 @@ class PlainDecorator(Protocol):
     """`@task(...)`."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, func: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> AsyncPipeline[P, R]: ...
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncPipeline[P, R]: ...
     @overload
     def __call__(self, func: Callable[P, R], /) -> Pipeline[P, R]: ...
 
@@ -30,15 +28,13 @@ class BranchDecorator(Protocol):
     """`@task(branch=True, ...)`."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, func: Callable[P, AsyncIterable[R]], /
-    ) -> AsyncPipeline[P, R]: ...
+    def __call__(self, func: Callable[P, AsyncIterable[R]], /) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, func: Callable[P, Coroutine[Any, Any, AsyncIterable[R]]], /
     ) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, func: Callable[P, Coroutine[Any, Any, Iterable[R]]], /
     ) -> AsyncPipeline[P, R]: ...
     @overload
@@ -49,9 +45,7 @@ class BoundDecorator(Protocol):
     """`@task(bind=..., ...)`."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, func: Callable[..., Coroutine[Any, Any, R]], /
-    ) -> AsyncPipeline[..., R]: ...
+    def __call__(self, func: Callable[..., Coroutine[Any, Any, R]], /) -> AsyncPipeline[..., R]: ...
     @overload
     def __call__(self, func: Callable[..., R], /) -> Pipeline[..., R]: ...
 
@@ -60,15 +54,13 @@ class BoundBranchDecorator(Protocol):
     """`@task(branch=True, bind=..., ...)`."""
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, func: Callable[..., AsyncIterable[R]], /
-    ) -> AsyncPipeline[..., R]: ...
+    def __call__(self, func: Callable[..., AsyncIterable[R]], /) -> AsyncPipeline[..., R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, func: Callable[..., Coroutine[Any, Any, AsyncIterable[R]]], /
     ) -> AsyncPipeline[..., R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]
+    def __call__(
         self, func: Callable[..., Coroutine[Any, Any, Iterable[R]]], /
     ) -> AsyncPipeline[..., R]: ...
     @overload
@@ -99,7 +91,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> Pipeline[..., int]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[P, AsyncIterable[R]],
         /,
@@ -113,7 +105,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[P, Coroutine[Any, Any, AsyncIterable[R]]],
         /,
@@ -127,7 +119,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[P, Coroutine[Any, Any, Iterable[R]]],
         /,
@@ -141,7 +133,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[P, Coroutine[Any, Any, R]],
         /,
@@ -155,7 +147,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[P, R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[..., AsyncIterable[R]],
         /,
@@ -169,7 +161,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[..., R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[..., Coroutine[Any, Any, AsyncIterable[R]]],
         /,
@@ -183,7 +175,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[..., R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[..., Coroutine[Any, Any, Iterable[R]]],
         /,
@@ -197,7 +189,7 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[..., R]: ...
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # an async function says more
+    def __call__(
         self,
         func: Callable[..., Coroutine[Any, Any, R]],
         /,
