@@ -157,6 +157,50 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
     return rc;
 }
 
+static void retire(pyper__shm *shm, uint64_t keep) {
+    void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) return;
+    memcpy(copy, shm->base, keep);
+    /* In one step: who reads meanwhile sees the one or the other. */
+    if (mremap(copy, keep, keep, MREMAP_MAYMOVE | MREMAP_FIXED, shm->base) == MAP_FAILED) {
+        munmap(copy, keep);
+        return;
+    }
+    munmap(shm->base + keep, shm->size - keep);
+    close(shm->fd);
+    shm->fd = -1;
+    shm->size = keep;
+}
+
+/* If no block is kept any more, and nobody else is doing it. */
+static void retire_if_wanted(pyper__shm *shm) {
+    if (atomic_load(&shm->kept) != 0) return;
+    uint64_t keep = atomic_exchange(&shm->keep, 0);
+    if (keep) retire(shm, keep);
+}
+
+void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
+    atomic_store(&shm->keep, (keep + PAGE - 1) / PAGE * PAGE);
+    retire_if_wanted(shm);
+}
+
+void *pyper__shm_map_private(pyper__shm *shm, uint64_t offset, uint64_t size) {
+    if (offset % PAGE != 0) return NULL;
+    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, shm->fd,
+                        (off_t)offset);
+    if (mapped == MAP_FAILED) return NULL;
+    atomic_fetch_add(&shm->kept, 1);
+    return mapped;
+}
+
+void pyper__shm_give_back(pyper__shm *shm, uint64_t offset, uint64_t size, void *mapped,
+                          bool mine) {
+    munmap(mapped, size);
+    if (!mine) return;
+    pyper__shm_free(shm, offset, size);
+    if (atomic_fetch_sub(&shm->kept, 1) == 1) retire_if_wanted(shm);
+}
+
 pyper__shm *pyper__shm_ref(pyper__shm *shm) {
     atomic_fetch_add_explicit(&shm->refs, 1, memory_order_relaxed);
     return shm;
