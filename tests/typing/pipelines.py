@@ -117,7 +117,7 @@ parse | one  # type: ignore[operator]
 
 
 def of_lambdas() -> None:
-    # The result of this lambda is unknown to pyright, which then takes the first form of `task`, the
+    # pyright does not know what this lambda returns, and takes the first form of `task`, the
     # asynchronous one; mypy takes the synchronous one.
     list((one | task(lambda x: x + 1))("5"))  # pyright: ignore[reportArgumentType]
     list((task(lambda: [1], branch=True) | task(lambda x: [x], branch=True, workers=2))())
