@@ -42,14 +42,19 @@ def wait_1ms(x: int) -> int:
     return x
 
 
+def seconds_each(count: Callable[[], int], n: int) -> float:
+    """Seconds for each of the `n` outputs that `count` takes."""
+    started = time.perf_counter()
+    taken = count()
+    seconds = time.perf_counter() - started
+    if taken != n:
+        raise SystemExit(f"{taken} outputs instead of {n}")
+    return seconds / n
+
+
 def drain(pipeline, n: int) -> float:
     """Seconds for each of the `n` items of one call, all outputs taken."""
-    started = time.perf_counter()
-    count = sum(1 for _ in pipeline(n))
-    seconds = time.perf_counter() - started
-    if count != n:
-        raise SystemExit(f"{count} outputs instead of {n}")
-    return seconds / n
+    return seconds_each(lambda: sum(1 for _ in pipeline(n)), n)
 
 
 def two_tasks(n: int) -> float:
@@ -106,12 +111,7 @@ def drain_async(pipeline, n: int) -> float:
             taken += 1
         return taken
 
-    started = time.perf_counter()
-    count_taken = asyncio.run(count())
-    seconds = time.perf_counter() - started
-    if count_taken != n:
-        raise SystemExit(f"{count_taken} outputs instead of {n}")
-    return seconds / n
+    return seconds_each(lambda: asyncio.run(count()), n)
 
 
 def async_task(n: int) -> float:
