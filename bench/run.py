@@ -73,6 +73,9 @@ PYTHON = [
     ("one call", 200, 20, "us", 1e6, 50.0, None),
     ("first output", 20_000, 20_000, "ms", 1e3, None, 2.0),
     ("convoy", 5_000, 5_000, "s (ideal 0.25)", 1.0, None, 0.325),
+    ("async task", 200_000, 20_000, "us/item", 1e6, 15.0, None),
+    ("async, 20 workers", 200_000, 20_000, "us/item", 1e6, 15.0, None),
+    ("async, 4 threads", 200_000, 10_000, "us/item", 1e6, 60.0, None),
 ]
 
 # name, tasks, workers, items, bound, wanted ratio

@@ -6,6 +6,7 @@ project's, or python-pyper, which has the same import name and the same `task`.
     python bench/scenarios.py SCENARIO ITEMS    ->  seconds (for one item, or as the scenario says)
 """
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ Measured = Callable[[int], float]
 
 
 def inc(x: int) -> int:
+    return x + 1
+
+
+async def ainc(x: int) -> int:
     return x + 1
 
 
@@ -37,14 +42,19 @@ def wait_1ms(x: int) -> int:
     return x
 
 
+def seconds_each(count: Callable[[], int], n: int) -> float:
+    """Seconds for each of the `n` outputs that `count` takes."""
+    started = time.perf_counter()
+    taken = count()
+    seconds = time.perf_counter() - started
+    if taken != n:
+        raise SystemExit(f"{taken} outputs instead of {n}")
+    return seconds / n
+
+
 def drain(pipeline, n: int) -> float:
     """Seconds for each of the `n` items of one call, all outputs taken."""
-    started = time.perf_counter()
-    count = sum(1 for _ in pipeline(n))
-    seconds = time.perf_counter() - started
-    if count != n:
-        raise SystemExit(f"{count} outputs instead of {n}")
-    return seconds / n
+    return seconds_each(lambda: sum(1 for _ in pipeline(n)), n)
 
 
 def two_tasks(n: int) -> float:
@@ -92,6 +102,30 @@ def convoy(n: int) -> float:
     return drain(task(burning_range, branch=True) | task(wait_1ms, workers=20), n) * n
 
 
+def drain_async(pipeline, n: int) -> float:
+    """The like of drain() for a pipeline with asynchronous tasks."""
+
+    async def count() -> int:
+        taken = 0
+        async for _ in pipeline(n):
+            taken += 1
+        return taken
+
+    return seconds_each(lambda: asyncio.run(count()), n)
+
+
+def async_task(n: int) -> float:
+    return drain_async(task(range, branch=True) | task(ainc), n)
+
+
+def async_workers(n: int) -> float:
+    return drain_async(task(range, branch=True) | task(ainc, workers=20) | task(ainc), n)
+
+
+def async_and_threads(n: int) -> float:
+    return drain_async(task(range, branch=True) | task(ainc) | task(inc, workers=4), n)
+
+
 SCENARIOS: dict[str, Measured] = {
     "two tasks": two_tasks,
     "four tasks": four_tasks,
@@ -103,6 +137,9 @@ SCENARIOS: dict[str, Measured] = {
     "one call": one_call,
     "first output": first_output,
     "convoy": convoy,
+    "async task": async_task,
+    "async, 20 workers": async_workers,
+    "async, 4 threads": async_and_threads,
 }
 
 if __name__ == "__main__":
