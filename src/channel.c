@@ -101,7 +101,7 @@ static void init_order(pyper__channel *channel, uint64_t offset, int64_t window)
 
 int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset, int64_t throttle,
                         bool many_producers, bool many_consumers, int64_t order_window) {
-    pyper__channel_attach(channel, shm, offset);
+    pyper__channel_attach(channel, shm, offset, NULL);
     struct pyper__channel_shared *shared = channel->shared;
     shared->limit = throttle > 0 ? throttle : INT64_MAX;
     shared->block = throttle >= 4 ? throttle / 4 : 1;
@@ -118,9 +118,25 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
     return 0;
 }
 
-void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset) {
+void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
+                           pyper__waker *waker) {
     channel->shm = shm;
     channel->shared = pyper__shm_at(shm, offset);
+    channel->waker = waker;
+}
+
+pyper__event *pyper__channel_items(const pyper__channel *channel) {
+    return &channel->shared->items;
+}
+
+pyper__event *pyper__channel_places(const pyper__channel *channel) {
+    return &channel->shared->places;
+}
+
+/* pyper__event_notify() for the events that a loop may wait for. */
+static inline void notify(const pyper__channel *channel, pyper__event *event, uint32_t count) {
+    if (pyper__likely(!pyper__event_has_waiters(event))) return;
+    pyper__event_notify_through(event, count, event->looped ? channel->waker : NULL);
 }
 
 /* ---------------------------------------------------------------------------------- records */
@@ -154,8 +170,8 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     while (before < state && !atomic_compare_exchange_weak(&shared->state, &before, state)) {
     }
     if (before >= state) return;
-    pyper__event_notify_all(&shared->items);
-    pyper__event_notify_all(&shared->places);
+    notify(channel, &shared->items, UINT32_MAX);
+    notify(channel, &shared->places, UINT32_MAX);
     struct order *order = order_of(channel);
     for (int64_t i = 0; order && i < order->window; i++)
         pyper__event_notify_all(&order->ring[i].turn);
@@ -178,6 +194,26 @@ int64_t pyper__channel_popped(const pyper__channel *channel) {
     return atomic_load(&channel->shared->head);
 }
 
+int64_t pyper__channel_there(const pyper__channel *channel) {
+    /* Popped before pushed, so that it is never negative. */
+    int64_t head = atomic_load(&channel->shared->head);
+    return atomic_load(&channel->shared->tail) - head;
+}
+
+int64_t pyper__channel_room(const pyper__channel *channel) {
+    const struct pyper__channel_shared *shared = channel->shared;
+    if (shared->limit == INT64_MAX) return INT64_MAX;
+    return shared->limit -
+           (atomic_load(&shared->tail) + kept_in(channel) - atomic_load(&shared->given_back));
+}
+
+void pyper__channel_rouse(const pyper__channel *channel) {
+    pyper__event_rouse(&channel->shared->items);
+    pyper__event_rouse(&channel->shared->places);
+    struct order *order = order_of(channel);
+    for (int64_t i = 0; order && i < order->window; i++) pyper__event_rouse(&order->ring[i].turn);
+}
+
 /* ----------------------------------------------------------------------------------- places */
 
 /* See queue.c. */
@@ -186,8 +222,7 @@ static void wake_producers(pyper__channel *channel, int64_t given_back, bool all
     int64_t waiting = atomic_load(&shared->tail) + kept_in(channel) - given_back;
     int64_t free_places = shared->limit - waiting;
     if (free_places <= 0 || (!all && free_places < shared->limit / 2)) return;
-    pyper__event_notify(&shared->places,
-                        free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+    notify(channel, &shared->places, free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
     /* Those out of turn may have all places but the last. */
     struct order *order = order_of(channel);
     int64_t left = order ? atomic_load(&order->blocked) : 0;
@@ -298,7 +333,8 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
     if (within) set_blocked_locked(order, ticket, false);
     if (number == turn) {
         ret_wait->room = true;
-        return waiting >= shared->limit ? PYPER__AGAIN : append_record(channel, record);
+        if (waiting >= shared->limit) return PYPER__AGAIN;
+        return record ? append_record(channel, record) : 0;
     }
     ret_wait->event = &ticket->turn;
     ret_wait->turn = number;
@@ -312,7 +348,7 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
         set_blocked_locked(order, ticket, true);
         return PYPER__AGAIN;
     }
-    return keep_locked(channel, order, ticket, record);
+    return record ? keep_locked(channel, order, ticket, record) : 0;
 }
 
 /* Take push_lock, if this end is shared.  False: the order is broken; wait until it is all over. */
@@ -343,11 +379,11 @@ int pyper__channel_try_push(pyper__channel *channel, const pyper__record *record
         rc = try_push_ordered_locked(channel, order, record, ticket, ret_wait);
     } else if (whole) {
         ret_wait->room = true;
-        if (has_room(shared, before)) rc = append_record(channel, record);
+        if (has_room(shared, before)) rc = record ? append_record(channel, record) : 0;
     }
     bool published = atomic_load_explicit(&shared->tail, memory_order_relaxed) != before;
     end_push(channel);
-    if (published) pyper__event_notify(&shared->items, 1);
+    if (published) notify(channel, &shared->items, 1);
     return rc;
 }
 
@@ -403,14 +439,14 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t number,
     int64_t after = atomic_load(&order->turn);
     int64_t published = atomic_load_explicit(&shared->tail, memory_order_relaxed) - tail;
     end_push(channel);
-    if (published > 0) pyper__event_notify(&shared->items, (uint32_t)published);
+    if (published > 0) notify(channel, &shared->items, (uint32_t)published);
     /* Wake whoever waits for a place in the ring that is free now, and the one who has the turn. */
     for (int64_t t = before; after > before && t <= after; t++)
         pyper__event_notify_all(&ticket_of(order, t)->turn);
     return rc;
 }
 
-static bool may_try_again(const void *arg) {
+bool pyper__channel_may_try_again(const void *arg) {
     const pyper__channel_wait *wait = arg;
     const struct pyper__channel_shared *shared = wait->channel->shared;
     struct order *order = order_of(wait->channel);
@@ -424,7 +460,8 @@ static bool may_try_again(const void *arg) {
 }
 
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
-    pyper__await(seat, wait->event, may_try_again, wait, PYPER_FOREVER, PYPER__BLOCKED, false);
+    pyper__await(seat, wait->event, pyper__channel_may_try_again, wait, PYPER_FOREVER,
+                 PYPER__BLOCKED, false);
 }
 
 /* ---------------------------------------------------------------------------------- popping */
@@ -474,7 +511,8 @@ static int take(pyper__channel *channel, pyper__record *ret_record, int64_t *ret
     return 1;
 }
 
-static int try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
+int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
+                           int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     uint64_t used_up = 0;
     int64_t given_back = -1;
@@ -501,7 +539,7 @@ static bool items_or_over(const void *arg) {
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible) {
     for (;;) {
-        int rc = try_pop(channel, ret_record, ret_ticket);
+        int rc = pyper__channel_try_pop(channel, ret_record, ret_ticket);
         if (rc != PYPER__AGAIN) return rc;
         pyper__channel_settle(channel);
         rc = pyper__await(seat, &channel->shared->items, items_or_over, channel->shared,

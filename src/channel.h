@@ -21,6 +21,10 @@
  * of its steps so far (head, tail) says by its lowest bit which of the two counts.  A step writes
  * the other one, and commits with one store to that number.
  *
+ * An end may belong to an event loop of the process that has made the channel (loop.h): it never
+ * waits here, and whoever has something for it, in whatever process, wakes it through the waker of
+ * his door.
+ *
  * What it does not do: it knows no items, only bytes; no tasks and no runs.
  *
  * Synchronization (in the shared memory)
@@ -58,6 +62,7 @@ struct pyper__channel_shared;
 typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
+    pyper__waker *waker; /* of the run's event loop, borrowed; NULL: nobody needs it */
 } pyper__channel;
 
 /* What somebody who got PYPER__AGAIN waits for. */
@@ -77,7 +82,13 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
                         bool many_producers, bool many_consumers, int64_t order_window);
 
 /* The door to a channel that another process has made. */
-void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset);
+void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
+                           pyper__waker *waker);
+
+/* What the consuming (the producing) end waits for.  For a loop, which marks them as `looped`
+ * before there is another process. */
+pyper__event *pyper__channel_items(const pyper__channel *channel);
+pyper__event *pyper__channel_places(const pyper__channel *channel);
 
 /* The bytes of a record. */
 static inline void *pyper__record_data(const pyper__channel *channel, pyper__record *record) {
@@ -90,7 +101,8 @@ int pyper__record_reserve(const pyper__channel *channel, pyper__record *record, 
 /* Give the extent of a record back, if it has one. */
 void pyper__record_drop(const pyper__channel *channel, pyper__record *record);
 
-/* Append a record; takes its extent when it returns 0.
+/* Append a record; takes its extent when it returns 0.  With `record` NULL it only says whether there
+ * is room for one: then the only one who pushes can count on it.
  *
  * Returns 0, PYPER_ECANCELED (the channel is not open), PYPER_ENOMEM, or PYPER__AGAIN: see
  * pyper__channel_await(). */
@@ -100,10 +112,14 @@ int pyper__channel_try_push(pyper__channel *channel, const pyper__record *record
 /* An order: the call with this ticket is done; answers as pyper__channel_try_push(). */
 int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__channel_wait *ret_wait);
 
-/* Wait until it is worth trying again. */
+/* Is it worth trying again?  (`wait` is a pyper__channel_wait.)  And: wait until it is. */
+bool pyper__channel_may_try_again(const void *wait);
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat);
 
-/* Take the first record and its extent; waits for one.  Returns as pyper__queue_pop_slow(). */
+/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty). */
+int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket);
+
+/* The same, but wait for one.  Returns as pyper__queue_pop(). */
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible);
 
@@ -115,5 +131,10 @@ void pyper__channel_set_state(pyper__channel *channel, int state);
 int pyper__channel_state(const pyper__channel *channel);
 int64_t pyper__channel_pushed(const pyper__channel *channel);
 int64_t pyper__channel_popped(const pyper__channel *channel);
+int64_t pyper__channel_there(const pyper__channel *channel); /* items that can be popped */
+int64_t pyper__channel_room(const pyper__channel *channel);  /* INT64_MAX: there is no bound */
+
+/* Have everybody who sleeps at this channel look again: a peer has died. */
+void pyper__channel_rouse(const pyper__channel *channel);
 
 #endif

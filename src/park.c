@@ -5,8 +5,9 @@
 
 /* ---------------------------------------------------------------------------------- waker */
 
-int pyper__waker_init(pyper__waker *waker) {
-    atomic_init(&waker->state, PYPER__ASLEEP);
+int pyper__waker_init(pyper__waker *waker, _Atomic int *state) {
+    waker->state = state ? state : &waker->own_state;
+    atomic_init(waker->state, PYPER__ASLEEP);
     return pyper__bell_open(waker->bell);
 }
 
@@ -57,17 +58,20 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_MAX / 2);
-    event->shared = 0;
-    event->no_sleepers = 0;
+    event->shared = event->looped = event->no_sleepers = false;
     event->waker = NULL;
 }
 
 void pyper__event_init_shared(pyper__event *event) {
     pyper__event_init(event);
-    event->shared = 1;
+    event->shared = true;
 }
 
 void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
+    pyper__event_notify_through(event, count, event->waker);
+}
+
+void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__waker *waker) {
     uint64_t word = atomic_load(&event->word), next;
     uint32_t woken;
     do {
@@ -76,10 +80,14 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
         woken = waiters < count ? waiters : count;
         next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
-    if (event->waker) pyper__waker_wake(event->waker);
+    if (waker) pyper__waker_wake(waker);
     if (!event->no_sleepers)
         pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
-                          event->shared != 0);
+                          event->shared);
+}
+
+void pyper__event_rouse(pyper__event *event) {
+    pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared);
 }
 
 /* Count myself in; returns the notification count to compare with. */
@@ -198,7 +206,7 @@ static int yield_and_sleep(struct wait *wait) {
         int rc = 0;
         if (!wait->ready(wait->arg))
             rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns,
-                                   event->shared != 0);
+                                   event->shared);
         pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
@@ -241,11 +249,11 @@ struct bell_wait {
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
-        if (atomic_load(&waker->state) == PYPER__WOKEN) return true;
+        if (atomic_load(waker->state) == PYPER__WOKEN) return true;
         pyper__yield();
     }
     int state = PYPER__DRIVEN;
-    return !atomic_compare_exchange_strong(&waker->state, &state, PYPER__ASLEEP);
+    return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);
 }
 
 static int bell_detached(void *arg) {

@@ -14,6 +14,11 @@
 int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
                 int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
+/* The same without waiting: PYPER__AGAIN, and *ret_wait says what to wait for.  Encodes nothing before
+ * there is room. */
+int pyper__try_send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
+                    int64_t ticket, pyper__channel_wait *ret_wait);
+
 /* The call with this ticket is done; for a channel with an order.  0 or as pyper__send(). */
 int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
@@ -23,5 +28,9 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
  * failed). */
 int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input, void **ret_item,
                    int64_t *ret_ticket, pyper__seat *seat, int64_t deadline_ns, bool interruptible);
+
+/* The same without waiting: PYPER__AGAIN if there is none. */
+int pyper__try_receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input,
+                       void **ret_item, int64_t *ret_ticket);
 
 #endif

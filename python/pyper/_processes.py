@@ -26,7 +26,7 @@ from pyper._types import RemoteError
 
 __all__ = ["dump_failure", "dumps", "join", "load_failure", "loads", "start"]
 
-_Fds = tuple[int, int, int]
+_Fds = tuple[int, int, int, int]
 
 
 # ----------------------------------------------------------------------------- starting
@@ -62,8 +62,8 @@ class _Descriptors:
 
 
 def _received(*duplicates: Any) -> _Descriptors:
-    first, second, third = (duplicate.detach() for duplicate in duplicates)
-    return _Descriptors((first, second, third))
+    first, second, third, fourth = (duplicate.detach() for duplicate in duplicates)
+    return _Descriptors((first, second, third, fourth))
 
 
 def start(
