@@ -18,6 +18,7 @@
 #include <linux/falloc.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,6 +30,9 @@
 /* The file grows by an eighth of itself, within these bounds: few calls, little to spare. */
 #define GROW_MIN ((uint64_t)256 << 10)
 #define GROW_MAX ((uint64_t)16 << 20)
+
+/* With less address space than this there is no sense in beginning. */
+#define SPACE_MIN ((uint64_t)16 << 20)
 
 /* Synchronization: magic, size never change; everything else is protected by `lock`. */
 struct heap {
@@ -82,12 +86,17 @@ void pyper__shared_lock_give(pyper__shared_lock *lock) {
 
 /* ------------------------------------------------------------------------------- life time */
 
-/* As much address space as twice the machine's memory: it costs nothing until it is used. */
+/* As much address space as twice the machine's memory: it costs nothing until it is used.  Where the
+ * address space of a process is limited (ulimit -v), an eighth of the limit: the rest is for the
+ * stacks of threads, for other runs, and for everybody else. */
 static uint64_t space_to_reserve(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
     uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
     uint64_t size = (uint64_t)1 << 30;
     while (size < wanted) size *= 2;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        while (size > SPACE_MIN && size > limit.rlim_cur / 8) size /= 2;
     return size;
 }
 
@@ -106,7 +115,7 @@ static int grow(int fd, uint64_t from, uint64_t upto) {
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = memfd_create("pyper", MFD_CLOEXEC);
     if (shm->fd < 0) return PYPER_ENOMEM;
-    for (shm->size = space_to_reserve(); shm->size >= PAGE * PAGE; shm->size /= 2) {
+    for (shm->size = space_to_reserve(); shm->size >= SPACE_MIN; shm->size /= 2) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;
     }

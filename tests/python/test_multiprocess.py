@@ -752,6 +752,7 @@ def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
         assert caller.stdout is not None
         assert caller.stderr is not None
         pidfds = [os.pidfd_open(int(word)) for word in caller.stdout.readline().split()]
+        assert len(pidfds) == 2
         wait_asleep(caller.pid)
         os.killpg(caller.pid, signal.SIGINT)
         assert caller.stdout.readline() == "interrupted\n"
@@ -803,6 +804,33 @@ def test_beside_threads_nothing_is_forked_unasked(tmp_path: Path) -> None:
     assert done.stderr == ""
     first = "True" if multiprocessing.get_all_start_methods()[0] == "fork" else "False"
     assert done.stdout.split() == [first, "False", "None"]
+
+
+def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
+    """What a run reserves leaves room for others, and for the stacks of threads."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, resource
+        from pyper import task
+
+        def inc(x):
+            return x + 1
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("fork")
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+            pipeline = (task(range, branch=True) | task(inc, multiprocess=True, workers=2)
+                        | task(str, workers=20))
+            runs = [pipeline(100) for _ in range(4)]
+            for run in runs:
+                next(run)
+            print([len(list(run)) for run in runs])
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[99, 99, 99, 99]\n"
 
 
 def test_a_hundred_kills(fork: None) -> None:
