@@ -290,7 +290,8 @@ void pyper__processes_retire(pyper_run *run) {
     retire_if_alone(all);
 }
 
-/* Whoever enters when all is over finds no item, and reads nothing but the board. */
+/* Whoever enters when all is over finds no item, and uses nothing but the board.  What he writes there
+ * while it is being copied may be lost: nobody waits for it any more. */
 void pyper__processes_enter(pyper_run *run) {
     atomic_fetch_add(&run->processes->inside, 1);
 }
