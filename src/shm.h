@@ -33,12 +33,14 @@ void pyper__shared_lock_give(pyper__shared_lock *lock);
  *
  * Synchronization
  *   refs                atomic.
- *   fd, base, size      set by create and attach, never change. */
+ *   fd, base, size      set by create and attach, never change.
+ *   crossed             set before a second process or thread uses it: other processes do. */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
     int fd;
     char *base;
     uint64_t size;
+    bool crossed;
 } pyper__shm;
 
 /* Make a new memory with a first block of `first` zeroed bytes: 0 and a reference, PYPER_ENOMEM.
@@ -57,6 +59,27 @@ void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
 static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
     return shm->base + offset;
 }
+
+/* ThreadSanitizer sees the threads of one process only.  That memory went to another process and came
+ * back, and so orders two threads here, it has to be told: before memory is handed over (published
+ * or freed), and after it was taken over (received or allocated).  Only where other processes are:
+ * what a channel does between threads it is to see for itself. */
+#if defined(__SANITIZE_THREAD__)
+#define PYPER__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PYPER__TSAN 1
+#endif
+#endif
+#ifdef PYPER__TSAN
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define pyper__shm_hand_over(shm) ((shm)->crossed ? __tsan_release((shm)->base) : (void)0)
+#define pyper__shm_take_over(shm) ((shm)->crossed ? __tsan_acquire((shm)->base) : (void)0)
+#else
+#define pyper__shm_hand_over(shm) ((void)(shm))
+#define pyper__shm_take_over(shm) ((void)(shm))
+#endif
 
 /* A block of at least `size` bytes, not zeroed; 0: there is no memory. */
 uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size);

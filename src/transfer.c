@@ -48,27 +48,6 @@ const pyper_item_type pyper_type_blob = {
 
 #if PYPER__PROCESSES
 
-/* An item may come back to this process by way of others.  ThreadSanitizer does not see what orders
- * these: it is told that what comes in is later than what went out.  (What a channel itself does is
- * tested with threads alone, where it sees everything.) */
-#if defined(__SANITIZE_THREAD__)
-#define TELL_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TELL_TSAN 1
-#endif
-#endif
-#ifdef TELL_TSAN
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-static char crossing;
-#define GOES_OUT() __tsan_release(&crossing)
-#define COMES_IN() __tsan_acquire(&crossing)
-#else
-#define GOES_OUT() (void)0
-#define COMES_IN() (void)0
-#endif
-
 struct pyper_transfer {
     pyper_run *run;
     const pyper__stage *stage;
@@ -120,7 +99,6 @@ int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output,
         pyper__record_drop(output->channel, &transfer.record);
         return rc;
     }
-    GOES_OUT();
     for (;;) {
         pyper__channel_wait wait;
         rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, &wait);
@@ -156,7 +134,6 @@ int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *inpu
     int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
                                 interruptible);
     if (rc <= 0) return rc;
-    COMES_IN();
     rc = input->type->decode(&transfer, pyper__record_data(input->channel, &transfer.record),
                              transfer.record.size, ret_item);
     if (rc < 0) rc = failed(&transfer, "an item from another process could not be decoded", rc);
