@@ -472,7 +472,11 @@ int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
                        : await(run, all_left, deadline_ns);
-    return rc < 0 ? rc : pyper__run_join_once(run, deadline_ns);
+    if (rc == 0) rc = pyper__run_join_once(run, deadline_ns);
+#if PYPER__PROCESSES
+    if (rc == 0 && run->processes && atomic_load(&run->cancelled)) pyper__processes_retire(run);
+#endif
+    return rc;
 }
 
 int pyper_close(pyper_run *run) {
@@ -499,10 +503,12 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
 #if PYPER__PROCESSES
         if (queue->channel) {
             /* An item that could not be decoded has failed the run; those behind it come first. */
+            pyper__processes_enter(run);
             do
                 rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
                                     &run->callers, deadline_ns, interruptible);
             while (rc == PYPER_EFAILED);
+            pyper__processes_leave(run);
             if (rc > 0) pyper__seat_share_token(&run->callers);
         } else
 #endif
@@ -512,6 +518,9 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;
+#if PYPER__PROCESSES
+        if (run->processes) pyper__processes_retire(run);
+#endif
         /* A worker's process can end the last edge before its wish to cancel has got here. */
         if (atomic_load(&run->cancelled)) return PYPER_ECANCELED;
     }
