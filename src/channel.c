@@ -281,6 +281,7 @@ static int append(pyper__channel *channel, struct word word, const void *body, u
     memcpy(place + sizeof word, body, size);
     here.at += step;
     shared->push[(tail + 1) & 1] = here;
+    pyper__shm_hand_over(channel->shm);
     atomic_store(&shared->tail, tail + 1);
     return 0;
 }
@@ -363,6 +364,7 @@ static bool begin_push(pyper__channel *channel, pyper__channel_wait *ret_wait) {
 }
 
 static void end_push(pyper__channel *channel) {
+    pyper__shm_hand_over(channel->shm); /* what was kept for a later turn */
     if (channel->shared->many_producers) pyper__shared_lock_give(&channel->shared->push_lock);
 }
 
@@ -481,6 +483,7 @@ static int take(pyper__channel *channel, pyper__record *ret_record, int64_t *ret
         /* Another producer's store to tail may be the one that was seen; all are seq_cst. */
         atomic_store_explicit(&shared->seen, tail, memory_order_relaxed);
     }
+    pyper__shm_take_over(channel->shm);
     struct position here = shared->pop[head & 1];
     struct word word;
     memcpy(&word, at(channel, &here), sizeof word);
