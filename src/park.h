@@ -147,8 +147,7 @@ int pyper__waker_init(pyper__waker *waker, _Atomic int *state);
 void pyper__waker_fini(pyper__waker *waker);
 
 static inline void pyper__waker_wake(pyper__waker *waker) {
-    if (atomic_exchange(waker->state, PYPER__WOKEN) == PYPER__ASLEEP)
-        pyper__bell_ring(waker->bell);
+    if (atomic_exchange(waker->state, PYPER__WOKEN) == PYPER__ASLEEP) pyper__bell_ring(waker->bell);
 }
 
 /* The same, after somebody may have died between the two. */

@@ -243,10 +243,10 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
         int64_t window = pyper__run_window(throttle);
-        int bad = pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
-                                    !to || pyper__task_is_crowded(to),
-                                    from && from->ordered ? window : 0,
-                                    from ? from->type : options->type);
+        int bad =
+            pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
+                              !to || pyper__task_is_crowded(to), from && from->ordered ? window : 0,
+                              from ? from->type : options->type);
         if (bad) rc = bad;
     }
 #if PYPER__PROCESSES
