@@ -631,7 +631,7 @@ PYPER_API const char *pyper_transfer_name(const pyper_transfer *transfer);
 typedef struct pyper_process {
     size_t size;
     const char *name;           /* of the task, and the worker if there are several; copy it */
-    int fds[PYPER_PROCESS_FDS]; /* borrowed for the call */
+    int fds[PYPER_PROCESS_FDS]; /* borrowed for the call; all different */
     int64_t task;               /* the index of the task */
     int64_t worker;             /* the index of the worker */
     void *bind;                 /* of the task */
