@@ -272,8 +272,7 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
         if (turn) {
-            pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
-                         PYPER__BLOCKED, false);
+            pyper__order_await(&wait_for, seat);
         } else {
             pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
                          PYPER_FOREVER, PYPER__BLOCKED, false);
