@@ -42,16 +42,17 @@ def _first_line(text: str) -> str:
 
 
 class Machine:
-    """Sets up what is needed; `peers` are left out if they are not wanted."""
+    """Sets up what is needed; `peers` (and the Python without the GIL) only if they are wanted."""
 
-    def __init__(self, peers: bool = True, fastflow: str = "", free_threaded: bool = True):
+    def __init__(self, peers: bool = True, fastflow: str = "", fast: bool = False):
         WORK.mkdir(parents=True, exist_ok=True)
         self.missing: dict[str, str] = {}
         self.processors = len(os.sched_getaffinity(0))
         self.packages = self._install_packages() if peers else {}
         self.c = self._build_c(peers, fastflow)
         self.loops_per_us = self._calibrate()
-        self.free_threaded = self._free_threaded() if free_threaded else None
+        self.free_threaded = self._free_threaded() if peers else None
+        self.fast = fast
         self._peers = peers
 
     def facts(self) -> dict[str, object]:

@@ -166,13 +166,13 @@ def warm_up(program: Program, row: Row, effort: Effort) -> int:
         if row.warm:
             program.round(most)
         return most
-    items = max(1, most // 1000)
+    # So many at least, or starting would be most of what is measured.
+    least = items = max(1, most // 100)
     while True:
         # The better of two: a moment in which the machine did something else is not the cost.
         seconds = min(_seconds(program, items) for _ in range(2))
-        # Not from a round so short that starting and ending is most of it.
         if seconds * 3 >= effort.seconds or items == most:
-            return max(1, min(most, int(items * effort.seconds / seconds)))
+            return max(least, min(most, int(items * effort.seconds / seconds)))
         items = min(items * 4, most)
 
 

@@ -98,7 +98,8 @@ def thread_pool(source, stages, n, throttle) -> Iterator[int]:
 def joblib(source, stages, n, throttle) -> Iterator[int]:
     module = importlib.import_module("joblib")
     function, workers = one(stages)
-    parallel = module.Parallel(workers, prefer="threads", return_as="generator")
+    # With one worker it would use no thread at all: that is the plain loop.
+    parallel = module.Parallel(max(2, workers), prefer="threads", return_as="generator")
     yield from parallel(module.delayed(function)(x) for x in source(n))
 
 

@@ -48,11 +48,8 @@ def main() -> None:
     effort = FAST if options.fast else FULL
 
     started = time.monotonic()
-    machine = Machine(
-        peers=not (options.smoke or options.list),
-        fastflow=options.fastflow,
-        free_threaded=not (options.smoke or options.list),
-    )
+    peers = not (options.smoke or options.list)
+    machine = Machine(peers, options.fastflow, effort.fast)
     groups = [
         (group.TITLE, [row for row in group.rows(machine) if wanted(row.name, options.rows)])
         for group in GROUPS
@@ -81,9 +78,11 @@ def main() -> None:
             continue
         print(f"\n== {title}", flush=True)
         for row in chosen:
+            began = time.monotonic()
             result = measure(row, effort)
             results.append(result)
-            output.append({"group": title} | report.as_json(result))
+            took = {"group": title, "seconds": round(time.monotonic() - began, 1)}
+            output.append(took | report.as_json(result))
             print("\n" + "\n".join(report.lines(result)), flush=True)
     left_out = sum(len(rows) for _, rows in groups) - len(results)
     print()
