@@ -96,7 +96,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     if (within) set_blocked_locked(order, record, false);
     if (ticket == turn) {
         if (waiting >= queue->limit) return PYPER__AGAIN;
-        int rc = pyper__queue_write(queue, item);
+        int rc = pyper__queue_write(queue, tail, item);
         if (rc == 0) atomic_store(&queue->tail, tail + 1);
         return rc;
     }
@@ -127,7 +127,8 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
 static int publish_locked(pyper__order *order, struct record *record, int64_t *published) {
     pyper__queue *queue = order->queue;
     for (int64_t i = 0; i < record->count; i++) {
-        int rc = pyper__queue_write(queue, record->items[i]);
+        int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+        int rc = pyper__queue_write(queue, tail, record->items[i]);
         if (rc < 0) {
             record->count -= i;
             memmove(record->items, record->items + i, (size_t)record->count * sizeof(void *));
@@ -135,7 +136,7 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
         }
         /* kept before tail: seen from outside an item is never counted twice. */
         atomic_fetch_sub(&order->kept, 1);
-        atomic_fetch_add(&queue->tail, 1);
+        atomic_store(&queue->tail, tail + 1);
         ++*published;
     }
     record->count = 0;
