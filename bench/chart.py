@@ -1,11 +1,12 @@
 """The chart of a run: how many times as much the others take, as an SVG of our own making.
 
-A row is a scenario, a dot a system: right of the line at 1 it takes more than pyper, left of it less.
-The whiskers are the smallest and the largest ratio of the rounds.
+A row is a scenario, a dot a system: right of the line at 1 it takes more than pyper, left of it
+less.  The whiskers are the smallest and the largest ratio of the rounds.
 """
 
 import math
 from html import escape
+from textwrap import wrap
 from typing import Any
 
 WIDTH, LEFT, RIGHT, ROW, HEAD = 900, 250, 24, 19, 64
@@ -55,6 +56,12 @@ class Axis:
         return labels
 
 
+def line(start: tuple[float, float], end: tuple[float, float], ink: str, style: str = "") -> str:
+    (x1, y1), (x2, y2) = start, end
+    place = f"x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}'"
+    return f"<line {place} stroke='{ink}' {style}/>"
+
+
 def text(x: float, y: float, words: str, size: int = 12, fill: str = INK, anchor: str = "start"):
     return (
         f"<text x='{x:.1f}' y='{y:.1f}' {FONT} font-size='{size}' fill='{fill}' "
@@ -67,11 +74,10 @@ def dot(axis: Axis, y: float, system: dict[str, Any], name: str) -> list[str]:
     ink, kind = colour(name, system["kind"]), system["kind"]
     low, middle, high = (axis.x(system[part]) for part in ("low", "ratio", "high"))
     fill = "white" if kind == "floor" else ink
-    return [
-        f"<line x1='{low:.1f}' x2='{high:.1f}' y1='{y}' y2='{y}' stroke='{ink}' opacity='0.45'/>",
-        f"<circle cx='{middle:.1f}' cy='{y}' r='3.6' fill='{fill}' stroke='{ink}'>"
-        f"<title>{escape(name)}: {system['ratio']:.3g}x</title></circle>",
-    ]
+    title = f"<title>{escape(name)}: {system['ratio']:.3g}x</title>"
+    circle = f"<circle cx='{middle:.1f}' cy='{y}' r='3.6' fill='{fill}' stroke='{ink}'>"
+    whisker = line((low, y), (high, y), ink, "opacity='0.45'")
+    return [whisker, f"{circle}{title}</circle>"]
 
 
 def chart(data: dict[str, Any], note: str) -> str:
@@ -96,10 +102,7 @@ def chart(data: dict[str, Any], note: str) -> str:
             body.append(text(12, y + 4, group, 13))
             y += ROW
         body.append(text(24, y + 4, row["name"], 12))
-        body.append(
-            f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y}' y2='{y}' stroke='{FAINT}' "
-            "stroke-dasharray='1 3'/>"
-        )
+        body.append(line((LEFT, y), (WIDTH - RIGHT, y), FAINT, "stroke-dasharray='1 3'"))
         for name, system in others.items():
             body += dot(axis, y, system, name)
         y += ROW
@@ -107,13 +110,10 @@ def chart(data: dict[str, Any], note: str) -> str:
 
     grid = []
     for x, label in axis.ticks():
-        grid.append(f"<line x1='{x:.1f}' x2='{x:.1f}' y1='{HEAD}' y2='{bottom}' stroke='{FAINT}'/>")
+        grid.append(line((x, HEAD), (x, bottom), FAINT))
         grid.append(text(x, HEAD - 6, label, 11, GREY, "middle"))
     one = axis.x(1.0)
-    grid.append(
-        f"<line x1='{one:.1f}' x2='{one:.1f}' y1='{HEAD}' y2='{bottom}' stroke='{INK}' "
-        "stroke-width='1.5'/>"
-    )
+    grid.append(line((one, HEAD), (one, bottom), INK, "stroke-width='1.5'"))
 
     legend, x, y = [], 24.0, bottom + 24
     systems = {n: s["kind"] for _, others in shown for n, s in others.items()}
@@ -127,15 +127,19 @@ def chart(data: dict[str, Any], note: str) -> str:
         )
         legend.append(text(x + 9, y, name, 11, GREY))
         x += width
-    legend.append(text(24, y + 22, "hollow: no library at all, the least it can cost", 11, GREY))
-    legend.append(text(24, y + 38, note, 11, GREY))
-    height = y + 52
+    y += 8
+    for words in ["hollow: a floor, what can be had without any library", *wrap(note, 135)]:
+        y += 16
+        legend.append(text(24, y, words, 11, GREY))
+    height = y + 14
 
-    title = "How many times as much the others take as pyper (log scale; right of 1: pyper is ahead)"
+    title = (
+        "How many times as much the others take as pyper (log scale; right of 1: pyper is ahead)"
+    )
+    size = f"width='{WIDTH}' height='{height:.0f}' viewBox='0 0 {WIDTH} {height:.0f}'"
     return "\n".join(
         [
-            f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height:.0f}' "
-            f"viewBox='0 0 {WIDTH} {height:.0f}' role='img'>",
+            f"<svg xmlns='http://www.w3.org/2000/svg' {size} role='img'>",
             f"<title>{escape(title)}</title>",
             "<rect width='100%' height='100%' fill='white'/>",
             text(12, 24, title, 14),

@@ -1,7 +1,7 @@
 """What this machine can run: the interpreters, the packages and the programs of the benchmark.
 
-Everything is made below build/bench.  A peer that cannot be had is named in `missing` with its reason,
-and left out of the rows.
+Everything is made below build/bench.  A peer that cannot be had is named in `missing` with its
+reason, and left out of the rows.
 """
 
 import contextlib

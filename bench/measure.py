@@ -1,7 +1,7 @@
 """Measuring a row: in each round every system does the scenario once, in turn.
 
-So all of them see the same machine, and what is compared are ratios within a round; the median over the
-rounds is what counts, the smallest and the largest tell how far to trust it.
+So all of them see the same machine, and what is compared are ratios within a round; the median over
+the rounds is what counts, the smallest and the largest tell how far to trust it.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import os
 import selectors
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from model import OURS, Row, System, Target
 PATIENCE = 90.0  # seconds for one round; who takes longer hangs
 
 
-class Failed(Exception):
+class ProgramError(Exception):
     """A program ended, or said nothing for too long."""
 
 
@@ -29,11 +30,12 @@ class Program:
     def __init__(self, system: System):
         self.system = system
         self.peak = 0  # bytes of memory; known after close()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the program
         self._process = subprocess.Popen(
             system.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             start_new_session=True,  # so that a hanging one can be ended with its children
         )
 
@@ -45,7 +47,7 @@ class Program:
             self._process.stdin.flush()
         words = self._answer().split()
         if len(words) != 2:
-            raise Failed(self._why())
+            raise ProgramError(self._why())
         return float(words[0]), float(words[1])
 
     def _answer(self) -> bytes:
@@ -54,13 +56,13 @@ class Program:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(PATIENCE):
                 self.kill()
-                raise Failed(f"gave no answer in {PATIENCE:g} seconds")
+                raise ProgramError(f"gave no answer in {PATIENCE:g} seconds")
         return self._process.stdout.readline()
 
     def _why(self) -> str:
         self.kill()
-        assert self._process.stderr
-        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"ended with exit status {self._process.returncode}"
 
     def kill(self) -> None:
@@ -75,7 +77,7 @@ class Program:
                 for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
                     if line.startswith("VmHWM:"):
                         self.peak = int(line.split()[1]) * 1024
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
             assert stream
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
@@ -111,7 +113,7 @@ class Effort:
     @property
     def budget(self) -> float:
         """After so many seconds in one row a peer has had its rounds."""
-        return 6 * self.rounds * self.seconds
+        return 3 * self.rounds * self.seconds
 
     def items(self, row: Row) -> int:
         """How many a round of ours has."""
@@ -154,8 +156,10 @@ class Result:
         reached = self.reached(target)
         if reached is None:
             return None
-        return reached <= target.value if target.kind in ("at most", "within") else (
-            reached >= target.value
+        return (
+            reached <= target.value
+            if target.kind in ("at most", "within")
+            else (reached >= target.value)
         )
 
 
@@ -183,7 +187,7 @@ def _seconds(program: Program, items: int) -> float:
 
 
 def measure(row: Row, effort: Effort) -> Result:
-    """Do the rounds of a row.  A peer that fails is left out, and why is kept; if ours fails, this does."""
+    """Do the rounds of a row.  A peer that fails is left out, and why is kept; ours must not."""
     result = Result(row, {}, {})
     programs: dict[str, Program] = {s.name: Program(s) for s in row.systems}
 
@@ -191,7 +195,7 @@ def measure(row: Row, effort: Effort) -> Result:
         """Do something with a system's program; a peer that cannot is out of the row."""
         try:
             do(programs[system.name], result.systems[system.name])
-        except Failed as failure:
+        except ProgramError as failure:
             if system.kind == "ours":
                 raise SystemExit(f"{row.name}: {' '.join(system.command)}: {failure}") from None
             result.failed[system.name] = str(failure)
@@ -244,7 +248,7 @@ def smoke(rows: Sequence[Row]) -> None:
             program = Program(system)
             try:
                 program.round(min(row.items, 20))
-            except Failed as failure:
+            except ProgramError as failure:
                 raise SystemExit(f"{row.name}: {' '.join(system.command)}: {failure}") from None
             finally:
                 program.close()

@@ -1,4 +1,4 @@
-"""What a row of the benchmark is: a scenario, the systems that run it, and what is wanted of ours."""
+"""What a row of the benchmark is: a scenario, its systems, and what is wanted of ours."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,9 +62,9 @@ class Target:
 
     def text(self, unit: Unit) -> str:
         words = {
-            "ahead": f"at least {self.value:g}x {self.against}",
-            "best": f"at least {self.value:g}x the best peer",
-            "within": f"at most {self.value:g}x {self.against}",
+            "ahead": f"at least {self.value:.3g}x {self.against}",
+            "best": f"at least {self.value:.3g}x the best peer",
+            "within": f"at most {self.value:.3g}x {self.against}",
             "at most": f"at most {self.value:g} {unit.name}",
         }[self.kind]
         return f"{words} ({self.remark})" if self.remark else words
@@ -90,11 +90,11 @@ def at_most(value: float, remark: str = "") -> Target:
 class Row:
     """One scenario.
 
-    items       how many items (calls, samples) a round of ours has.  A slow peer gets fewer, so that its
-                round takes about as long as the effort has for it.
+    items       how many items (calls, samples) a round of ours has.  A slow peer gets fewer, so
+                that its round takes about as long as the effort has for it.
     whole       the figure is one of the whole round, not an average: everybody gets as many.
     fast        whether FAST=1 runs it.
-    fast_items  how many items it then has; a quarter, if nothing is said (and it is not `whole`).
+    fast_items  how many items it then has; if nothing is said a quarter, unless `whole`.
     fresh       whether each round needs a new process.
     warm        whether there is a first round that does not count.
     rounds      at most so many.

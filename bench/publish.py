@@ -1,10 +1,11 @@
 """Put the figures of a run into the documents: make bench-publish [REMARK="what run it was"].
 
-    python bench/publish.py [--remark TEXT] [--check] [RESULTS]
+    python bench/publish.py [--remark TEXT] [--refresh | --check] [RESULTS]
 
-Reads what `make bench` has written (build/bench/results.json) and writes docs/bench.json (medians and
-spreads), docs/bench.svg (the chart), and the tables between the marks `<!-- bench: ... -->` in README.md
-and docs/performance.md.  With --check nothing is written: the documents must agree with docs/bench.json.
+Reads what `make bench` has written (build/bench/results.json) and writes docs/bench.json (medians
+and spreads), docs/bench.svg (the chart), and the tables between the marks `<!-- bench: ... -->` in
+README.md and docs/performance.md.  --refresh writes the documents anew from docs/bench.json and
+bench/instructions.json; --check writes nothing: the documents must agree with these two.
 """
 
 import argparse
@@ -20,6 +21,9 @@ from machine import ROOT, WORK
 from report import number
 
 DATA = ROOT / "docs" / "bench.json"
+INSTRUCTIONS = ROOT / "bench" / "instructions.json"
+
+OTHERS = "others take so many times as much"
 
 # What README shows of it.
 README_ROWS = [
@@ -97,7 +101,7 @@ def others(row: dict[str, Any], kinds: tuple[str, ...] = ("peer", "floor")) -> s
         for name, s in row["systems"].items()
         if s["kind"] in kinds
     ]
-    return ", ".join(parts) or "–"
+    return ", ".join(parts) or "-"
 
 
 def wanted(row: dict[str, Any]) -> str:
@@ -107,21 +111,21 @@ def wanted(row: dict[str, Any]) -> str:
     for target in row["targets"]:
         reached = "" if target["reached"] is None else f" {number(target['reached'])},"
         parts.append(f"{target['wanted']}:{reached} {verdicts[target['met']]}")
-    return "<br>".join(parts) or "–"
+    return "<br>".join(parts) or "-"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """All that a reader of docs/performance.md is told of some rows."""
     lines = [
-        "| scenario | pyper (min..max) | processor s | peak MiB | others take so many times as much "
-        "(min..max) | wanted: reached |",
+        f"| scenario | pyper (min..max) | processor s | peak MiB | {OTHERS} (min..max) | wanted |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         ours = row["systems"]["pyper"]
+        spread = f"({number(ours['low'])}..{number(ours['high'])})"
         cells = [
             f"**{row['name']}**: {row['what']}",
-            f"{number(ours['median'])} ({number(ours['low'])}..{number(ours['high'])}) {row['unit']}",
+            f"{number(ours['median'])} {spread} {row['unit']}",
             number(ours["processor_seconds"]),
             str(ours["peak_mib"]),
             others(row),
@@ -153,7 +157,9 @@ def misses(data: dict[str, Any]) -> str:
         ]
         missed = [(row, target) for row, target in targets if not target["met"]]
         what = "stretches" if stretch else "targets"
-        lines.append(f"Of {len(targets)} {what} that could be measured {len(missed)} are not met:\n")
+        lines.append(
+            f"Of {len(targets)} {what} that could be measured {len(missed)} are not met:\n"
+        )
         lines += [
             f"- {row['name']}: {target['wanted']}; reached {number(target['reached'])}"
             for row, target in missed
@@ -170,9 +176,42 @@ def misses(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# What nobody can do without: a system's figure in a row, and what it is.
+LIMITS = [
+    ("two tasks", "plain loop", "the call of `inc` by a plain loop"),
+    ("two tasks", "by hand", "two threads and two `queue.SimpleQueue`s by hand"),
+    ("one call", "by hand", "two `threading.Thread`s with their queues, from start to end"),
+    ("latency, p50", "by hand", "an item through two idle threads by hand"),
+    ("C: 3 in a chain", "loop", "an indirect call in a loop"),
+    ("C: wake-up", "raw futex", "waking a thread, from the system call to its first instruction"),
+    ("C: start and end", "bare threads", "creating and joining three bare threads"),
+]
+
+
+def limits(data: dict[str, Any]) -> str:
+    """What the machine and CPython charge."""
+    by_name = {row["name"]: row for row in data["rows"]}
+    lines = ["| what | measured | in the row |", "| --- | --- | --- |"]
+    for name, system, what in LIMITS:
+        row = by_name.get(name)
+        if row and system in row["systems"]:
+            value = number(row["systems"][system]["median"])
+            lines.append(f"| {what} | {value} {row['unit']} | {name} |")
+    return "\n".join(lines)
+
+
+def instructions() -> str:
+    """What bench/instructions.json says."""
+    known = json.loads(INSTRUCTIONS.read_text("utf-8"))
+    lines = ["| path, one item | instructions | budget |", "| --- | --- | --- |"]
+    for name, path in known["instructions an item"].items():
+        lines.append(f"| {name} | {path['counted']} | {path['budget']} |")
+    return "\n".join([*lines, "", f"Compiler: {known['compiler']}."])
+
+
 def short(data: dict[str, Any]) -> str:
     """The table of README."""
-    lines = ["| scenario | pyper | others take so many times as much |", "| --- | --- | --- |"]
+    lines = [f"| scenario | pyper | {OTHERS} |", "| --- | --- | --- |"]
     by_name = {row["name"]: row for row in data["rows"]}
     for name in README_ROWS:
         if row := by_name.get(name):
@@ -198,6 +237,8 @@ def render(data: dict[str, Any]) -> dict[Path, str]:
         "short": short(data),
         "groups": groups(data),
         "misses": misses(data),
+        "limits": limits(data),
+        "instructions": instructions(),
     }
     documents = {ROOT / "docs" / "bench.svg": chart(data, source)}
     for path in (ROOT / "README.md", ROOT / "docs" / "performance.md"):
@@ -218,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="?", type=Path, default=WORK / "results.json")
     parser.add_argument("--remark", default="", help="a sentence about the run")
+    parser.add_argument("--refresh", action="store_true", help="no new run, only the documents")
     parser.add_argument("--check", action="store_true", help="only compare")
     options = parser.parse_args()
     if options.check:
@@ -226,8 +268,11 @@ def main() -> None:
         for path in stale:
             print(f"{path.relative_to(ROOT)} does not show what docs/bench.json says")
         sys.exit(1 if stale else 0)
-    data = condense(json.loads(options.results.read_text("utf-8")), options.remark)
-    DATA.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+    if options.refresh:
+        data = json.loads(DATA.read_text("utf-8"))
+    else:
+        data = condense(json.loads(options.results.read_text("utf-8")), options.remark)
+        DATA.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
     for path, text in render(data).items():
         path.write_text(text, "utf-8")
         print(f"wrote {path.relative_to(ROOT)}")

@@ -108,13 +108,16 @@ def summary(results: list[Result]) -> list[str]:
         for result in results
         for target in result.row.targets
     ]
-    text = []
+    text: list[str] = []
     for title, stretch in (("Targets", False), ("Stretches", True)):
         these = [v for v in verdicts if v[3] == stretch and v[2] is not None]
         missed = [v for v in these if not v[2]]
         if these:
             text.append(f"{title}: {len(these) - len(missed)} met, {len(missed)} not")
             text += [f"    {name}: {words}" for name, words, _, _ in missed]
+    unmeasured = [f"    {name}: {words}" for name, words, met, _ in verdicts if met is None]
+    if unmeasured:
+        text += [f"Not measured: {len(unmeasured)}", *unmeasured]
     lost = losses(results)
     text.append(f"Faster than us, by the median: {len(lost)}")
     return text + [f"    {words}" for words in lost]

@@ -26,7 +26,7 @@ from measure import Effort, Result, measure, smoke
 from rows import GROUPS
 
 FULL = Effort(rounds=7, seconds=0.5)
-FAST = Effort(rounds=3, seconds=0.08, fast=True)
+FAST = Effort(rounds=3, seconds=0.06, fast=True)
 
 
 def commit() -> str:
@@ -66,10 +66,8 @@ def main() -> None:
         print(f"{name} is left out: {why}")
     if max(os.getloadavg()) > 0.5:
         print(f"the machine is busy (load {os.getloadavg()[0]:.1f}): ratios will spread")
-    print(
-        f"pyper's figure is the median of up to {effort.rounds} rounds; xN is how many times as much "
-        "another takes"
-    )
+    print(f"pyper's figure is the median of up to {effort.rounds} rounds;", end=" ")
+    print("xN is how many times as much another takes")
     results: list[Result] = []
     output = []
     for title, rows in groups:

@@ -6,6 +6,8 @@
  * workers.  BOUND is the capacity of every queue, and 0 is FastFlow's default: no bound. */
 #include <ff/ff.hpp>
 
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -96,8 +98,7 @@ double round_of(long items, void *arg) {
 } // namespace
 
 int main(int argc, char **argv) {
-    if (argc < 5)
-        bench_fail("usage: chain_fastflow TASKS WORKERS BOUND ORDERED [LOOPS]");
+    if (argc < 5) bench_fail("usage: chain_fastflow TASKS WORKERS BOUND ORDERED [LOOPS]");
     struct shape shape = {std::atoi(argv[1]), std::atoi(argv[2]), std::atoi(argv[3]),
                           std::atoi(argv[4]) != 0, argc > 5 ? std::atol(argv[5]) : 0};
     return bench_rounds(round_of, &shape);

@@ -11,6 +11,8 @@
  * all processors); BOUND is the number of items in flight, and of 0 (none) 1024. */
 #include <oneapi/tbb.h>
 
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -38,11 +40,11 @@ double chain_round(long items, void *arg) {
             return std::intptr_t(0);
         });
     for (int i = 0; i < shape.tasks - 2; i++)
-        chain = chain & tbb::make_filter<std::intptr_t, std::intptr_t>(
-                            middle, [loops](std::intptr_t x) {
-                                bench_burn(loops);
-                                return x + 1;
-                            });
+        chain = chain &
+                tbb::make_filter<std::intptr_t, std::intptr_t>(middle, [loops](std::intptr_t x) {
+                    bench_burn(loops);
+                    return x + 1;
+                });
     auto all =
         chain & tbb::make_filter<std::intptr_t, void>(serial, [&](std::intptr_t x) { sum += x; });
 

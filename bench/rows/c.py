@@ -14,7 +14,6 @@ from model import (
     Unit,
     ahead,
     at_most,
-    best,
     within,
 )
 
@@ -63,9 +62,13 @@ def rows(machine: Machine) -> list[Row]:
             systems.append(machine.c_program("loop", "chain", "loop", *shape, kind="floor"))
         what = f"{tasks} tasks in a chain, at most {bound or 'any number'} waiting behind each"
         if workers > 1:
-            what = f"source, {workers} workers{', ordered' * ordered}, sink; at most {bound} waiting"
+            what = (
+                f"source, {workers} workers{', ordered' * ordered}, sink; at most {bound} waiting"
+            )
         options: dict[str, object] = {"items": 30_000_000, "fast_items": 2_000_000}
-        return Row(f"C: {name}", what, systems=systems, targets=targets, **({"unit": NS} | options | more))
+        return Row(
+            f"C: {name}", what, systems=systems, targets=targets, **({"unit": NS} | options | more)
+        )
 
     def working(us: int, wanted: float, ordered: bool = False, **more: object) -> Row:
         name = f"{us} us of work, 4 workers{', ordered' * ordered}"

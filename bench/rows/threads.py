@@ -54,13 +54,13 @@ def rows(machine: Machine) -> list[Row]:
 
     def fan(workers: int, targets: Sequence[Target] = (), **more: object) -> Row:
         name = "1 worker" if workers == 1 else f"{workers} workers"
-        return row(name, "range | inc in so many workers | inc", CHAINS, (*targets, best(3)), **more)
+        return row(
+            name, "range | inc in so many workers | inc", CHAINS, (*targets, best(3)), **more
+        )
 
     def throttle(places: int, wanted: float, items: int, **more: object) -> Row:
         what = "range | inc, at most so many items waiting behind each"
-        return row(
-            f"throttle {places}", what, (), (pyper(wanted), best(3)), items=items, **more
-        )
+        return row(f"throttle {places}", what, (), (pyper(wanted), best(3)), items=items, **more)
 
     def grain(us: int, items: int, **more: object) -> Row:
         what = "range | so much Python in 4 workers; the plain loop has no overhead"
