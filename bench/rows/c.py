@@ -224,7 +224,7 @@ def rows(machine: Machine) -> list[Row]:
                 items,
                 ["growth"],
                 (),
-                (at_most(1.2),),
+                (at_most(1.5),),
                 whole=True,
             )
             for name, items in (("10^4 to 10^6", 1_000_000), ("10^5 to 10^7", 10_000_000))
