@@ -286,7 +286,6 @@ SCENARIOS: dict[str, Callable[[Outputs], Measured]] = {
     **{f"throttle {t}": each([(inc, 1)], throttle=t) for t in (1, 10, 100, 1000)},
     "1 worker": each([(inc, 1), (inc, 1)]),
     **{f"{w} workers": each([(inc, w), (inc, 1)]) for w in (2, 4, 8, 64)},
-    **{f"{w} workers, one task": each([(inc, w)]) for w in (8, 64)},
     **{f"work of {us} us": each([(Work(us), 4)]) for us in (0, 1, 10, 100)},
     "one call": one_call,
     "first output": first_output,

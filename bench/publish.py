@@ -180,7 +180,7 @@ def misses(data: dict[str, Any]) -> str:
 LIMITS = [
     ("two tasks", "plain loop", "the call of `inc` by a plain loop"),
     ("two tasks", "by hand", "two threads and two `queue.SimpleQueue`s by hand"),
-    ("one call", "by hand", "two `threading.Thread`s with their queues, from start to end"),
+    ("one call", "bare threads", "starting and joining a `threading.Thread`"),
     ("latency, p50", "by hand", "an item through two idle threads by hand"),
     ("C: 3 in a chain", "loop", "an indirect call in a loop"),
     ("C: wake-up", "raw futex", "waking a thread, from the system call to its first instruction"),

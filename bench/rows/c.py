@@ -56,7 +56,7 @@ def rows(machine: Machine) -> list[Row]:
                 systems.append(machine.c_program(label, "chain_fastflow", *arguments))
         systems.append(machine.c_program("textbook", "chain", "textbook", *shape, loops))
         if loops:
-            each = (tasks, machine.processors, bound, loops)
+            each = (tasks, min(workers, machine.processors), bound, loops)
             systems.append(machine.c_program(THREADS, "chain", "threads", *each, kind="floor"))
         else:
             systems.append(machine.c_program("loop", "chain", "loop", *shape, kind="floor"))

@@ -33,7 +33,7 @@ def rows(machine: Machine) -> list[Row]:
         "no GIL: 2 runs at once",
         "two runs of range | inc, each taken by a thread of its own; an item of either",
         US,
-        200_000,
+        1_000_000,
         [ours("pyper", "2 runs"), ours("1 run", "1 run")],
         (ahead(1.8, "1 run"),),
     )

@@ -60,7 +60,7 @@ def rows(machine: Machine) -> list[Row]:
 
     def throttle(places: int, wanted: float, items: int, **more: object) -> Row:
         what = "range | inc, at most so many items waiting behind each"
-        return row(f"throttle {places}", what, (), (pyper(wanted), best(3)), items=items, **more)
+        return row(f"throttle {places}", what, CHAINS, (pyper(wanted), best(3)), items=items, **more)
 
     def grain(us: int, items: int, **more: object) -> Row:
         what = "range | so much Python in 4 workers; the plain loop has no overhead"
@@ -86,7 +86,7 @@ def rows(machine: Machine) -> list[Row]:
     return [
         row(
             "two tasks",
-            "range | inc",
+            "range | inc, no throttle",
             (*CHAINS, *POOLS, *FLOORS),
             (pyper(25), best(3), at_most(0.2)),
         ),
@@ -124,7 +124,7 @@ def rows(machine: Machine) -> list[Row]:
         row(
             "one call",
             "call of a one-task pipeline to its end, thread included",
-            (*CHAINS, *POOLS, "by hand"),
+            (*CHAINS, *POOLS, "by hand", "bare threads"),
             (pyper(50), best(3)),
             unit=US_EACH,
             items=200,
