@@ -108,7 +108,10 @@ static inline bool pyper__owned_lock_take(pyper__owned_lock *lock) {
         if (pyper__owned_lock_enter(lock)) return true;
         pyper__owned_lock_leave(lock);
     }
-    pyper__owned_lock_take_slow(lock);
+    if (pyper__likely(atomic_load_explicit(&lock->owner, memory_order_relaxed) == PYPER__NOBODY))
+        pyper__lock_take(&lock->lock);
+    else
+        pyper__owned_lock_take_slow(lock);
     return false;
 }
 

@@ -7,6 +7,7 @@
 
 #include "edge.h"
 #include "loop.h"
+#include "order.h"
 #include "process.h"
 #include "thread.h"
 #include "transfer.h"
@@ -250,6 +251,8 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
+        if (stage->output->order && !task->branch && !task->async)
+            pyper__order_expect_one_each(stage->output->order);
         if (task->workers == 1 && !task->async && !stage->output->ordered)
             pyper__queue_push_quickly(stage->output);
         for (int64_t k = 0; k < task->workers; k++) {
