@@ -60,7 +60,8 @@ def rows(machine: Machine) -> list[Row]:
 
     def throttle(places: int, wanted: float, items: int, **more: object) -> Row:
         what = "range | inc, at most so many items waiting behind each"
-        return row(f"throttle {places}", what, CHAINS, (pyper(wanted), best(3)), items=items, **more)
+        targets = (pyper(wanted), best(3))
+        return row(f"throttle {places}", what, CHAINS, targets, items=items, **more)
 
     def grain(us: int, items: int, **more: object) -> Row:
         what = "range | so much Python in 4 workers; the plain loop has no overhead"
