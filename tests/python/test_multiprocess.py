@@ -822,7 +822,7 @@ def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
         if __name__ == "__main__":
             multiprocessing.set_start_method("fork")
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+            resource.setrlimit(resource.RLIMIT_AS, (12 << 30, hard))
             pipeline = (task(range, branch=True) | task(inc, multiprocess=True, workers=2)
                         | task(str, workers=20))
             runs = [pipeline(100) for _ in range(4)]
