@@ -257,7 +257,7 @@ static int check_signals(outputs *self) {
 static PyObject *raise_plainly(outputs *self, int error) {
     PyObject *cause = atomic_exchange(&self->python->start_error, NULL);
     const char *message = pyper_error_message(self->run);
-    if (error == PYPER_ENOMEM)
+    if (error == PYPER_ENOMEM || pyper_error_code(self->run) == PYPER_ENOMEM)
         PyErr_SetString(PyExc_MemoryError, message);
     else
         PyErr_SetString(PyExc_RuntimeError, *message ? message : pyper_strerror(error));
