@@ -218,6 +218,7 @@ void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t of
                            pyper__waker *waker, int64_t hand) {
     *channel = (pyper__channel){
         .shm = shm, .shared = pyper__shm_at(shm, offset), .waker = waker, .hand = hand};
+    pyper__owned_lock_init(&channel->pop_lock, false);
 }
 
 pyper__event *pyper__channel_items(const pyper__channel *channel) {
@@ -349,9 +350,10 @@ static bool give_back(pyper__channel *channel, int64_t least) {
 void pyper__channel_settle(pyper__channel *channel) {
     struct pyper__channel_shared *shared = channel->shared;
     if (shared->limit == INT64_MAX) return;
-    if (shared->consumers == TOGETHER) pyper__lock_take(&channel->pop_lock);
+    bool together = shared->consumers == TOGETHER;
+    bool as_owner = together && pyper__owned_lock_take(&channel->pop_lock);
     give_back(channel, 1);
-    if (shared->consumers == TOGETHER) pyper__lock_give(&channel->pop_lock);
+    if (together) pyper__owned_lock_give(&channel->pop_lock, as_owner);
     wake_producers(channel, true);
 }
 
@@ -396,10 +398,12 @@ static inline unsigned char *place_for(pyper__channel *channel, struct lane *lan
 }
 
 /* Publish the record whose `size` bytes have been written there.  The producing end only. */
-static inline void publish(struct lane *lane, unsigned char *place, uint32_t kind, uint32_t size) {
+static inline void publish(pyper__channel *channel, struct lane *lane, unsigned char *place,
+                           uint32_t kind, uint32_t size) {
     const struct word word = {.kind = kind, .size = size};
     memcpy(place, &word, sizeof word);
     lane->at += step_of(size);
+    pyper__shm_hand_over(channel->shm);
     int64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
     atomic_store(&lane->tail, tail + 1);
 }
@@ -410,7 +414,7 @@ static int append(pyper__channel *channel, struct lane *lane, uint32_t kind, con
     unsigned char *place = place_for(channel, lane, size);
     if (!place) return PYPER_ENOMEM;
     memcpy(place + sizeof(struct word), bytes, size);
-    publish(lane, place, kind, size);
+    publish(channel, lane, place, kind, size);
     return 0;
 }
 
@@ -423,7 +427,7 @@ static inline int append_record(pyper__channel *channel, struct lane *lane,
     unsigned char *place = at(channel, lane->chunk, lane->at);
     if (pyper__unlikely(record->data != place + sizeof(struct word)))
         return append(channel, lane, INSIDE, record->data, (uint32_t)record->size);
-    publish(lane, place, INSIDE, (uint32_t)record->size);
+    publish(channel, lane, place, INSIDE, (uint32_t)record->size);
     return 0;
 }
 
@@ -514,6 +518,7 @@ static bool begin_push(pyper__channel *channel, struct order *order) {
 }
 
 static void end_push(pyper__channel *channel) {
+    pyper__shm_hand_over(channel->shm); /* what was kept for a later turn */
     pyper__shared_lock_give(&channel->shared->push_lock);
 }
 
@@ -696,6 +701,7 @@ static inline unsigned char *find(pyper__channel *channel, struct lane **ret_lan
         shared->current = (shared->current + 1) % shared->lanes;
         lane = &shared->lane[shared->current];
     }
+    pyper__shm_take_over(channel->shm);
     *ret_lane = lane;
     struct place place = place_of(lane);
     unsigned char *first = at(channel, place.chunk, place.at);
@@ -748,7 +754,7 @@ static inline bool pop_alone(pyper__channel *channel, pyper__record *ret_record,
 static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     struct lane *lane;
-    pyper__lock_take(&channel->pop_lock);
+    bool as_owner = pyper__owned_lock_take(&channel->pop_lock);
     unsigned char *first = find(channel, &lane);
     bool given_back = false;
     if (first) {
@@ -761,7 +767,7 @@ static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int
         step_over(channel, lane);
         given_back = shared->limit != INT64_MAX && give_back(channel, shared->block);
     }
-    pyper__lock_give(&channel->pop_lock);
+    pyper__owned_lock_give(&channel->pop_lock, as_owner);
     if (given_back) wake_producers(channel, false);
     return first != NULL;
 }

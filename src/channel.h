@@ -83,10 +83,10 @@ struct pyper__channel_shared;
 typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
-    pyper__waker *waker;   /* of the run's event loop, borrowed; NULL: nobody needs it */
-    int64_t hand, ungiven; /* of the process, if it consumes beside others: its number, and how
+    pyper__waker *waker;        /* of the run's event loop, borrowed; NULL: nobody needs it */
+    int64_t hand, ungiven;      /* of the process, if it consumes beside others: its number, and how
                             * many it has started since it gave places back */
-    pyper__lock pop_lock;  /* of the threads of this process that consume together */
+    pyper__owned_lock pop_lock; /* of the threads of this process that consume together */
 } pyper__channel;
 
 typedef struct pyper__channel_shape {

@@ -614,9 +614,9 @@ static int pop_output(pyper__loop *loop, void **ret_item) {
 #if PYPER__PROCESSES
     if (queue->channel) return receive_output(loop, ret_item);
 #endif
-    pyper__lock_take(&queue->pop_lock);
+    bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
-    pyper__lock_give(&queue->pop_lock);
+    pyper__owned_lock_give(&queue->pop_lock, as_owner);
     if (rc == PYPER__AGAIN) pyper__queue_settle(queue);
     return rc;
 }
@@ -913,7 +913,6 @@ static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage
         slot->worker = worker;
         slot->crew = crew;
         worker->slot = slot;
-        worker->push_at_once = false; /* pyper_emit() takes its slow way */
         pyper__seat_init(&worker->seat, loop->run->host, loop->run->host_data);
     }
     crew->items.event = pyper__edge_items(stage->input);

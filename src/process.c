@@ -198,6 +198,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
     all->board_size = size;
     int rc = pyper__shm_create(size, &all->shm);
     if (rc < 0) return rc;
+    all->shm->crossed = true;
     struct board *board = board_at(all->shm);
     board->count = count;
     board->seats = seats_at;
@@ -482,6 +483,7 @@ int pyper_attach_from(const pyper_attach_options *given) {
     pyper__shm *shm = NULL;
     pyper__watch_forks();
     int rc = pyper__shm_attach(options.fds[0], &shm);
+    if (rc == 0) shm->crossed = true;
     if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;
     if (rc < 0) {
         pyper__shm_unref(shm);

@@ -7,6 +7,7 @@
 
 #include "edge.h"
 #include "loop.h"
+#include "order.h"
 #include "process.h"
 #include "thread.h"
 #include "transfer.h"
@@ -226,10 +227,10 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
         int64_t window = pyper__run_window(throttle);
-        int bad = pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
-                                    !to || pyper__task_is_crowded(to),
-                                    from && from->ordered ? window : 0,
-                                    from ? from->type : options->type);
+        int bad =
+            pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
+                              !to || pyper__task_is_crowded(to), from && from->ordered ? window : 0,
+                              from ? from->type : options->type);
         if (bad) rc = bad;
     }
 #if PYPER__PROCESSES
@@ -246,18 +247,25 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
+        if (stage->output->order && !task->branch && !task->async)
+            pyper__order_expect_one_each(stage->output->order);
+        if (task->workers == 1 && !task->async && !stage->output->ordered)
+            pyper__queue_push_quickly(stage->output);
         for (int64_t k = 0; k < task->workers; k++) {
             pyper_worker *worker = &stage->workers[k];
             worker->run = run;
             worker->stage = stage;
             worker->output = stage->output;
             worker->allowed = task->branch ? INT64_MAX : 1;
-            worker->push_at_once = task->workers == 1 && !stage->output->channel;
             worker->seat.clock = &worker->seat.own_clock;
             worker->index = k;
         }
     }
-    return rc < 0 ? rc : pyper__loop_create(run, options->loop);
+    if (rc == 0) rc = pyper__loop_create(run, options->loop);
+    if (rc < 0 || run->loop || run->queues[count].channel) return rc;
+    run->outputs = &run->queues[count];
+    pyper__owned_lock_init(&run->outputs->pop_lock, false);
+    return 0;
 }
 
 /* Start every worker, the processes first: 0, or the code of the one that could not be started
@@ -501,7 +509,10 @@ static int pop_output(pyper_run *run, void **ret_item, int64_t deadline_ns) {
 }
 
 /* There was nothing to take at once. */
-static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (!run) return PYPER_EINVAL;
+    if (pyper__run_inherited(run) && run != &out_of_memory) return PYPER_EFORKED;
+    if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     if (run->child) return PYPER_EDEADLK;
     if (run->count == 0) return atomic_load(&run->failed);
     int rc = pop_output(run, ret_item, deadline_ns);
@@ -510,26 +521,44 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
     return rc < 0 ? rc : pyper__run_outcome(run);
 }
 
+/* Inside as the owner, and not everything is as usual: no output, say, or places to give back. */
+static PYPER__NOINLINE int next_with_care(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    pyper__queue *queue = run->outputs;
+    int64_t ticket;
+    int rc = pyper__owned_lock_is_mine(&queue->pop_lock)
+                 ? pyper__queue_try_pop(queue, ret_item, &ticket)
+                 : PYPER__AGAIN;
+    pyper__owned_lock_leave(&queue->pop_lock);
+    if (rc != 1) return next_slow(run, ret_item, deadline_ns);
+    pyper__seat_share_token(&run->callers);
+    return 1;
+}
+
+static PYPER__NOINLINE int share_token(pyper_run *run) {
+    pyper__seat_share_token(&run->callers);
+    return 1;
+}
+
+/* The way of most outputs: a caller who is the only one (so far), and there is an output.  It makes
+ * no call, and so needs no stack frame.  Who owns the outputs has asked for one before, in this
+ * process and from outside of the run. */
+static inline int next(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    pyper__queue *queue = run ? run->outputs : NULL;
+    if (pyper__unlikely(!queue || !pyper__owned_lock_is_mine(&queue->pop_lock)))
+        return next_slow(run, ret_item, deadline_ns);
+    if (pyper__unlikely(!pyper__owned_lock_enter(&queue->pop_lock) ||
+                        !pyper__queue_pop_at_once(queue, ret_item)))
+        return next_with_care(run, ret_item, deadline_ns);
+    pyper__owned_lock_leave(&queue->pop_lock);
+    return pyper__likely(!run->callers.shares_token) ? 1 : share_token(run);
+}
+
 int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
-    if (!run) return PYPER_EINVAL;
-    if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
-    if (pyper__unlikely(pyper__worker_is_inside(run))) return PYPER_EDEADLK;
-    if (pyper__likely(run->count > 0 && !run->queues[run->count].channel && !run->loop)) {
-        pyper__queue *queue = &run->queues[run->count];
-        int64_t ticket;
-        pyper__lock_take(&queue->pop_lock);
-        int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
-        pyper__lock_give(&queue->pop_lock);
-        if (pyper__likely(rc == 1)) {
-            pyper__seat_share_token(&run->callers);
-            return 1;
-        }
-    }
-    return next_slow(run, ret_item, deadline_ns);
+    return next(run, ret_item, deadline_ns);
 }
 
 int pyper_next(pyper_run *run, void **ret_item) {
-    return pyper_next_until(run, ret_item, PYPER_FOREVER);
+    return next(run, ret_item, PYPER_FOREVER);
 }
 
 /* ---------------------------------------------------------------------------------- failures */

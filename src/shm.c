@@ -270,6 +270,7 @@ uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size) {
     if (size > shm->size) return 0;
     unsigned class = class_of(size, &block);
     pyper__shared_lock_take(&heap->lock);
+    pyper__shm_take_over(shm);
     uint64_t offset = heap->given_back[class];
     if (offset)
         heap->given_back[class] = *link_of(shm, offset);
@@ -286,6 +287,7 @@ void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size) {
     pyper__shared_lock_take(&heap->lock);
     *link_of(shm, offset) = heap->given_back[class];
     heap->given_back[class] = offset;
+    pyper__shm_hand_over(shm);
     pyper__shared_lock_give(&heap->lock);
 }
 

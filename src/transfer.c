@@ -48,27 +48,6 @@ const pyper_item_type pyper_type_blob = {
 
 #if PYPER__PROCESSES
 
-/* An item may come back to this process by way of others.  ThreadSanitizer does not see what orders
- * these: it is told that what comes in is later than what went out.  (What a channel itself does is
- * tested with threads alone, where it sees everything.) */
-#if defined(__SANITIZE_THREAD__)
-#define TELL_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TELL_TSAN 1
-#endif
-#endif
-#ifdef TELL_TSAN
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-static char crossing;
-#define GOES_OUT() __tsan_release(&crossing)
-#define COMES_IN() __tsan_acquire(&crossing)
-#else
-#define GOES_OUT() (void)0
-#define COMES_IN() (void)0
-#endif
-
 struct pyper_transfer {
     pyper_run *run;
     const pyper__stage *stage;
@@ -167,7 +146,6 @@ static int encode(pyper_transfer *transfer, const pyper_item_type *type, void *i
         pyper__record_drop(transfer->channel, &transfer->record);
         return rc;
     }
-    GOES_OUT();
     return 0;
 }
 
@@ -220,7 +198,6 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
 
 /* Decode what has been popped: 1 or PYPER_EFAILED. */
 static int decode(pyper_transfer *transfer, const pyper_item_type *type, void **ret_item) {
-    COMES_IN();
     int rc = type->decode(transfer, transfer->record.data, transfer->record.size, ret_item);
     if (rc < 0) rc = failed(transfer, "an item from another process could not be decoded", rc);
     pyper__channel_release(transfer->channel, &transfer->record);

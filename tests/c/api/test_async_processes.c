@@ -47,9 +47,10 @@ static void mixtures(bool loop, int64_t throttle) {
         pyper_pipeline *p = pyper_task(count_up, .branch = true, .throttle = throttle, INTS,
                                        .async = false, .multiprocess = kinds[0] == PROCESSES);
         for (int i = 0; i < 4; i++)
-            p = pyper_pipe(p, pyper_task(add_one, .async = kinds[i] == ASYNC,
-                                         .multiprocess = kinds[i] == PROCESSES, .throttle = throttle,
-                                         .workers = 1 + i % 3, .ordered = true, INTS));
+            p = pyper_pipe(p,
+                           pyper_task(add_one, .async = kinds[i] == ASYNC,
+                                      .multiprocess = kinds[i] == PROCESSES, .throttle = throttle,
+                                      .workers = 1 + i % 3, .ordered = true, INTS));
         CHECK_EQ(pyper_pipeline_error(p), 0);
         pyper_run *run = START(p, PTR(200), .loop = loop, INTS);
         void *out;
@@ -79,10 +80,9 @@ EACH_HOST(all_kinds_mix_on_a_loop_with_a_bound) {
 /* A run without asynchronous tasks may be driven by a loop, too. */
 EACH_HOST(a_loop_may_wait_for_processes_alone) {
     for (int64_t throttle = 0; throttle <= 2; throttle++) {
-        pyper_pipeline *p =
-            pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
-                       pyper_task(add_one, INTS, .multiprocess = true, .workers = 2,
-                                  .throttle = throttle));
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
+            pyper_task(add_one, INTS, .multiprocess = true, .workers = 2, .throttle = throttle));
         pyper_run *run = START(p, PTR(1000), .loop = true);
         long count, total;
         CHECK_EQ(take_all(run, true, &count, &total), 0);
@@ -98,14 +98,14 @@ EACH_HOST(operations_elsewhere_between_processes) {
             elsewhere e;
             elsewhere_begin(&e, 2, NULL);
             long n = check_times(3000);
-            pyper_pipeline *p = pyper_pipe(
-                pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
-                pyper_task(begin, .async = true, .workers = 20, .bind = &e, INTS,
-                           .throttle = throttle, .ordered = true),
-                pyper_task(add_one, .multiprocess = true, .workers = 2, INTS, .throttle = throttle,
-                           .ordered = true),
-                pyper_task(begin, .async = true, .workers = 20, .bind = &e, INTS,
-                           .throttle = throttle, .ordered = true));
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
+                           pyper_task(begin, .async = true, .workers = 20, .bind = &e, INTS,
+                                      .throttle = throttle, .ordered = true),
+                           pyper_task(add_one, .multiprocess = true, .workers = 2, INTS,
+                                      .throttle = throttle, .ordered = true),
+                           pyper_task(begin, .async = true, .workers = 20, .bind = &e, INTS,
+                                      .throttle = throttle, .ordered = true));
             pyper_run *run = START(p, PTR(n), .loop = loop);
             void *out;
             for (long i = 0; i < n; i++) {
@@ -134,11 +134,11 @@ static int make_blobs(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(large_items_cross_from_and_to_the_loop) {
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(make_blobs, .branch = true, .type = &pyper_type_blob, .throttle = 10),
-        pyper_task(pass, .async = true, .type = &pyper_type_blob, .throttle = 5),
-        pyper_task(pass, .multiprocess = true, .type = &pyper_type_blob, .throttle = 5),
-        pyper_task(pass, .async = true, .type = &pyper_type_blob));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_blobs, .branch = true, .type = &pyper_type_blob, .throttle = 10),
+                   pyper_task(pass, .async = true, .type = &pyper_type_blob, .throttle = 5),
+                   pyper_task(pass, .multiprocess = true, .type = &pyper_type_blob, .throttle = 5),
+                   pyper_task(pass, .async = true, .type = &pyper_type_blob));
     pyper_run *run = START(p, PTR(500));
     for (long i = 0; i < 500; i++) {
         void *out;
@@ -303,12 +303,10 @@ EACH_HOST(a_join_reads_from_the_other_kind) {
                 pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
                 pyper_task(add_one, .multiprocess = true, .workers = 2, INTS, .throttle = throttle),
                 pyper_task(sum_up, .async = true, .join = true, .workers = workers, INTS));
-            pyper_pipeline *from_the_loop =
-                pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
-                           pyper_task(add_one, .async = true, .workers = 2, INTS,
-                                      .throttle = throttle),
-                           pyper_task(sum, .multiprocess = true, .join = true, .workers = workers,
-                                      INTS));
+            pyper_pipeline *from_the_loop = pyper_pipe(
+                pyper_task(count_up, .branch = true, INTS, .throttle = throttle),
+                pyper_task(add_one, .async = true, .workers = 2, INTS, .throttle = throttle),
+                pyper_task(sum, .multiprocess = true, .join = true, .workers = workers, INTS));
             pyper_pipeline *both[] = {from_processes, from_the_loop};
             for (int i = 0; i < 2; i++) {
                 pyper_run *run = START(both[i], PTR(1000));
@@ -344,11 +342,11 @@ EACH_HOST(a_join_that_has_enough_ends_the_other_kind) {
     for (int loop = 0; loop < 2; loop++) {
         for (int64_t workers = 1; workers <= 2; workers++) {
             pyper_pipeline *both[] = {
-                pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 3),
-                           pyper_task(add_one, .multiprocess = true, .workers = 2, INTS,
-                                      .throttle = 3),
-                           pyper_task(ten_of_the_loop, .async = true, .join = true,
-                                      .workers = workers, INTS)),
+                pyper_pipe(
+                    pyper_task(count_for_ever, .branch = true, INTS, .throttle = 3),
+                    pyper_task(add_one, .multiprocess = true, .workers = 2, INTS, .throttle = 3),
+                    pyper_task(ten_of_the_loop, .async = true, .join = true, .workers = workers,
+                               INTS)),
                 pyper_pipe(pyper_task(count_for_ever, .branch = true, INTS, .throttle = 3),
                            pyper_task(add_one, .async = true, .workers = 2, INTS, .throttle = 3),
                            pyper_task(ten_of_a_process, .multiprocess = true, .join = true,
@@ -435,8 +433,7 @@ EACH_HOST(what_cannot_cross_fails_the_run) {
                                       .type = way < 2 ? &types[type] : &pyper_type_int),
                            pyper_task(pass, .async = way == 1, .multiprocess = way != 1,
                                       .type = way == 2 ? &types[type] : &pyper_type_int));
-            if (way == 2)
-                p = pyper_pipe(p, pyper_task(pass, .async = true, INTS));
+            if (way == 2) p = pyper_pipe(p, pyper_task(pass, .async = true, INTS));
             pyper_run *run = START(p, NULL);
             CHECK_EQ(take_all(run, false, NULL, NULL), PYPER_EFAILED);
             CHECK_EQ(pyper_error_code(run), type == 0 ? 5 : -55);
@@ -496,11 +493,10 @@ EACH_HOST(a_mixed_run_can_be_left_at_any_moment) {
 }
 
 EACH_HOST(a_process_that_stays_is_killed) {
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
-                   pyper_task(add_one, .async = true, INTS),
-                   pyper_task(forever_in_a_process, .multiprocess = true, .workers = 2, INTS),
-                   pyper_task(add_one, .async = true, INTS));
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true, INTS), pyper_task(add_one, .async = true, INTS),
+        pyper_task(forever_in_a_process, .multiprocess = true, .workers = 2, INTS),
+        pyper_task(add_one, .async = true, INTS));
     pyper_run *run = START(p, PTR(5), .loop = true);
     void *out;
     CHECK_EQ(pyper_drive(run), 0);
@@ -550,10 +546,10 @@ EACH_HOST(several_threads_may_take_what_processes_make) {
     elsewhere e;
     elsewhere_begin(&e, 2, NULL);
     long n = check_times(5000);
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true, INTS, .throttle = 50),
-        pyper_task(begin, .async = true, .workers = 8, .bind = &e, .throttle = 4, INTS),
-        pyper_task(add_one, .multiprocess = true, .workers = 2, .throttle = 4, INTS));
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS, .throttle = 50),
+                   pyper_task(begin, .async = true, .workers = 8, .bind = &e, .throttle = 4, INTS),
+                   pyper_task(add_one, .multiprocess = true, .workers = 2, .throttle = 4, INTS));
     pyper_run *run = START(p, PTR(n));
     thread threads[3];
     for (int i = 0; i < 3; i++) thread_start(&threads[i], take_share, run);
@@ -565,11 +561,10 @@ EACH_HOST(several_threads_may_take_what_processes_make) {
 }
 
 EACH_HOST(mixed_tasks_are_counted_like_others) {
-    pyper_pipeline *p = pyper_pipe(
-        pyper_task(count_up, .branch = true, INTS),
-        pyper_task(add_one, .async = true, .workers = 3, INTS),
-        pyper_task(add_one, .multiprocess = true, .workers = 2, INTS),
-        pyper_task(add_one, .async = true, INTS));
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(add_one, .async = true, .workers = 3, INTS),
+                                   pyper_task(add_one, .multiprocess = true, .workers = 2, INTS),
+                                   pyper_task(add_one, .async = true, INTS));
     pyper_run *run = START(p, PTR(100));
     CHECK_EQ(drain(run, NULL, NULL), 0);
     pyper_task_stats stats[4];
