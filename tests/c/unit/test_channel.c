@@ -616,11 +616,17 @@ TEST(one_producer_and_one_consumer_need_no_lock) {
     }
 }
 
+/* Each producer in a lane of its own. */
+typedef struct blocked {
+    fixture *f;
+    int64_t lane;
+} blocked;
+
 static void *push_blocked(void *arg) {
-    fixture *f = arg;
+    const blocked *b = arg;
     pyper__seat seat = {0};
     pyper__seat_init(&seat, NULL, NULL);
-    CHECK_EQ(push(f, 0, &seat, 2, 8, 0), PYPER_ECANCELED);
+    CHECK_EQ(push(b->f, b->lane, &seat, 2, 8, 0), PYPER_ECANCELED);
     return NULL;
 }
 
@@ -640,10 +646,12 @@ TEST(a_change_of_state_wakes_everybody) {
     setup(&empty, 1, true, true, 0);
     CHECK_EQ(try_push(&full, 1, 8, 0), 0);
     pthread_t threads[6];
-    for (int i = 0; i < 6; i++)
-        CHECK_EQ(pthread_create(&threads[i], NULL, i % 2 ? push_blocked : pop_starved,
-                                i % 2 ? &full : &empty),
-                 0);
+    blocked producers[3];
+    for (int i = 0; i < 3; i++) {
+        producers[i] = (blocked){&full, i};
+        CHECK_EQ(pthread_create(&threads[i], NULL, push_blocked, &producers[i]), 0);
+        CHECK_EQ(pthread_create(&threads[3 + i], NULL, pop_starved, &empty), 0);
+    }
     (void)all_asleep();
     pyper__channel_set_state(&full.channel, PYPER__CANCELLED);
     pyper__channel_set_state(&empty.channel, PYPER__CANCELLED);
