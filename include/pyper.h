@@ -623,7 +623,7 @@ PYPER_API const char *pyper_transfer_name(const pyper_transfer *transfer);
 
 /* For hosts: a process to start.  The new process must call pyper_attach() with descriptors that are
  * duplicates of these, and the same numbers. */
-#define PYPER_PROCESS_FDS 3
+#define PYPER_PROCESS_FDS 4
 typedef struct pyper_process {
     size_t size;
     const char *name;           /* of the task, and the worker if there are several; copy it */

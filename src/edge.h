@@ -41,6 +41,22 @@ static inline void pyper__edge_settle(pyper__queue *edge) {
         pyper__queue_settle(edge);
 }
 
+static inline int64_t pyper__edge_there(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_there(edge->channel) : pyper__queue_there(edge);
+}
+
+static inline int64_t pyper__edge_room(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_room(edge->channel) : pyper__queue_room(edge);
+}
+
+static inline pyper__event *pyper__edge_items(pyper__queue *edge) {
+    return edge->channel ? pyper__channel_items(edge->channel) : &edge->items;
+}
+
+static inline pyper__event *pyper__edge_places(pyper__queue *edge) {
+    return edge->channel ? pyper__channel_places(edge->channel) : &edge->places;
+}
+
 #else
 
 #define pyper__edge_set_state pyper__queue_set_state
@@ -49,6 +65,10 @@ static inline void pyper__edge_settle(pyper__queue *edge) {
 #define pyper__edge_popped pyper__queue_popped
 #define pyper__edge_started pyper__queue_started
 #define pyper__edge_settle pyper__queue_settle
+#define pyper__edge_there pyper__queue_there
+#define pyper__edge_room pyper__queue_room
+#define pyper__edge_items(edge) (&(edge)->items)
+#define pyper__edge_places(edge) (&(edge)->places)
 
 #endif
 

@@ -3,6 +3,9 @@
 
 #include <assert.h>
 
+#include "process.h"
+#include "transfer.h"
+
 /* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
 #define BUDGET 256
 
@@ -22,7 +25,7 @@ static bool take_driving(pyper__loop *loop) {
 }
 
 static bool loop_is_asleep(const pyper__loop *loop) {
-    return atomic_load_explicit(&loop->waker.state, memory_order_relaxed) == PYPER__ASLEEP;
+    return atomic_load_explicit(loop->waker.state, memory_order_relaxed) == PYPER__ASLEEP;
 }
 
 static void unwatch(pyper__watch *watch) {
@@ -83,26 +86,35 @@ static void leave_list(pyper__slot *slot) {
     pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
-static bool over(const pyper__queue *queue) {
-    return atomic_load(&queue->state) != PYPER__OPEN;
+/* pyper__edge_state() as those who wait must read it: seq_cst. */
+static int state_of(const pyper__queue *edge) {
+#if PYPER__PROCESSES
+    if (edge->channel) return pyper__channel_state(edge->channel);
+#endif
+    return atomic_load(&edge->state);
+}
+
+static bool over(const pyper__queue *edge) {
+    return state_of(edge) != PYPER__OPEN;
 }
 
 /* How many inputs are there; INT64_MAX at the end, which everybody must see. */
-static int64_t inputs(const pyper__queue *queue) {
-    int state = pyper__queue_state(queue);
-    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    int64_t count = atomic_load(&queue->tail) - head;
+static int64_t inputs(const pyper__queue *edge) {
+    int state = state_of(edge);
+    int64_t count = pyper__edge_there(edge);
     return state == PYPER__CANCELLED || (state == PYPER__ENDED && count == 0) ? INT64_MAX : count;
 }
 
-static int64_t places(const pyper__queue *queue) {
-    if (over(queue) || queue->limit == INT64_MAX) return INT64_MAX;
-    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
-    return queue->limit - (atomic_load(&queue->tail) + kept - atomic_load(&queue->given_back));
+static int64_t places(const pyper__queue *edge) {
+    return over(edge) ? INT64_MAX : pyper__edge_room(edge);
 }
 
 /* May a slot that is blocked try again? */
 static bool may_go_on(const pyper__slot *slot, int64_t *room) {
+#if PYPER__PROCESSES
+    if (slot->worker->output->channel && slot->wait.turn >= 0)
+        return pyper__channel_may_try_again(&slot->wait);
+#endif
     if (slot->turn.event) return pyper__order_turn_has_come(&slot->turn);
     if (*room <= 0) return false;
     if (*room != INT64_MAX) --*room;
@@ -111,10 +123,16 @@ static bool may_go_on(const pyper__slot *slot, int64_t *room) {
 
 /* -------------------------------------------------------------------------- emitting, finishing */
 
-/* 0, PYPER_ECANCELED, PYPER_ENOMEM, or PYPER__AGAIN and slot->turn says what to wait for. */
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM, PYPER_EFAILED (it could not be encoded), or PYPER__AGAIN, and the
+ * slot says what to wait for. */
 static int push(pyper__slot *slot, void *item) {
     pyper_worker *worker = slot->worker;
     pyper__queue *queue = worker->output;
+#if PYPER__PROCESSES
+    if (queue->channel)
+        return pyper__try_send(worker->run, worker->stage, queue, item, worker->ticket,
+                               &slot->wait);
+#endif
     slot->turn.event = NULL;
     int rc = queue->order ? pyper__order_try_push(queue->order, item, worker->ticket, &slot->turn)
                           : pyper__queue_try_push(queue, item);
@@ -122,13 +140,22 @@ static int push(pyper__slot *slot, void *item) {
     return rc;
 }
 
+/* The ticket of the call under way is done, of an ordered task: as push(). */
+static int pass_turn_on(pyper__slot *slot) {
+    pyper__queue *output = slot->worker->output;
+#if PYPER__PROCESSES
+    if (output->channel)
+        return pyper__channel_try_done(output->channel, slot->worker->ticket, &slot->wait);
+#endif
+    return pyper__order_try_done(output->order, slot->worker->ticket, &slot->turn);
+}
+
 /* The call under way is over: its ticket is done.  As push(). */
 static int finish(pyper__slot *slot) {
     pyper__crew *crew = slot->crew;
-    pyper__order *order = slot->worker->output->order;
     if (!slot->ticketed) return 0;
-    if (order) {
-        int rc = pyper__order_try_done(order, slot->worker->ticket, &slot->turn);
+    if (slot->worker->output->ordered) {
+        int rc = pass_turn_on(slot);
         if (rc == PYPER__AGAIN) return rc;
         if (rc == PYPER_ENOMEM)
             pyper__worker_fail(slot->worker, PYPER_ENOMEM, rc, pyper_strerror(rc));
@@ -211,7 +238,7 @@ static void leave(pyper__slot *slot) {
 
 /* Wait in the list until the loop finds that it may go on. */
 static void wait_for(pyper__slot *slot, pyper__waiters *list) {
-    pyper__queue_settle(slot->worker->stage->input);
+    pyper__edge_settle(slot->worker->stage->input);
     enter_list(slot, list);
 }
 
@@ -267,6 +294,16 @@ static pyper_fn resumes_with(const pyper__slot *slot) {
     return task->resume ? task->resume : task->join ? task->fn : NULL;
 }
 
+/* The next input: as pyper__queue_try_pop(), or PYPER_EFAILED (it could not be decoded). */
+static int pop(pyper_worker *worker, void **ret_item) {
+    pyper__queue *input = worker->stage->input;
+#if PYPER__PROCESSES
+    if (input->channel)
+        return pyper__try_receive(worker->run, worker->stage, input, ret_item, &worker->ticket);
+#endif
+    return pyper__queue_try_pop(input, ret_item, &worker->ticket);
+}
+
 /* Take the next input and begin: PYPER__AGAIN, 0 (the worker is done), 1. */
 static int begin_next(pyper__slot *slot) {
     pyper_worker *worker = slot->worker;
@@ -277,7 +314,7 @@ static int begin_next(pyper__slot *slot) {
         return 1;
     }
     void *item;
-    int rc = pyper__queue_try_pop(worker->stage->input, &item, &worker->ticket);
+    int rc = pop(worker, &item);
     if (rc == PYPER__AGAIN) return rc;
     if (rc <= 0) return 0;
     begin(slot, item);
@@ -365,8 +402,7 @@ static void resume(pyper__slot *slot) {
 static void resume_fresh(pyper__crew *crew) {
     pyper__slot *slot = &crew->slots[crew->fresh++];
     pyper__queue *input = crew->stage->input;
-    bool complete = pyper__queue_state(input) == PYPER__ENDED &&
-                    pyper__queue_pushed(input) == pyper__queue_popped(input);
+    bool complete = pyper__edge_state(input) == PYPER__ENDED && pyper__edge_there(input) == 0;
     /* A joined task is called also when there is nothing to read. */
     if (pyper__worker_stopped(slot->worker) || (complete && !crew->stage->task->join))
         leave(slot);
@@ -401,7 +437,7 @@ static void serve_blocked(pyper__crew *crew) {
         for (pyper__slot *slot = crew->blocked.first, *next; slot; slot = next) {
             next = slot == last ? NULL : slot->next;
             if (crew->loop->budget <= 0) return;
-            if (room <= 0 && !output->order) break;
+            if (room <= 0 && !output->ordered) break;
             if (over(output) || may_go_on(slot, &room)) resume(slot);
         }
         if (!crew->blocked.first) {
@@ -464,15 +500,18 @@ static void look(pyper__loop *loop) {
     for (size_t i = loop->count; i-- > 0;) {
         pyper__crew *crew = &loop->crews[i];
         if (!crew->told && pyper__run_stopped(run, crew->stage->index)) tell(crew);
-        serve_blocked(crew);
-        serve_starved(crew);
+        /* Those that are blocked by what they have just taken must be counted in, too. */
+        do {
+            serve_blocked(crew);
+            serve_starved(crew);
+        } while (crew->blocked.first && !crew->places.in && loop->budget > 0);
     }
 }
 
 static bool output_or_over(const void *arg) {
     const pyper_run *run = arg;
-    const pyper__queue *queue = &run->queues[run->count];
-    return over(queue) || atomic_load(&queue->tail) != atomic_load(&queue->head);
+    const pyper__queue *edge = &run->queues[run->count];
+    return over(edge) || pyper__edge_there(edge) != 0;
 }
 
 static bool all_left(const void *arg) {
@@ -484,20 +523,20 @@ static bool all_left(const void *arg) {
 static bool drive(pyper__loop *loop) {
     loop->budget = BUDGET;
     do {
-        atomic_store(&loop->waker.state, PYPER__DRIVEN);
+        atomic_store(loop->waker.state, PYPER__DRIVEN);
         look(loop);
         if (loop->budget <= 0) {
-            atomic_store(&loop->waker.state, PYPER__WOKEN);
+            atomic_store(loop->waker.state, PYPER__WOKEN);
             return true;
         }
-    } while (atomic_load(&loop->waker.state) == PYPER__WOKEN);
+    } while (atomic_load(loop->waker.state) == PYPER__WOKEN);
     return false;
 }
 
 /* Nobody looks any more: whoever has something must ring. */
 static void fall_asleep(pyper__loop *loop) {
     int state = PYPER__DRIVEN;
-    if (!atomic_compare_exchange_strong(&loop->waker.state, &state, PYPER__ASLEEP) && loop->yours)
+    if (!atomic_compare_exchange_strong(loop->waker.state, &state, PYPER__ASLEEP) && loop->yours)
         pyper__bell_ring(loop->waker.bell);
 }
 
@@ -553,9 +592,28 @@ int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
     return 0;
 }
 
+#if PYPER__PROCESSES
+static int receive_output(pyper__loop *loop, void **ret_item) {
+    pyper_run *run = loop->run;
+    pyper__queue *edge = &run->queues[run->count];
+    int64_t ticket;
+    int rc;
+    pyper__processes_enter(run);
+    /* An item that could not be decoded has failed the run; those behind it come first. */
+    do rc = pyper__try_receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket);
+    while (rc == PYPER_EFAILED);
+    pyper__processes_leave(run);
+    if (rc == PYPER__AGAIN) pyper__edge_settle(edge);
+    return rc;
+}
+#endif
+
 static int pop_output(pyper__loop *loop, void **ret_item) {
     pyper__queue *queue = &loop->run->queues[loop->run->count];
     int64_t ticket;
+#if PYPER__PROCESSES
+    if (queue->channel) return receive_output(loop, ret_item);
+#endif
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
     pyper__owned_lock_give(&queue->pop_lock, as_owner);
@@ -654,7 +712,7 @@ int pyper_try_next(pyper_run *run, void **ret_item) {
     if (rc != 0) return rc;
     rc = wait_as_caller(loop, all_left, &loop->end);
     if (rc == 0) rc = pyper__run_join_once(run, PYPER_FOREVER);
-    return rc < 0 ? rc : pyper_failed(run);
+    return rc < 0 ? rc : pyper__run_outcome(run);
 }
 
 /* ------------------------------------------------------------------------- an abandoned run */
@@ -752,7 +810,7 @@ static void come(pyper__slot *slot) {
 
 /* Wait in a list: PYPER_EAGAIN; or 0, it may try again at once. */
 static int wait_as_slot(pyper__slot *slot, pyper__waiters *list, pyper__watch *what) {
-    pyper__queue_settle(slot->worker->stage->input);
+    pyper__edge_settle(slot->worker->stage->input);
     bool blocked = list == &slot->crew->blocked;
     do {
         int64_t room = blocked ? places(slot->worker->output) : 0;
@@ -790,7 +848,7 @@ int pyper_try_pull(pyper_worker *worker, void **ret_item) {
         return PYPER_EAGAIN;
     }
     for (;;) {
-        int rc = pyper__queue_try_pop(worker->stage->input, ret_item, &worker->ticket);
+        int rc = pop(worker, ret_item);
         if (rc == 1 && !join) {
             slot->emitted = 0;
             slot->ticketed = true;
@@ -837,6 +895,12 @@ void pyper_slot_left(pyper_worker *worker) {
 
 /* --------------------------------------------------------------------------------- life time */
 
+/* The loop may be among those who wait there. */
+static void wakes(pyper__loop *loop, pyper__event *event) {
+    event->looped = true;
+    if (!event->shared) event->waker = &loop->waker;
+}
+
 static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage) {
     int64_t count = stage->task->workers;
     crew->loop = loop;
@@ -851,9 +915,10 @@ static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage
         worker->slot = slot;
         pyper__seat_init(&worker->seat, loop->run->host, loop->run->host_data);
     }
-    crew->items.event = &stage->input->items;
-    crew->places.event = &stage->output->places;
-    crew->items.event->waker = crew->places.event->waker = &loop->waker;
+    crew->items.event = pyper__edge_items(stage->input);
+    crew->places.event = pyper__edge_places(stage->output);
+    wakes(loop, crew->items.event);
+    wakes(loop, crew->places.event);
     crew->items.event->no_sleepers = crew->places.event->no_sleepers = true;
     stage->crew = crew;
     return 0;
@@ -865,17 +930,25 @@ int pyper__loop_create(pyper_run *run, bool yours) {
     if (count == 0 && !yours) return 0;
     pyper__loop *loop = pyper__alloc(sizeof *loop);
     if (!loop) return PYPER_ENOMEM;
-    if (pyper__waker_init(&loop->waker) < 0) {
+    _Atomic int *state = NULL;
+#if PYPER__PROCESSES
+    if (run->processes) state = pyper__processes_waker_state(run);
+#endif
+    if (pyper__waker_init(&loop->waker, state) < 0) {
         pyper__free(loop);
         return PYPER_ENOMEM;
     }
+#if PYPER__PROCESSES
+    if (run->processes) pyper__processes_set_waker(run, &loop->waker);
+#endif
     run->loop = loop;
     loop->run = run;
     loop->yours = yours;
     loop->host_slots = run->host && run->host->start_slot;
-    loop->outputs.event = &run->queues[run->count].items;
+    loop->outputs.event = pyper__edge_items(&run->queues[run->count]);
     loop->end.event = &run->done;
-    loop->outputs.event->waker = loop->end.event->waker = &loop->waker;
+    wakes(loop, loop->outputs.event);
+    wakes(loop, loop->end.event);
     if (yours) become_driver(loop);
     if (count == 0) return 0;
     loop->crews = pyper__alloc(count * sizeof *loop->crews);
@@ -890,6 +963,7 @@ int pyper__loop_create(pyper_run *run, bool yours) {
 
 void pyper__loop_free(pyper__loop *loop) {
     if (!loop) return;
+    /* (What is shared has none, and need not be there any more.) */
     pyper_run *run = loop->run;
     run->done.waker = NULL;
     run->queues[run->count].items.waker = NULL;

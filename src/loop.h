@@ -12,6 +12,10 @@
  * carries it out.  A slot never sleeps: it is put into one of its crew's two lists, and the loop counts
  * itself in at the queue's event (park.h), which then wakes the loop.
  *
+ * Where the next stage (or the one before) is of processes, the edge is a channel: an item is encoded
+ * when there is room for it, and decoded when its slot takes it, here, on the driver's thread.  The
+ * processes wake the loop as threads do, see park.h.
+ *
  * Promises
  *   - Slots that wait are resumed in the order in which they began to wait; not more of them than
  *     there are items (or places), so that few are resumed in vain.
@@ -32,6 +36,7 @@
 #ifndef PYPER_LOOP_H
 #define PYPER_LOOP_H
 
+#include "edge.h"
 #include "order.h"
 #include "worker.h"
 
@@ -65,6 +70,7 @@ typedef struct pyper__slot {
     struct pyper__slot *next, *previous; /* in the list it waits in */
     pyper__waiters *list;                /* which one; NULL: it does not wait */
     struct pyper__turn turn;             /* blocked: what for (turn.event NULL: room) */
+    pyper__channel_wait wait;            /* the same, if the output is a channel */
     pyper__posts hand;                   /* outputs that found no room */
     pyper__post done_post;
     void *state;     /* the operation's */

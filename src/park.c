@@ -6,8 +6,9 @@
 
 /* ---------------------------------------------------------------------------------- waker */
 
-int pyper__waker_init(pyper__waker *waker) {
-    atomic_init(&waker->state, PYPER__ASLEEP);
+int pyper__waker_init(pyper__waker *waker, _Atomic int *state) {
+    waker->state = state ? state : &waker->own_state;
+    atomic_init(waker->state, PYPER__ASLEEP);
     return pyper__bell_open(waker->bell);
 }
 
@@ -88,7 +89,7 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_MAX / 2);
-    event->shared = event->no_sleepers = event->light = false;
+    event->shared = event->looped = event->no_sleepers = event->light = false;
     event->waker = NULL;
 }
 
@@ -103,6 +104,10 @@ bool pyper__event_let_notify_lightly(pyper__event *event) {
 }
 
 void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
+    pyper__event_notify_through(event, count, event->waker);
+}
+
+void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__waker *waker) {
     uint64_t word = atomic_load(&event->word), next;
     uint32_t woken;
     do {
@@ -111,10 +116,14 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
         woken = waiters < count ? waiters : count;
         next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
-    if (event->waker) pyper__waker_wake(event->waker);
+    if (waker) pyper__waker_wake(waker);
     if (!event->no_sleepers)
         pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
                           event->shared);
+}
+
+void pyper__event_rouse(pyper__event *event) {
+    pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared);
 }
 
 /* Count myself in; returns the notification count to compare with.  If the system has taken the fence
@@ -279,11 +288,11 @@ struct bell_wait {
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
-        if (atomic_load(&waker->state) == PYPER__WOKEN) return true;
+        if (atomic_load(waker->state) == PYPER__WOKEN) return true;
         pyper__yield();
     }
     int state = PYPER__DRIVEN;
-    return !atomic_compare_exchange_strong(&waker->state, &state, PYPER__ASLEEP);
+    return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);
 }
 
 static int bell_detached(void *arg) {

@@ -127,23 +127,33 @@ static inline void pyper__owned_lock_give(pyper__owned_lock *lock, bool as_owner
 /* What wakes an event loop (loop.h): a bell, and whether it has been rung.  However often it is told
  * between two looks of the loop, the bell is rung once, and while the loop is driven not at all.
  *
+ * Other processes wake it like other threads: the state lies in memory that all share then, and each
+ * process has a waker of its own, with a descriptor of the same bell.
+ *
  * Synchronization
- *   state   atomic.  Asleep: whoever has something for the loop makes it WOKEN and rings.  DRIVEN: he
+ *   *state  atomic.  Asleep: whoever has something for the loop makes it WOKEN and rings.  DRIVEN: he
  *           makes it WOKEN, and the driving thread sees that before it goes.
- *   bell    set by init, never changes. */
+ *   state, bell   set by init, never change. */
 enum { PYPER__ASLEEP, PYPER__WOKEN, PYPER__DRIVEN };
 
 typedef struct pyper__waker {
-    _Atomic int state;
+    _Atomic int *state;
+    _Atomic int own_state;
     int bell[2];
 } pyper__waker;
 
-int pyper__waker_init(pyper__waker *waker); /* 0 or PYPER_ENOMEM */
+/* `state` is where the state lies, NULL: in the waker itself.  0 or PYPER_ENOMEM. */
+int pyper__waker_init(pyper__waker *waker, _Atomic int *state);
 void pyper__waker_fini(pyper__waker *waker);
 
 static inline void pyper__waker_wake(pyper__waker *waker) {
-    if (atomic_exchange(&waker->state, PYPER__WOKEN) == PYPER__ASLEEP)
-        pyper__bell_ring(waker->bell);
+    if (atomic_exchange(waker->state, PYPER__WOKEN) == PYPER__ASLEEP) pyper__bell_ring(waker->bell);
+}
+
+/* The same, after somebody may have died between the two. */
+static inline void pyper__waker_wake_again(pyper__waker *waker) {
+    atomic_store(waker->state, PYPER__WOKEN);
+    pyper__bell_ring(waker->bell);
 }
 
 /* --------------------------------------------------------------------------------- event */
@@ -156,17 +166,18 @@ static inline void pyper__waker_wake(pyper__waker *waker) {
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
- *   waker, no_sleepers   set after init by who owns the event, before others see it: a loop may be
- *           among the waiters (it counts itself in like everybody else, with pyper__event_enter());
- *           nobody else is. */
+ *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
+ *           may be among the waiters (it counts itself in like everybody else, with
+ *           pyper__event_enter()); nobody else is.  What wakes it is `waker`, or, since that is each
+ *           process's own, what pyper__event_notify_through() is given. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;
         _Atomic uint32_t half[2];
     };
     _Atomic uint32_t yields;
-    bool shared, no_sleepers, light;
-    pyper__waker *waker; /* never in memory that processes share */
+    bool shared, looped, no_sleepers, light;
+    pyper__waker *waker; /* NULL in memory that processes share */
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
@@ -184,6 +195,14 @@ static inline bool pyper__event_notified(pyper__event *event, uint32_t seen) {
 }
 
 PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
+
+/* Of an event that is `looped`: with what wakes the loop.  Only when somebody waits. */
+PYPER__COLD void pyper__event_notify_through(pyper__event *event, uint32_t count,
+                                             pyper__waker *waker);
+
+/* Have all sleepers look again: somebody may have died after counting them out, and before waking
+ * them. */
+PYPER__COLD void pyper__event_rouse(pyper__event *event);
 
 static inline bool pyper__event_has_waiters(pyper__event *event) {
     return atomic_load(&event->word) >> 32 != 0;

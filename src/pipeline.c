@@ -86,6 +86,11 @@ static pyper_pipeline *refuse(const pyper_task_options *options, const char *nam
                       "task '%.64s': ordered has no order to keep with join and several workers; "
                       "use one worker, or leave ordered out",
                       name);
+    if (options->multiprocess && options->async)
+        return failed(PYPER_EINVAL,
+                      "task '%.64s': an asynchronous task has no process of its own; leave async "
+                      "or multiprocess out",
+                      name);
     if (options->multiprocess && !PYPER__PROCESSES)
         return failed(PYPER_ENOTSUP, "task '%.64s': multiprocess needs Linux; use threads", name);
     if (options->multiprocess && !pyper__type_crosses(options->type))

@@ -22,6 +22,11 @@ typedef struct pyper__task {
     char name[];
 } pyper__task;
 
+/* Do several threads or processes carry the task's workers?  (All slots of a loop live on one.) */
+static inline bool pyper__task_is_crowded(const pyper__task *task) {
+    return task && task->workers > 1 && !task->async;
+}
+
 /* Synchronization: refs atomic; everything else is set before anybody else sees the pipeline. */
 struct pyper_pipeline {
     _Atomic int64_t refs;

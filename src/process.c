@@ -50,6 +50,7 @@ struct post {
  *   count, seats, channels, posts   set before any process is started, never change.
  *   stopped     atomic, only grows; stages below it have been told to stop.
  *   cancelled   atomic, only false -> true: a worker wants the run to be cancelled.
+ *   loop_state  of the waker of the run's event loop, see park.h.
  *   failing     atomic; whoever takes it from NOT_FAILED to BEING_WRITTEN owns `failure` until he sets
  *               WRITTEN; then it does not change any more. */
 struct board {
@@ -57,6 +58,7 @@ struct board {
     uint64_t seats;
     _Atomic uint64_t stopped;
     _Atomic bool cancelled;
+    _Atomic int loop_state;
     _Atomic int failing;
     struct {
         int answer, code;
@@ -88,7 +90,8 @@ struct process {
 };
 
 /* Synchronization
- *   shm, doors     set by create, never change.
+ *   shm, doors     set by create, never change (but for the doors' waker).
+ *   waker          set before the processes are started, never changes.
  *   bell, caller   set by create; closed by retire, under `lock`.
  *   inside         atomic; callers who may be using the memory.
  *   retiring, retired   atomic, only false -> true; who sets `retired` does it.
@@ -102,6 +105,7 @@ struct pyper__processes {
     _Atomic int64_t inside;
     _Atomic bool retiring, retired;
     pyper__channel *doors; /* one for each edge; not all are used */
+    pyper__waker *waker;   /* of the run's event loop, borrowed; NULL: it has none */
     struct process *processes;
     struct pollfd *polled;
     size_t count;
@@ -116,6 +120,7 @@ struct pyper__child {
     pyper__shm *shm;
     int bell;
     size_t stage;
+    pyper__waker waker;
 };
 
 static void ring(int bell) {
@@ -154,10 +159,28 @@ static uint64_t align(uint64_t size) {
     return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
 }
 
-/* The window of an edge with an order, or 0. */
-static int64_t window_of(const pyper_pipeline *pipeline, size_t edge) {
+static int64_t crowd(const pyper__task *task) {
+    return pyper__task_is_crowded(task) ? task->workers : 1;
+}
+
+/* What the channel of an edge is like. */
+static pyper__channel_shape shape_of(const pyper_pipeline *pipeline, size_t edge) {
     const pyper__task *from = edge > 0 ? pipeline->tasks[edge - 1] : NULL;
-    return from && from->ordered && crosses(pipeline, edge) ? pyper__run_window(from->throttle) : 0;
+    const pyper__task *to = edge < pipeline->count ? pipeline->tasks[edge] : NULL;
+    return (pyper__channel_shape){
+        .throttle = from ? from->throttle : 0,
+        .producers = crowd(from),
+        .consumers = to ? crowd(to) : 2, /* any number of threads may ask for outputs */
+        .apart = to && to->multiprocess,
+        .one_at_a_time = to && to->ordered,
+        .order_window = from && from->ordered ? pyper__run_window(from->throttle) : 0,
+    };
+}
+
+/* How much memory it takes; 0: the edge crosses nothing. */
+static uint64_t size_of_channel(const pyper_pipeline *pipeline, size_t edge) {
+    pyper__channel_shape shape = shape_of(pipeline, edge);
+    return crosses(pipeline, edge) ? pyper__channel_size(&shape) : 0;
 }
 
 /* Lay the board out and fill it in. */
@@ -171,7 +194,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         PYPER__SHM_FIRST + align(sizeof(struct board) + count * sizeof(struct post));
     uint64_t channels_at = seats_at + (uint64_t)seats * sizeof(struct seat);
     uint64_t size = channels_at - PYPER__SHM_FIRST;
-    for (size_t i = 0; i <= count; i++) size += pyper__channel_size(window_of(pipeline, i));
+    for (size_t i = 0; i <= count; i++) size += size_of_channel(pipeline, i);
     all->board_size = size;
     int rc = pyper__shm_create(size, &all->shm);
     if (rc < 0) return rc;
@@ -188,7 +211,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         post->branch = task->branch;
         post->join = task->join;
         post->input = channels_at;
-        channels_at += pyper__channel_size(window_of(pipeline, i));
+        channels_at += size_of_channel(pipeline, i);
         post->output = channels_at;
         post->workers = task->workers;
         post->first_seat = seat;
@@ -207,14 +230,11 @@ static int make_channels(pyper_run *run, struct pyper__processes *all) {
     uint64_t at = board_at(all->shm)->posts[0].input;
     for (size_t i = 0; i <= pipeline->count; i++) {
         uint64_t here = at;
-        at += pyper__channel_size(window_of(pipeline, i));
+        at += size_of_channel(pipeline, i);
         if (!crosses(pipeline, i)) continue;
         const pyper__task *from = i > 0 ? pipeline->tasks[i - 1] : NULL;
-        const pyper__task *to = i < pipeline->count ? pipeline->tasks[i] : NULL;
-        int64_t throttle = from ? from->throttle : 0;
-        int rc =
-            pyper__channel_init(&all->doors[i], all->shm, here, throttle, from && from->workers > 1,
-                                !to || to->workers > 1, window_of(pipeline, i));
+        pyper__channel_shape shape = shape_of(pipeline, i);
+        int rc = pyper__channel_init(&all->doors[i], all->shm, here, &shape);
         if (rc < 0) return rc;
         pyper__queue_cross(&run->queues[i], &all->doors[i], from && from->ordered);
     }
@@ -248,6 +268,15 @@ void pyper__processes_free(pyper_run *run) {
     pyper__free(all->polled);
     pyper__free(all);
     run->processes = NULL;
+}
+
+_Atomic int *pyper__processes_waker_state(pyper_run *run) {
+    return &board_at(run->processes->shm)->loop_state;
+}
+
+void pyper__processes_set_waker(pyper_run *run, pyper__waker *waker) {
+    run->processes->waker = waker;
+    for (size_t i = 0; i <= run->count; i++) run->processes->doors[i].waker = waker;
 }
 
 void pyper__processes_stop(pyper_run *run, size_t upto) {
@@ -303,7 +332,7 @@ bool pyper__processes_stopped(const pyper_run *run, size_t stage) {
 
 /* Tell the stages before `upto` to stop, and cancel the channels up to their end; the queues in the
  * caller's process are the supervisor's to cancel. */
-static void child_stop(const struct pyper__child *child, uint64_t upto) {
+static void child_stop(struct pyper__child *child, uint64_t upto) {
     struct board *board = board_at(child->shm);
     uint64_t before = atomic_load(&board->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
@@ -312,7 +341,7 @@ static void child_stop(const struct pyper__child *child, uint64_t upto) {
         struct post *post = &board->posts[i];
         if (!post->multiprocess && !(i > 0 && board->posts[i - 1].multiprocess)) continue;
         pyper__channel input;
-        pyper__channel_attach(&input, child->shm, post->input);
+        pyper__channel_attach(&input, child->shm, post->input, &child->waker, 0);
         pyper__channel_set_state(&input, PYPER__CANCELLED);
     }
     ring(child->bell);
@@ -343,7 +372,7 @@ void pyper__child_cancel(pyper_run *run) {
 }
 
 /* The worker has left: the last one of its stage ends it, as pyper__run_worker_left(). */
-static void child_left(const struct pyper__child *child, pyper__stage *stage, struct seat *seat) {
+static void child_left(struct pyper__child *child, pyper__stage *stage, struct seat *seat) {
     struct post *post = &board_at(child->shm)->posts[child->stage];
     if (atomic_fetch_sub(&post->alive, 1) == 1) {
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
@@ -380,6 +409,8 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     struct seat *seat = seat_at(shm, post->first_seat + options->worker);
 
     struct pyper__child child = {.shm = shm, .bell = options->fds[1], .stage = index};
+    child.waker.state = &board->loop_state;
+    child.waker.bell[0] = child.waker.bell[1] = options->fds[3];
     int rc = start_following(options->fds[2]);
     size_t name = strlen(post->name) + 1;
     pyper_run *run = pyper__alloc(sizeof *run);
@@ -393,8 +424,8 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
         return rc;
     }
     pyper__channel input, output;
-    pyper__channel_attach(&input, shm, post->input);
-    pyper__channel_attach(&output, shm, post->output);
+    pyper__channel_attach(&input, shm, post->input, &child.waker, options->worker);
+    pyper__channel_attach(&output, shm, post->output, &child.waker, 0);
     pyper__queue from = {.type = options->input_type};
     pyper__queue to = {.type = options->output_type};
     pyper__queue_cross(&from, &input, false);
@@ -456,15 +487,20 @@ int pyper_attach_from(const pyper_attach_options *given) {
     if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;
     if (rc < 0) {
         pyper__shm_unref(shm);
-        close(options.fds[1]);
-        close(options.fds[2]);
+        for (int i = 1; i < PYPER_PROCESS_FDS; i++) close(options.fds[i]);
         return rc;
     }
     /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
     rc = be_worker(&options, shm);
     close(options.fds[1]);
+    if (options.fds[3] != options.fds[1]) close(options.fds[3]);
     pyper__shm_unref(shm);
     return rc;
+}
+
+/* Without a loop nobody listens, but a host may have to send something. */
+static int bell_of_loop(const struct pyper__processes *all) {
+    return all->waker ? all->waker->bell[1] : all->bell;
 }
 
 static void do_nothing(int signal) {}
@@ -480,7 +516,7 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
     for (size_t i = 0; i < all->count; i++) close_(&all->processes[i].pidfd);
     pyper_attach_options options = {
         .size = sizeof options,
-        .fds = {all->shm->fd, all->bell, all->caller},
+        .fds = {all->shm->fd, all->bell, all->caller, bell_of_loop(all)},
         .task = (int64_t)stage->index,
         .worker = worker,
         .fn = task->fn,
@@ -510,7 +546,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
         const pyper_process what = {
             .size = sizeof what,
             .name = name,
-            .fds = {all->shm->fd, all->bell, all->caller},
+            .fds = {all->shm->fd, all->bell, all->caller, bell_of_loop(all)},
             .task = (int64_t)stage->index,
             .worker = worker->index,
             .bind = stage->task->bind,
@@ -561,6 +597,14 @@ static const char *signal_text(int number) {
     return text ? text : "unknown signal";
 }
 
+/* A process has died: those whom it was just about to wake do not know. */
+static void rouse(pyper_run *run) {
+    struct pyper__processes *all = run->processes;
+    for (size_t i = 0; i <= run->count; i++)
+        if (run->queues[i].channel) pyper__channel_rouse(&all->doors[i]);
+    if (all->waker) pyper__waker_wake_again(all->waker);
+}
+
 /* The process has ended: was it a death?  Then the run has failed. */
 static void judge(pyper_run *run, struct process *process, int status) {
     struct pyper__processes *all = run->processes;
@@ -568,6 +612,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
     struct post *post = &board->posts[process->stage];
     int state = atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state);
     if (state == LEFT) return;
+    rouse(run);
     pyper__clock *clock = &seat_at(all->shm, post->first_seat + process->worker)->clock;
     if (!atomic_load_explicit(&clock->left_ns, memory_order_relaxed))
         atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);

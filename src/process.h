@@ -2,8 +2,10 @@
  *
  * A run with process workers has a *board* in shared memory: what all its processes must know of each
  * other (how far it has been told to stop, the first failure, the workers' clocks), and the channels.
- * Three descriptors make a process part of a run: that memory, a *bell* (an eventfd that wakes the
- * supervisor), and the caller's process (a pidfd).
+ * Four descriptors make a process part of a run: that memory, a *bell* (an eventfd that wakes the
+ * supervisor), the caller's process (a pidfd), and the bell of the run's event loop, if it has one: a
+ * process that has something for the loop wakes it directly, through a waker whose state is on the
+ * board.
  *
  * In the caller's process a run with process workers has one more thread, the *supervisor*.  It does
  * on behalf of the processes what they cannot do from where they are: record their failure, stop the
@@ -46,6 +48,11 @@ void pyper__processes_enter(pyper_run *run);
 void pyper__processes_leave(pyper_run *run);
 
 void pyper__processes_free(pyper_run *run);
+
+/* For the run's event loop (loop.h), before a process is started: where the state of its waker is to
+ * lie; and, this is the waker. */
+_Atomic int *pyper__processes_waker_state(pyper_run *run);
+void pyper__processes_set_waker(pyper_run *run, pyper__waker *waker);
 
 /* Has the stage been told to stop, by anybody?  In the caller's process and in a worker's. */
 bool pyper__processes_stopped(const pyper_run *run, size_t stage);

@@ -175,6 +175,18 @@ int64_t pyper__queue_popped(const pyper__queue *queue) {
     return atomic_load_explicit(&queue->head, memory_order_relaxed);
 }
 
+int64_t pyper__queue_there(const pyper__queue *queue) {
+    /* Popped before pushed, so that it is never negative. */
+    int64_t head = pyper__queue_popped(queue);
+    return atomic_load(&queue->tail) - head;
+}
+
+int64_t pyper__queue_room(const pyper__queue *queue) {
+    if (queue->limit == INT64_MAX) return INT64_MAX;
+    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
+    return queue->limit - (atomic_load(&queue->tail) + kept - atomic_load(&queue->given_back));
+}
+
 int64_t pyper__queue_started(const pyper__queue *queue) {
     int64_t drained = atomic_load_explicit(&queue->drained, memory_order_relaxed);
     return pyper__queue_popped(queue) - drained;

@@ -137,6 +137,10 @@ int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
 
+/* How many items can be popped at this moment, and pushed (INT64_MAX: there is no bound). */
+int64_t pyper__queue_there(const pyper__queue *queue);
+int64_t pyper__queue_room(const pyper__queue *queue);
+
 /* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *
  * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM.  Takes the item when it returns

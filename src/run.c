@@ -210,11 +210,6 @@ static void destroy_argument(const pyper_start_options *options) {
     if (options->type && options->type->destroy) options->type->destroy(options->argument);
 }
 
-/* Do several threads carry the task's workers?  All slots of a loop live on one thread. */
-static bool many_threads(const pyper__task *task) {
-    return task && task->workers > 1 && !task->async;
-}
-
 int64_t pyper__run_window(int64_t throttle) {
     return throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
 }
@@ -232,9 +227,10 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
         int64_t window = pyper__run_window(throttle);
-        int bad = pyper__queue_init(&run->queues[i], throttle, many_threads(from),
-                                    !to || many_threads(to), from && from->ordered ? window : 0,
-                                    from ? from->type : options->type);
+        int bad =
+            pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
+                              !to || pyper__task_is_crowded(to), from && from->ordered ? window : 0,
+                              from ? from->type : options->type);
         if (bad) rc = bad;
     }
 #if PYPER__PROCESSES
@@ -301,30 +297,14 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
     return 0;
 }
 
-static bool has_processes(const pyper_pipeline *pipeline) {
-    for (size_t i = 0; i < pipeline->count; i++)
-        if (pipeline->tasks[i]->multiprocess) return true;
-    return false;
-}
-
-/* What only the start can tell: a code, the task and what is wrong with it. */
-static int refuse(pyper_run *run, const pyper_start_options *options, size_t *ret_task,
-                  const char **ret_message) {
+/* What only the start can tell, of the first task: a code, and what is wrong with it. */
+static int refuse(pyper_run *run, const pyper_start_options *options, const char **ret_message) {
     const pyper__task *first = run->pipeline->tasks[0];
-    *ret_task = 0;
     if (first->join)
         *ret_message = "the first task cannot have join: there is nothing to pull from";
     if (first->workers > 1)
         *ret_message = "the first task cannot have several workers: it is called once";
     if (*ret_message) return PYPER_EINVAL;
-    for (size_t i = 0; i < run->pipeline->count; i++) {
-        if (!run->pipeline->tasks[i]->async && !options->loop) continue;
-        if (!has_processes(run->pipeline)) break;
-        *ret_task = i;
-        *ret_message = "asynchronous tasks and event loops do not go together with process workers "
-                       "yet; use two pipelines";
-        return PYPER_EINVAL;
-    }
     if (!first->multiprocess || pyper__type_crosses(options->type)) return 0;
     *ret_message = "its worker is a process, and the type of the run's argument has no encode and "
                    "decode; give pyper_start() a .type that has both";
@@ -337,7 +317,7 @@ static int put_argument(pyper_run *run, void *argument) {
     int rc;
 #if PYPER__PROCESSES
     if (first->channel)
-        rc = pyper__send(run, &run->stages[0], first, argument, 0, &run->callers, NULL);
+        rc = pyper__send(run, &run->stages[0], first, 0, argument, 0, &run->callers, NULL);
     else
 #endif
         rc = pyper__queue_push(first, argument, 0, &run->callers, NULL);
@@ -354,10 +334,9 @@ static void start(pyper_run *run, const pyper_start_options *options) {
         destroy_argument(options);
         return;
     }
-    size_t task;
-    rc = refuse(run, options, &task, &message);
+    rc = refuse(run, options, &message);
     if (rc < 0) {
-        pyper__stage refused = {.task = pipeline->tasks[task], .index = task};
+        pyper__stage refused = {.task = pipeline->tasks[0]};
         pyper__run_fail(run, rc, &refused, rc, message, NULL, NULL);
         destroy_argument(options);
         return;
@@ -492,42 +471,54 @@ int pyper_close(pyper_run *run) {
 
 /* ----------------------------------------------------------------------------------- outputs */
 
+int pyper__run_outcome(pyper_run *run) {
+#if PYPER__PROCESSES
+    if (run->processes) pyper__processes_retire(run);
+#endif
+    /* A worker's process can end the last edge before its wish to cancel has got here. */
+    return atomic_load(&run->cancelled) ? PYPER_ECANCELED : atomic_load(&run->failed);
+}
+
+#if PYPER__PROCESSES
+static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
+                          bool interruptible) {
+    int64_t ticket;
+    int rc;
+    pyper__processes_enter(run);
+    /* An item that could not be decoded has failed the run; those behind it come first. */
+    do
+        rc = pyper__receive(run, &run->stages[run->count - 1], &run->queues[run->count], ret_item,
+                            &ticket, &run->callers, deadline_ns, interruptible);
+    while (rc == PYPER_EFAILED);
+    pyper__processes_leave(run);
+    if (rc > 0) pyper__seat_share_token(&run->callers);
+    return rc;
+}
+#endif
+
+/* The next output, of whatever kind of edge. */
+static int pop_output(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (run->loop) return pyper__loop_pop(run->loop, ret_item, deadline_ns);
+    pyper__queue *queue = &run->queues[run->count];
+    bool interruptible = run->host && run->host->interruptible;
+#if PYPER__PROCESSES
+    if (queue->channel) return receive_output(run, ret_item, deadline_ns, interruptible);
+#endif
+    int64_t ticket;
+    return pyper__queue_pop(queue, ret_item, &ticket, &run->callers, deadline_ns, interruptible);
+}
+
 /* There was nothing to take at once. */
 static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (!run) return PYPER_EINVAL;
     if (pyper__run_inherited(run) && run != &out_of_memory) return PYPER_EFORKED;
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     if (run->child) return PYPER_EDEADLK;
-    if (run->count > 0) {
-        pyper__queue *queue = &run->queues[run->count];
-        bool interruptible = run->host && run->host->interruptible;
-        int64_t ticket;
-        int rc;
-#if PYPER__PROCESSES
-        if (queue->channel) {
-            /* An item that could not be decoded has failed the run; those behind it come first. */
-            pyper__processes_enter(run);
-            do
-                rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
-                                    &run->callers, deadline_ns, interruptible);
-            while (rc == PYPER_EFAILED);
-            pyper__processes_leave(run);
-            if (rc > 0) pyper__seat_share_token(&run->callers);
-        } else
-#endif
-            rc = run->loop ? pyper__loop_pop(run->loop, ret_item, deadline_ns)
-                           : pyper__queue_pop(queue, ret_item, &ticket, &run->callers, deadline_ns,
-                                              interruptible);
-        if (rc != 0) return rc;
-        rc = pyper_wait_until(run, deadline_ns);
-        if (rc < 0) return rc;
-#if PYPER__PROCESSES
-        if (run->processes) pyper__processes_retire(run);
-#endif
-        /* A worker's process can end the last edge before its wish to cancel has got here. */
-        if (atomic_load(&run->cancelled)) return PYPER_ECANCELED;
-    }
-    return atomic_load(&run->failed);
+    if (run->count == 0) return atomic_load(&run->failed);
+    int rc = pop_output(run, ret_item, deadline_ns);
+    if (rc != 0) return rc;
+    rc = pyper_wait_until(run, deadline_ns);
+    return rc < 0 ? rc : pyper__run_outcome(run);
 }
 
 /* Inside as the owner, and not everything is as usual: no output, say, or places to give back. */

@@ -111,6 +111,10 @@ void pyper__run_worker_left(pyper_run *run, pyper__stage *stage);
  * PYPER_ETIMEDOUT (somebody else is at it). */
 int pyper__run_join_once(pyper_run *run, int64_t deadline_ns);
 
+/* All outputs have been taken, and all workers have left: what the caller is told now, again and
+ * again. */
+int pyper__run_outcome(pyper_run *run);
+
 /* Was the run started by the parent of this forked process? */
 static inline bool pyper__run_inherited(const pyper_run *run) {
     return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);

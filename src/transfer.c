@@ -52,14 +52,15 @@ struct pyper_transfer {
     pyper_run *run;
     const pyper__stage *stage;
     pyper__channel *channel;
+    int64_t lane;
     pyper__record record;
     bool failed; /* and said so */
 };
 
 void *pyper_transfer_reserve(pyper_transfer *to, size_t size) {
     pyper__record_drop(to->channel, &to->record);
-    if (pyper__record_reserve(to->channel, &to->record, size) < 0) return NULL;
-    return pyper__record_data(to->channel, &to->record);
+    if (pyper__record_reserve(to->channel, to->lane, &to->record, size) < 0) return NULL;
+    return to->record.data;
 }
 
 int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message, const void *data,
@@ -126,34 +127,63 @@ static int failed(pyper_transfer *transfer, const char *what, int rc) {
     return PYPER_EFAILED;
 }
 
-int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
-                int64_t ticket, pyper__seat *seat, pyper__queue *input) {
-    pyper_transfer transfer;
-    transfer.run = run;
-    transfer.stage = stage;
-    transfer.channel = output->channel;
-    transfer.failed = false;
-    transfer.record.size = 0;
-    transfer.record.extent = 0;
-    const pyper_item_type *type = output->type;
-    int rc = type->encode(item, &transfer);
+static inline void begin(pyper_transfer *transfer, pyper_run *run, const pyper__stage *stage,
+                         pyper__channel *channel, int64_t lane) {
+    transfer->run = run;
+    transfer->stage = stage;
+    transfer->channel = channel;
+    transfer->lane = lane;
+    transfer->failed = false;
+    transfer->record.size = 0;
+    transfer->record.extent = 0;
+}
+
+/* Encode an item into the transfer's record: 0 or PYPER_EFAILED. */
+static int encode(pyper_transfer *transfer, const pyper_item_type *type, void *item) {
+    int rc = type->encode(item, transfer);
     if (pyper__unlikely(rc < 0)) {
-        rc = failed(&transfer, "an output could not be encoded for another process", rc);
-        pyper__record_drop(output->channel, &transfer.record);
+        rc = failed(transfer, "an output could not be encoded for another process", rc);
+        pyper__record_drop(transfer->channel, &transfer->record);
         return rc;
     }
+    return 0;
+}
+
+/* The record has been pushed, or not: whose is the item?  Returns rc. */
+static int pushed(pyper_transfer *transfer, const pyper_item_type *type, void *item, int rc) {
+    if (pyper__unlikely(rc < 0))
+        pyper__record_drop(transfer->channel, &transfer->record);
+    else if (type->destroy)
+        type->destroy(item);
+    return rc;
+}
+
+int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, int64_t lane,
+                void *item, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+    pyper_transfer transfer;
+    begin(&transfer, run, stage, output->channel, lane);
+    int rc = encode(&transfer, output->type, item);
+    if (rc < 0) return rc;
     for (;;) {
         pyper__channel_wait wait;
-        rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, &wait);
+        rc = pyper__channel_try_push(output->channel, lane, &transfer.record, ticket, &wait);
         if (pyper__likely(rc != PYPER__AGAIN)) break;
         if (input) pyper__edge_settle(input);
         pyper__channel_await(&wait, seat);
     }
-    if (pyper__unlikely(rc < 0))
-        pyper__record_drop(output->channel, &transfer.record);
-    else if (type->destroy)
-        type->destroy(item);
-    return rc;
+    return pushed(&transfer, output->type, item, rc);
+}
+
+int pyper__try_send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
+                    int64_t ticket, pyper__channel_wait *ret_wait) {
+    int rc = pyper__channel_try_push(output->channel, 0, NULL, ticket, ret_wait);
+    if (rc < 0) return rc;
+    pyper_transfer transfer;
+    begin(&transfer, run, stage, output->channel, 0);
+    rc = encode(&transfer, output->type, item);
+    if (rc < 0) return rc;
+    rc = pyper__channel_try_push(output->channel, 0, &transfer.record, ticket, ret_wait);
+    return pushed(&transfer, output->type, item, rc);
 }
 
 int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
@@ -166,22 +196,30 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
     }
 }
 
+/* Decode what has been popped: 1 or PYPER_EFAILED. */
+static int decode(pyper_transfer *transfer, const pyper_item_type *type, void **ret_item) {
+    int rc = type->decode(transfer, transfer->record.data, transfer->record.size, ret_item);
+    if (rc < 0) rc = failed(transfer, "an item from another process could not be decoded", rc);
+    pyper__channel_release(transfer->channel, &transfer->record);
+    return rc < 0 ? rc : 1;
+}
+
 int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input, void **ret_item,
                    int64_t *ret_ticket, pyper__seat *seat, int64_t deadline_ns,
                    bool interruptible) {
     pyper_transfer transfer;
-    transfer.run = run;
-    transfer.stage = stage;
-    transfer.channel = input->channel;
-    transfer.failed = false;
+    begin(&transfer, run, stage, input->channel, 0);
     int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
                                 interruptible);
-    if (rc <= 0) return rc;
-    rc = input->type->decode(&transfer, pyper__record_data(input->channel, &transfer.record),
-                             transfer.record.size, ret_item);
-    if (rc < 0) rc = failed(&transfer, "an item from another process could not be decoded", rc);
-    pyper__record_drop(input->channel, &transfer.record);
-    return rc < 0 ? rc : 1;
+    return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
+}
+
+int pyper__try_receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input,
+                       void **ret_item, int64_t *ret_ticket) {
+    pyper_transfer transfer;
+    begin(&transfer, run, stage, input->channel, 0);
+    int rc = pyper__channel_try_pop(input->channel, &transfer.record, ret_ticket);
+    return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
 }
 
 #else

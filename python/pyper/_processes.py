@@ -26,7 +26,7 @@ from pyper._types import RemoteError
 
 __all__ = ["dump_failure", "dumps", "join", "load_failure", "loads", "start"]
 
-_Fds = tuple[int, int, int]
+_Fds = tuple[int, int, int, int]
 
 
 # ----------------------------------------------------------------------------- starting
@@ -58,12 +58,16 @@ class _Descriptors:
         self.fds = fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_received, tuple(reduction.DupFd(fd) for fd in self.fds))
+        # A descriptor that stands there more than once is sent once.
+        different = list(dict.fromkeys(self.fds))
+        places = [different.index(fd) for fd in self.fds]
+        return (_received, (places, *map(reduction.DupFd, different)))
 
 
-def _received(*duplicates: Any) -> _Descriptors:
-    first, second, third = (duplicate.detach() for duplicate in duplicates)
-    return _Descriptors((first, second, third))
+def _received(places: list[int], *duplicates: Any) -> _Descriptors:
+    fds = [duplicate.detach() for duplicate in duplicates]
+    first, second, third, fourth = (fds[place] for place in places)
+    return _Descriptors((first, second, third, fourth))
 
 
 def start(

@@ -24,7 +24,7 @@ def attach(
     join: bool,
     task: int,
     worker: int,
-    fds: tuple[int, int, int],
+    fds: tuple[int, int, int, int],
     /,
 ) -> None:
     """Be a worker of another process's run: returns when it is done."""

@@ -47,10 +47,11 @@ int process_start(void *host_data, const pyper_process *process, void **ret_proc
                   int64_t *ret_pid) {
     python_run *python = host_data;
     step *step = process->bind;
+    const int *fds = process->fds;
     PyObject *started = PyObject_CallFunction(
-        step->state->start_process, "OOsnnLL(iii)", step->task, step->func, process->name,
-        step->place, step->count, (long long)process->task, (long long)process->worker,
-        process->fds[0], process->fds[1], process->fds[2]);
+        step->state->start_process, "OOsnnLL(iiii)", step->task, step->func, process->name,
+        step->place, step->count, (long long)process->task, (long long)process->worker, fds[0],
+        fds[1], fds[2], fds[3]);
     PyObject *object;
     long long pid;
     if (!started || !PyArg_ParseTuple(started, "OL", &object, &pid)) {
@@ -82,8 +83,8 @@ PyObject *processes_attach(PyObject *module, PyObject *args) {
     Py_ssize_t place, count;
     int branch, join, fds[PYPER_PROCESS_FDS];
     long long task, worker;
-    if (!PyArg_ParseTuple(args, "O!nnppLL(iii):attach", state->plan_type, &op, &place, &count,
-                          &branch, &join, &task, &worker, &fds[0], &fds[1], &fds[2]))
+    if (!PyArg_ParseTuple(args, "O!nnppLL(iiii):attach", state->plan_type, &op, &place, &count,
+                          &branch, &join, &task, &worker, &fds[0], &fds[1], &fds[2], &fds[3]))
         return NULL;
     plan *plan = (struct plan *)op;
     if (plan->count != 1) {
@@ -98,7 +99,7 @@ PyObject *processes_attach(PyObject *module, PyObject *args) {
     Py_DECREF(context);
     if (!python) return PyErr_NoMemory();
     python->child = true;
-    int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2]}, .task = task, .worker = worker,
+    int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .task = task, .worker = worker,
                           .fn = function_for(place == 1, branch, join), .bind = step,
                           .input_type = &object_items, .output_type = &object_items,
                           .host = &host_child, .host_data = python);

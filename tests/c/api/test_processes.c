@@ -917,7 +917,7 @@ static int start_process(void *host_data, const pyper_process *process, void **r
     for (int i = 0; i < PYPER_PROCESS_FDS; i++) fds[i] = dup(process->fds[i]);
     pid_t pid = fork();
     if (pid == 0) {
-        int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2]}, .task = process->task,
+        int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .task = process->task,
                               .worker = process->worker, .fn = multiply, .bind = process->bind,
                               .input_type = &pyper_type_int, .output_type = &pyper_type_int,
                               .host_data = host_data);
@@ -1010,8 +1010,8 @@ TEST(a_process_that_never_attaches_is_an_error_of_its_own) {
 }
 
 TEST(attaching_to_nothing_is_refused) {
-    int fds[3] = {dup(0), dup(0), dup(0)};
-    CHECK_EQ(pyper_attach(.fds = {fds[0], fds[1], fds[2]}, .fn = pass,
+    int fds[PYPER_PROCESS_FDS] = {dup(0), dup(0), dup(0), dup(0)};
+    CHECK_EQ(pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .fn = pass,
                           .input_type = &pyper_type_int, .output_type = &pyper_type_int),
              PYPER_EINVAL);
 }
