@@ -48,10 +48,10 @@ int process_start(void *host_data, const pyper_process *process, void **ret_proc
     python_run *python = host_data;
     step *step = process->bind;
     const int *fds = process->fds;
-    PyObject *started = PyObject_CallFunction(
-        step->state->start_process, "OOsnnLL(iiii)", step->task, step->func, process->name,
-        step->place, step->count, (long long)process->task, (long long)process->worker, fds[0],
-        fds[1], fds[2], fds[3]);
+    PyObject *started =
+        PyObject_CallFunction(step->state->start_process, "OOsnnLL(iiii)", step->task, step->func,
+                              process->name, step->place, step->count, (long long)process->task,
+                              (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
     PyObject *object;
     long long pid;
     if (!started || !PyArg_ParseTuple(started, "OL", &object, &pid)) {

@@ -7,15 +7,17 @@ fails if they do not.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "on_loop")
 
 from helpers import PATIENCE, until  # noqa: E402
 
@@ -66,3 +68,13 @@ def nothing_left(quick_collections: None) -> Iterator[None]:
     if system_before is not None:
         until(lambda: (threads_of_the_system() or 0) <= system_before)
     assert open_files() <= files_before
+
+
+@pytest.fixture(scope="session")
+def uvloop() -> Any:
+    """The module uvloop, if it is installed, with what its first loop opens for good."""
+    module = pytest.importorskip("uvloop")
+    loop = module.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return module

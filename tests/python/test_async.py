@@ -8,9 +8,7 @@ import functools
 import gc
 import inspect
 import itertools
-import logging
 import pickle
-import re
 import sys
 import threading
 import types
@@ -21,42 +19,10 @@ import pytest
 
 import pyper
 from helpers import PATIENCE, Counted, none_alive
+from on_loop import collect, nothing_said, run
 from pyper import AsyncPipeline, Pipeline, task
 
-
-@pytest.fixture(autouse=True)
-def nothing_said(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """Fail a test that makes asyncio log anything, or Python report what nobody could raise."""
-    unraisable: list[Any] = []
-    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
-    with caplog.at_level(logging.WARNING, logger="asyncio"):
-        yield
-        gc.collect()
-    said = [record.getMessage() for record in caplog.records]
-    # In debug mode asyncio tells of each callback that took 100 ms: that is the machine's load.
-    assert [text for text in said if not re.match("Executing <.* took ", text)] == []
-    assert unraisable == []
-
-
-def run(main: Awaitable[Any] | Callable[[], Awaitable[Any]], **options: Any) -> Any:
-    """asyncio.run() in debug mode, with a guard against hanging; nothing is left in the loop."""
-
-    async def guarded() -> Any:
-        async with asyncio.timeout(PATIENCE):
-            result = await (main() if callable(main) else main)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        while others:  # dropped outputs: their tasks end by themselves
-            await asyncio.wait(others, timeout=PATIENCE)
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-        return result
-
-    return asyncio.run(guarded(), debug=options.get("debug", True))
-
-
-async def collect(outputs: AsyncIterator[Any]) -> list[Any]:
-    return [item async for item in outputs]
+__all__ = ["nothing_said"]  # a fixture for every test here
 
 
 async def ainc(x: int) -> int:
@@ -862,16 +828,6 @@ def test_runner() -> None:
         outputs = (numbers(5) | task(ainc))()
         assert runner.run(anext(outputs)) == 1  # type: ignore[arg-type]
         assert runner.run(collect(outputs)) == [2, 3, 4, 5]
-
-
-@pytest.fixture(scope="module")
-def uvloop() -> Any:
-    """The module uvloop, if it is installed, with what its first loop opens for good."""
-    module = pytest.importorskip("uvloop")
-    loop = module.new_event_loop()
-    loop.run_until_complete(asyncio.sleep(0))
-    loop.close()
-    return module
 
 
 def test_uvloop(uvloop: Any) -> None:
