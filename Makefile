@@ -71,7 +71,7 @@ venv:
 	@$(PYTHON) scripts/environment.py .venv build
 
 tools: venv
-	@.venv/bin/python scripts/environment.py .venv test check
+	@.venv/bin/python scripts/environment.py .venv test check loops
 
 library: venv
 	@test -e build/build.ninja || $(meson) setup build -Dlibdir=$(LIBDIR)

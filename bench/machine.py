@@ -85,6 +85,11 @@ class Machine:
         script = self.script("scenarios.py")
         return [System.of("python-pyper", self._peer_python, script, scenario)]
 
+    def asyncio_alone(self, name: str, scenario: str) -> System:
+        """What can be had without any library."""
+        command = (sys.executable, self.script("bare_asyncio.py"), scenario)
+        return System.of(name, *command, kind="floor")
+
     def package(self, name: str, scenario: str) -> list[System]:
         """Another package, if it is here."""
         if not self._peers or (name in PACKAGES and name not in self.packages):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
+from bare_asyncio import lateness_beside, nap
 from pyper import task
 from serving import Measured, percentile, resident_bytes, serve
 
@@ -236,6 +237,27 @@ def async_and_threads(n: int) -> float:
     return drain_async(task(range, branch=True) | task(ainc) | task(inc, workers=4), n)
 
 
+def async_and_processes(n: int) -> float:
+    two = task(inc, workers=2, multiprocess=True)
+    return drain_async(task(range, branch=True) | task(ainc) | two, n)
+
+
+def async_sleepers(n: int) -> float:
+    """Seconds for all of `n` items, each 0.1 s asleep in one of 10 000 asynchronous workers."""
+    return drain_async(task(range, branch=True) | task(nap, workers=10_000), n) * n
+
+
+def loop_lateness(n: int) -> float:
+    """The worst lateness, in seconds, of a timer that is to fire each millisecond, beside a run in
+    which a thread does 8 us of Python for each of `n` items and passes it on to the loop."""
+
+    async def read() -> None:
+        async for _ in (task(burning_range, branch=True, throttle=1000) | task(ainc))(n):
+            pass
+
+    return asyncio.run(lateness_beside(read()))
+
+
 # ---------------------------------------------------------- CPU-bound workers, without the GIL
 
 
@@ -291,6 +313,9 @@ SCENARIOS: dict[str, Measured] = {
     "async task": async_task,
     "async, 20 workers": async_workers,
     "async, 4 threads": async_and_threads,
+    "async, 2 processes": async_and_processes,
+    "async sleepers": async_sleepers,
+    "loop lateness": loop_lateness,
     "1 worker, 50 us": parallel_work(1, 50),
     "2 workers, 50 us": parallel_work(2, 50),
     "1 worker, 200 us": parallel_work(1, 200),

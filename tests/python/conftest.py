@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,11 @@ def nothing_left(quick_collections: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def uvloop() -> Any:
-    """The module uvloop, if it is installed, with what its first loop opens for good."""
-    module = pytest.importorskip("uvloop")
+    """The module uvloop, with what its first loop opens for good."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("there is no wheel of uvloop for free-threaded builds")
+    import uvloop as module
+
     loop = module.new_event_loop()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
