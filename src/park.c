@@ -196,9 +196,14 @@ static int yield_and_sleep(struct wait *wait) {
     for (;;) {
         uint32_t seen = pyper__event_enter(event);
         int rc = 0;
-        if (!wait->ready(wait->arg))
+        if (!wait->ready(wait->arg)) {
             rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns,
                                    event->shared != 0);
+            /* Not notified, but woken: the wake-up was meant for somebody who slept before me, and who
+             * has been counted out (a thread of a higher priority is woken first).  Wake him. */
+            if (rc == 0 && !pyper__event_notified(event, seen))
+                pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared != 0);
+        }
         pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
