@@ -121,6 +121,7 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
 void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset) {
     channel->shm = shm;
     channel->shared = pyper__shm_at(shm, offset);
+    atomic_init(&channel->told, PYPER__OPEN);
 }
 
 /* ---------------------------------------------------------------------------------- records */
@@ -153,12 +154,14 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     int before = atomic_load(&shared->state);
     while (before < state && !atomic_compare_exchange_weak(&shared->state, &before, state)) {
     }
-    if (before >= state) return;
+    /* A process that had set it before may have died before it told anybody. */
+    if (atomic_load(&channel->told) >= state) return;
     pyper__event_notify_all(&shared->items);
     pyper__event_notify_all(&shared->places);
     struct order *order = order_of(channel);
     for (int64_t i = 0; order && i < order->window; i++)
         pyper__event_notify_all(&order->ring[i].turn);
+    atomic_store(&channel->told, state);
 }
 
 static int64_t kept_in(const pyper__channel *channel) {

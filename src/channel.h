@@ -56,6 +56,7 @@ struct pyper__channel_shared;
 typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
+    _Atomic int told; /* this process has told everybody that the state is at least this */
 } pyper__channel;
 
 /* What somebody who got PYPER__AGAIN waits for. */

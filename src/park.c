@@ -72,9 +72,11 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
     uint32_t woken;
     do {
         uint32_t waiters = (uint32_t)(word >> 32);
-        if (waiters == 0) return;
-        woken = waiters < count ? waiters : count;
-        next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
+        bool all = event->shared && count == UINT32_MAX;
+        if (waiters == 0 && !all) return;
+        woken = waiters < count && !all ? waiters : count;
+        next = (uint64_t)(waiters < woken ? 0 : waiters - woken) << 32 |
+               (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
     if (event->waker) pyper__waker_wake(event->waker);
     if (!event->no_sleepers)

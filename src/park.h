@@ -79,7 +79,8 @@ static inline void pyper__waker_wake(pyper__waker *waker) {
  *   word    atomic; low half: how many notifications there were (what the futex compares), high
  *           half: how many have counted themselves in and were not notified since.  The high half
  *           may be too large for a while (somebody left on his own while being notified), which
- *           costs a system call; never too small, which would cost a wake-up.
+ *           costs a system call; never too small, which would cost a wake-up (but see
+ *           pyper__event_notify_all()).
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   waker, no_sleepers   set after init by who owns the event, before others see it: a loop may be
@@ -117,8 +118,11 @@ static inline void pyper__event_notify(pyper__event *event, uint32_t count) {
     if (pyper__unlikely(pyper__event_has_waiters(event))) pyper__event_notify_slow(event, count);
 }
 
+/* In memory that processes share the count is not to be trusted when all are meant: a process that has
+ * counted others out may have died before it woke them. */
 static inline void pyper__event_notify_all(pyper__event *event) {
-    pyper__event_notify(event, UINT32_MAX);
+    if (event->shared || pyper__event_has_waiters(event))
+        pyper__event_notify_slow(event, UINT32_MAX);
 }
 
 /* ---------------------------------------------------------------------------------- seat */
