@@ -218,6 +218,7 @@ void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t of
                            pyper__waker *waker, int64_t hand) {
     *channel = (pyper__channel){
         .shm = shm, .shared = pyper__shm_at(shm, offset), .waker = waker, .hand = hand};
+    atomic_init(&channel->told, PYPER__OPEN);
     pyper__owned_lock_init(&channel->pop_lock, false);
 }
 
@@ -229,9 +230,9 @@ pyper__event *pyper__channel_places(const pyper__channel *channel) {
     return &channel->shared->places;
 }
 
-/* pyper__event_notify() for the events that a loop may wait for. */
+/* pyper__event_notify(), or pyper__event_notify_all(), for the events that a loop may wait for. */
 static inline void notify(const pyper__channel *channel, pyper__event *event, uint32_t count) {
-    if (pyper__likely(!pyper__event_has_waiters(event))) return;
+    if (pyper__likely(count != UINT32_MAX && !pyper__event_has_waiters(event))) return;
     pyper__event_notify_through(event, count, event->looped ? channel->waker : NULL);
 }
 
@@ -250,12 +251,14 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     int before = atomic_load(&shared->state);
     while (before < state && !atomic_compare_exchange_weak(&shared->state, &before, state)) {
     }
-    if (before >= state) return;
+    /* A process that had set it before may have died before it told anybody. */
+    if (atomic_load(&channel->told) >= state) return;
     notify(channel, &shared->items, UINT32_MAX);
     notify(channel, &shared->places, UINT32_MAX);
     struct order *order = order_of(channel);
     for (int64_t i = 0; order && i < order->window; i++)
         pyper__event_notify_all(&order->ring[i].turn);
+    atomic_store(&channel->told, state);
 }
 
 static struct ticket *ticket_of(struct order *order, int64_t ticket) {
@@ -305,10 +308,11 @@ int64_t pyper__channel_room(const pyper__channel *channel) {
 }
 
 void pyper__channel_rouse(const pyper__channel *channel) {
-    pyper__event_rouse(&channel->shared->items);
-    pyper__event_rouse(&channel->shared->places);
+    notify(channel, &channel->shared->items, UINT32_MAX);
+    notify(channel, &channel->shared->places, UINT32_MAX);
     struct order *order = order_of(channel);
-    for (int64_t i = 0; order && i < order->window; i++) pyper__event_rouse(&order->ring[i].turn);
+    for (int64_t i = 0; order && i < order->window; i++)
+        pyper__event_notify_all(&order->ring[i].turn);
 }
 
 /* ----------------------------------------------------------------------------------- places */

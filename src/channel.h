@@ -87,6 +87,7 @@ typedef struct pyper__channel {
     int64_t hand, ungiven;      /* of the process, if it consumes beside others: its number, and how
                             * many it has started since it gave places back */
     pyper__owned_lock pop_lock; /* of the threads of this process that consume together */
+    _Atomic int told; /* this process has told everybody that the state is at least this */
 } pyper__channel;
 
 typedef struct pyper__channel_shape {
