@@ -30,6 +30,13 @@ int processes_import(module_state *state) {
         rc = (state->dumps_names = Py_BuildValue("(ss)", "protocol", "buffer_callback")) ? 0 : -1;
     if (rc == 0 && !state->loads_names)
         rc = (state->loads_names = Py_BuildValue("(s)", "buffers")) ? 0 : -1;
+    if (rc == 0 && !state->dispatch_table)
+        rc = take(module, "dispatch_table", &state->dispatch_table);
+    if (rc == 0 && !state->newobj) rc = take(module, "newobj", &state->newobj);
+    if (rc == 0 && !state->name_reduce_ex)
+        rc = (state->name_reduce_ex = PyUnicode_InternFromString("__reduce_ex__")) ? 0 : -1;
+    if (rc == 0 && !state->name_setstate)
+        rc = (state->name_setstate = PyUnicode_InternFromString("__setstate__")) ? 0 : -1;
     if (rc == 0 && !state->loads) {
         state->dumps = dumps;
         state->loads = loads; /* the last one: it says that all are there */
@@ -48,10 +55,10 @@ int process_start(void *host_data, const pyper_process *process, void **ret_proc
     python_run *python = host_data;
     step *step = process->bind;
     const int *fds = process->fds;
-    PyObject *started = PyObject_CallFunction(
-        step->state->start_process, "OOsnnLL(iiii)", step->task, step->func, process->name,
-        step->place, step->count, (long long)process->task, (long long)process->worker, fds[0],
-        fds[1], fds[2], fds[3]);
+    PyObject *started =
+        PyObject_CallFunction(step->state->start_process, "OOsnnLL(iiii)", step->task, step->func,
+                              process->name, step->place, step->count, (long long)process->task,
+                              (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
     PyObject *object;
     long long pid;
     if (!started || !PyArg_ParseTuple(started, "OL", &object, &pid)) {
