@@ -410,6 +410,7 @@ PYPER_API const void *pyper_error_bytes(pyper_run *run, size_t *ret_size);
  *         PYPER_KEPT: in an asynchronous task (see there);
  *         PYPER_ECANCELED: the run, or this part of it, is over: return PYPER_ECANCELED;
  *         PYPER_EINVAL: a second output of a call without `branch` (this fails the run);
+ *         PYPER_EFAILED: it could not be encoded for another process (this fails the run);
  *         PYPER_ENOMEM (this fails the run).
  * Ownership: always takes `item`; when the answer is negative it has been destroyed.
  * Blocks: yes.  Thread safety: worker. */
@@ -482,11 +483,14 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  *
  * or it emits and returns 0, if there is nothing to wait for.  At most `workers` operations are under
  * way; each belongs to a worker, which names it in all calls.  Every other option means what it
- * means elsewhere; synchronous tasks of the same pipeline run in threads as ever.
+ * means elsewhere; other tasks of the same pipeline run in threads and processes as ever.
  *
  * Who calls.  fn, resume and cancel are called on one thread at a time, the *driver*: inside
  * pyper_next(), pyper_wait_until() or pyper_close() of a caller who waits there; or, with the start
  * option `loop`, inside pyper_drive(), called by an event loop of yours.  They should return soon.
+ *
+ * Next to processes.  What the next task's processes are to get is encoded by the driver, when there
+ * is room for it, and what comes from processes is decoded by it.
  *
  * Outputs never wait.  What finds no room (`throttle`, or out of turn with `ordered`) stays in the
  * operation's hand, and its worker takes no other input until it has gone: so for a task without
@@ -627,7 +631,7 @@ PYPER_API const char *pyper_transfer_name(const pyper_transfer *transfer);
 typedef struct pyper_process {
     size_t size;
     const char *name;           /* of the task, and the worker if there are several; copy it */
-    int fds[PYPER_PROCESS_FDS]; /* borrowed for the call */
+    int fds[PYPER_PROCESS_FDS]; /* borrowed for the call; all different */
     int64_t task;               /* the index of the task */
     int64_t worker;             /* the index of the worker */
     void *bind;                 /* of the task */

@@ -580,16 +580,18 @@ static bool all_left_or_nobody(const void *arg) {
 
 int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
     pyper_run *run = loop->run;
-    while (!all_left(run)) {
+    int rc = 0;
+    pyper__run_enter(run);
+    while (rc == 0 && !all_left(run)) {
         bool taken = take_driving(loop);
-        int rc = taken || is_driver(loop)
-                     ? drive_until(loop, all_left, &loop->end, deadline_ns)
-                     : pyper__await(&run->callers, &run->done, all_left_or_nobody, run, deadline_ns,
-                                    PYPER__OTHER, interruptible(loop));
+        rc = taken || is_driver(loop)
+                 ? drive_until(loop, all_left, &loop->end, deadline_ns)
+                 : pyper__await(&run->callers, &run->done, all_left_or_nobody, run, deadline_ns,
+                                PYPER__OTHER, interruptible(loop));
         if (taken) leave_driving(loop);
-        if (rc < 0) return rc;
     }
-    return 0;
+    pyper__run_leave(run);
+    return rc;
 }
 
 #if PYPER__PROCESSES
@@ -598,11 +600,9 @@ static int receive_output(pyper__loop *loop, void **ret_item) {
     pyper__queue *edge = &run->queues[run->count];
     int64_t ticket;
     int rc;
-    pyper__processes_enter(run);
     /* An item that could not be decoded has failed the run; those behind it come first. */
     do rc = pyper__try_receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket);
     while (rc == PYPER_EFAILED);
-    pyper__processes_leave(run);
     if (rc == PYPER__AGAIN) pyper__edge_settle(edge);
     return rc;
 }
@@ -676,11 +676,14 @@ int pyper_drive(pyper_run *run) {
     if (rc < 0) return rc;
     if (!run->loop) return run->count == 0 ? 0 : PYPER_EINVAL;
     pyper__loop *loop = run->loop;
+    pyper__run_enter(run);
     become_driver(loop);
     pyper__bell_silence(loop->waker.bell);
     drive(loop);
     fall_asleep(loop);
-    if (loop->caller_waits && caller_may_go_on(loop)) {
+    bool go_on = loop->caller_waits && caller_may_go_on(loop);
+    pyper__run_leave(run);
+    if (go_on) {
         loop->caller_waits = false;
         if (run->host && run->host->resume_caller) run->host->resume_caller(run->host_data);
     }
@@ -696,23 +699,28 @@ static int wait_as_caller(pyper__loop *loop, bool (*ready)(const void *), pyper_
     return PYPER_EAGAIN;
 }
 
+/* 1; 0: all outputs have been taken, and all workers have left; or a code. */
+static int next_of(pyper__loop *loop, void **ret_item) {
+    for (;;) {
+        int rc = pop_output(loop, ret_item);
+        if (rc == 1) pyper__seat_share_token(&loop->run->callers);
+        if (rc == 0) return wait_as_caller(loop, all_left, &loop->end);
+        if (rc != PYPER__AGAIN) return rc;
+        rc = wait_as_caller(loop, output_or_over, &loop->outputs);
+        if (rc < 0) return rc;
+    }
+}
+
 int pyper_try_next(pyper_run *run, void **ret_item) {
     int rc = refuse_driver(run);
     if (rc < 0) return rc;
     if (!run->loop) return run->count == 0 ? pyper_failed(run) : PYPER_EINVAL;
-    pyper__loop *loop = run->loop;
-    become_driver(loop);
-    for (;;) {
-        rc = pop_output(loop, ret_item);
-        if (rc == 1) pyper__seat_share_token(&run->callers);
-        if (rc != PYPER__AGAIN) break;
-        rc = wait_as_caller(loop, output_or_over, &loop->outputs);
-        if (rc < 0) return rc;
-    }
-    if (rc != 0) return rc;
-    rc = wait_as_caller(loop, all_left, &loop->end);
+    pyper__run_enter(run);
+    become_driver(run->loop);
+    rc = next_of(run->loop, ret_item);
+    pyper__run_leave(run);
     if (rc == 0) rc = pyper__run_join_once(run, PYPER_FOREVER);
-    return rc < 0 ? rc : pyper__run_outcome(run);
+    return rc != 0 ? rc : pyper__run_outcome(run);
 }
 
 /* ------------------------------------------------------------------------- an abandoned run */
@@ -721,18 +729,22 @@ int pyper_try_next(pyper_run *run, void **ret_item) {
 static void drive_abandoned(pyper__loop *loop) {
     pyper_run *run = loop->run;
     atomic_fetch_add(&run->refs, 1); /* the last slot may leave meanwhile */
+    pyper__run_enter(run);
     while (!loop_is_asleep(loop) && take_driving(loop)) {
         while (drive(loop)) continue;
         fall_asleep(loop);
         leave_driving(loop);
     }
+    pyper__run_leave(run);
     pyper__run_release(run);
 }
 
 void pyper__loop_abandon(pyper__loop *loop) {
     if (loop->yours) atomic_store(&loop->owner, NULL);
     atomic_store(&loop->abandoned, true);
+    pyper__run_enter(loop->run);
     pyper__waker_wake(&loop->waker);
+    pyper__run_leave(loop->run);
     drive_abandoned(loop);
 }
 

@@ -92,7 +92,8 @@ struct process {
 /* Synchronization
  *   shm, doors     set by create, never change (but for the doors' waker).
  *   waker          set before the processes are started, never changes.
- *   bell, caller   set by create; closed by retire, under `lock`.
+ *   bell, caller, silent   set by create; closed by retire, under `lock`.  `silent` stands for the bell
+ *              of a loop where there is none: a host gets no descriptor twice.
  *   inside         atomic; callers who may be using the memory.
  *   retiring, retired   atomic, only false -> true; who sets `retired` does it.
  *   processes, count   written by start, then the supervisor's own.
@@ -100,7 +101,7 @@ struct process {
 struct pyper__processes {
     pyper__shm *shm;
     uint64_t board_size; /* with the seats and the channels */
-    int bell, caller;
+    int bell, caller, silent;
     pyper__lock lock;
     _Atomic int64_t inside;
     _Atomic bool retiring, retired;
@@ -244,14 +245,15 @@ static int make_channels(pyper_run *run, struct pyper__processes *all) {
 int pyper__processes_create(pyper_run *run) {
     struct pyper__processes *all = pyper__alloc(sizeof *all);
     if (!all) return PYPER_ENOMEM;
-    all->bell = all->caller = -1;
+    all->bell = all->caller = all->silent = -1;
     run->processes = all;
     int rc = make_board(run, all);
     if (rc == 0) rc = make_channels(run, all);
     if (rc < 0) return rc;
     all->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
-    if (all->bell < 0) return PYPER_ENOMEM;
+    all->silent = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (all->bell < 0 || all->silent < 0) return PYPER_ENOMEM;
     if (all->caller < 0) return errno == ENOSYS ? PYPER_ENOTSUP : PYPER_ENOMEM;
     return 0;
 }
@@ -262,6 +264,7 @@ void pyper__processes_free(pyper_run *run) {
     if (all->has_thread) pyper__carrier_forget(run, all->thread);
     close_(&all->bell);
     close_(&all->caller);
+    close_(&all->silent);
     pyper__shm_unref(all->shm);
     pyper__free(all->doors);
     pyper__free(all->processes);
@@ -301,12 +304,14 @@ void pyper__processes_retire(pyper_run *run) {
     pyper__lock_take(&all->lock);
     close_(&all->bell);
     close_(&all->caller);
+    close_(&all->silent);
     pyper__lock_give(&all->lock);
     atomic_store(&all->retiring, true);
     retire_if_alone(all);
 }
 
-/* Whoever enters when all is over finds no item, and reads nothing but the board. */
+/* Whoever enters when all is over finds no item, and uses nothing but the board.  What he writes there
+ * while it is being copied may be lost: nobody waits for it any more. */
 void pyper__processes_enter(pyper_run *run) {
     atomic_fetch_add(&run->processes->inside, 1);
 }
@@ -493,14 +498,13 @@ int pyper_attach_from(const pyper_attach_options *given) {
     /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
     rc = be_worker(&options, shm);
     close(options.fds[1]);
-    if (options.fds[3] != options.fds[1]) close(options.fds[3]);
+    close(options.fds[3]);
     pyper__shm_unref(shm);
     return rc;
 }
 
-/* Without a loop nobody listens, but a host may have to send something. */
 static int bell_of_loop(const struct pyper__processes *all) {
-    return all->waker ? all->waker->bell[1] : all->bell;
+    return all->waker ? all->waker->bell[1] : all->silent;
 }
 
 static void do_nothing(int signal) {}

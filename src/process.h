@@ -43,7 +43,8 @@ int pyper__processes_join(pyper_run *run);
  * but for what statistics read.  May be called more than once, by several threads. */
 void pyper__processes_retire(pyper_run *run);
 
-/* Around each use of an extent by the caller: the memory stays that long. */
+/* Around whatever the caller's side does there that may go on when all have left: to take an output,
+ * to wake and to drive the loop.  The memory stays that long. */
 void pyper__processes_enter(pyper_run *run);
 void pyper__processes_leave(pyper_run *run);
 

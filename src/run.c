@@ -28,6 +28,18 @@ static pyper_run out_of_memory = {.failed = PYPER_ENOMEM,
 
 /* ------------------------------------------------------------------------------- stopping */
 
+void pyper__run_enter(pyper_run *run) {
+#if PYPER__PROCESSES
+    if (run->processes) pyper__processes_enter(run);
+#endif
+}
+
+void pyper__run_leave(pyper_run *run) {
+#if PYPER__PROCESSES
+    if (run->processes) pyper__processes_leave(run);
+#endif
+}
+
 /* Tell the stages before `upto` to stop, and cancel the first `queues` queues.  In this order: whoever
  * is refused by a queue finds that he was told to stop; and the last queue first, so that no stage
  * takes the end of a stopped one before it for the end of its inputs. */
@@ -35,12 +47,14 @@ static void stop(pyper_run *run, size_t upto, size_t queues) {
     size_t before = atomic_load(&run->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&run->stopped, &before, upto)) {
     }
-    for (size_t i = queues; i > 0; i--)
-        pyper__edge_set_state(&run->queues[i - 1], PYPER__CANCELLED);
+    pyper__run_enter(run);
 #if PYPER__PROCESSES
     if (run->processes && before < upto) pyper__processes_stop(run, upto);
 #endif
+    for (size_t i = queues; i > 0; i--)
+        pyper__edge_set_state(&run->queues[i - 1], PYPER__CANCELLED);
     if (run->loop) pyper__waker_wake(&run->loop->waker);
+    pyper__run_leave(run);
 }
 
 void pyper__run_stop(pyper_run *run, size_t upto) {
@@ -133,7 +147,9 @@ static void open_gate(pyper_run *run) {
 
 /* One less of those whom the end of the run waits for. */
 static void one_less(pyper_run *run, int64_t how_many) {
+    pyper__run_enter(run);
     if (atomic_fetch_sub(&run->alive, how_many) == how_many) pyper__event_notify_all(&run->done);
+    pyper__run_leave(run);
 }
 
 void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
@@ -484,13 +500,11 @@ static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
                           bool interruptible) {
     int64_t ticket;
     int rc;
-    pyper__processes_enter(run);
     /* An item that could not be decoded has failed the run; those behind it come first. */
     do
         rc = pyper__receive(run, &run->stages[run->count - 1], &run->queues[run->count], ret_item,
                             &ticket, &run->callers, deadline_ns, interruptible);
     while (rc == PYPER_EFAILED);
-    pyper__processes_leave(run);
     if (rc > 0) pyper__seat_share_token(&run->callers);
     return rc;
 }
@@ -515,7 +529,9 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     if (run->child) return PYPER_EDEADLK;
     if (run->count == 0) return atomic_load(&run->failed);
+    pyper__run_enter(run);
     int rc = pop_output(run, ret_item, deadline_ns);
+    pyper__run_leave(run);
     if (rc != 0) return rc;
     rc = pyper_wait_until(run, deadline_ns);
     return rc < 0 ? rc : pyper__run_outcome(run);

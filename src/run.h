@@ -115,6 +115,11 @@ int pyper__run_join_once(pyper_run *run, int64_t deadline_ns);
  * again. */
 int pyper__run_outcome(pyper_run *run);
 
+/* Around what may still be done with the memory of a run's processes when all workers have left
+ * (process.h); nothing for other runs. */
+void pyper__run_enter(pyper_run *run);
+void pyper__run_leave(pyper_run *run);
+
 /* Was the run started by the parent of this forked process? */
 static inline bool pyper__run_inherited(const pyper_run *run) {
     return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);

@@ -169,7 +169,10 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
 static void retire(pyper__shm *shm, uint64_t keep) {
     void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED) return;
-    memcpy(copy, shm->base, keep);
+    /* Word by word: somebody may be counting himself in or out there, which nobody will miss. */
+    _Atomic uint64_t *from = (_Atomic uint64_t *)(void *)shm->base;
+    for (uint64_t i = 0; i < keep / sizeof *from; i++)
+        ((uint64_t *)copy)[i] = atomic_load_explicit(&from[i], memory_order_relaxed);
     /* In one step: who reads meanwhile sees the one or the other. */
     if (mremap(copy, keep, keep, MREMAP_MAYMOVE | MREMAP_FIXED, shm->base) == MAP_FAILED) {
         munmap(copy, keep);

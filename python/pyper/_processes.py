@@ -69,15 +69,11 @@ class _Descriptors:
         self.fds = fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A descriptor that stands there more than once is sent once.
-        different = list(dict.fromkeys(self.fds))
-        places = [different.index(fd) for fd in self.fds]
-        return (_received, (places, *map(reduction.DupFd, different)))
+        return (_received, tuple(reduction.DupFd(fd) for fd in self.fds))
 
 
-def _received(places: list[int], *duplicates: Any) -> _Descriptors:
-    fds = [duplicate.detach() for duplicate in duplicates]
-    first, second, third, fourth = (fds[place] for place in places)
+def _received(*duplicates: Any) -> _Descriptors:
+    first, second, third, fourth = (duplicate.detach() for duplicate in duplicates)
     return _Descriptors((first, second, third, fourth))
 
 

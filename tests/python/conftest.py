@@ -7,15 +7,18 @@ fails if they do not.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import signal
+import sysconfig
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("helpers")
+pytest.register_assert_rewrite("helpers", "on_loop")
 
 from helpers import PATIENCE, until  # noqa: E402
 
@@ -66,3 +69,16 @@ def nothing_left(quick_collections: None) -> Iterator[None]:
     if system_before is not None:
         until(lambda: (threads_of_the_system() or 0) <= system_before)
     assert open_files() <= files_before
+
+
+@pytest.fixture(scope="session")
+def uvloop() -> Any:
+    """The module uvloop, with what its first loop opens for good."""
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("there is no wheel of uvloop for free-threaded builds")
+    import uvloop as module
+
+    loop = module.new_event_loop()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    return module

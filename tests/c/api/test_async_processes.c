@@ -356,10 +356,11 @@ EACH_HOST(a_join_that_has_enough_ends_the_other_kind) {
             for (int i = 0; i < 2; i++) {
                 pyper_run *run = START(both[i], NULL, .loop = loop);
                 long count, total;
-                CHECK_EQ(take_all(run, loop, &count, &total), 0);
+                int rc = take_all(run, loop, &count, &total);
+                CHECK_STR(pyper_error_message(run), "");
+                CHECK_EQ(rc, 0);
                 CHECK_EQ(count, workers);
                 CHECK_EQ(total, workers * (10 + i));
-                CHECK_EQ(pyper_failed(run), 0);
                 finish(run, both[i]);
             }
         }

@@ -1,6 +1,6 @@
 /* Each allocation fails in turn, and each thread: once only, and from then on.  Whatever comes of it,
  * nothing crashes, nothing leaks, each item has one end, and the code says what it was. */
-#include "../kit.h"
+#include "../elsewhere.h"
 
 #include "os.h"
 
@@ -158,4 +158,131 @@ EACH_HOST(given_up_without_memory) {
         atomic_store(&pyper__fail_alloc_at, -1);
         atomic_store(&pyper__fail_alloc_stays, 0);
     }
+}
+
+/* -------------------------------------------------------------------------- asynchronous tasks */
+
+static void complete_with_item(operation *op) {
+    pyper_emit(op->worker, op->item);
+    pyper_done(op->worker, 0);
+}
+
+/* Four outputs at once, whether there is room or not. */
+static int four_at_once(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc = pyper_emit(w, item);
+    for (long i = 0; rc >= 0 && i < 3; i++) rc = pyper_emit(w, item_new(-1));
+    return rc < 0 ? rc : 0;
+}
+
+static int count_items(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    void **count = pyper_worker_state(w);
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0; *count = PTR(INT(*count) + 1)) item_deliver(x);
+    if (rc == PYPER_EAGAIN) return PYPER_PENDING;
+    return rc < 0 ? rc : pyper_emit(w, item_new(INT(*count)));
+}
+
+/* Operations completed by other threads, outputs that find no room, and a join; driven by a loop or by
+ * its reader.  As everything(). */
+static int everything_async(long n, bool read, bool loop) {
+    tally released = TALLY;
+    elsewhere e;
+    elsewhere_begin(&e, 2, complete_with_item);
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(make_items, .branch = true, .type = &item_type, .throttle = 2),
+        pyper_task(begin, .async = true, .workers = 3, .ordered = true, .throttle = 2,
+                   .type = &item_type, .bind = &e),
+        pyper_task(four_at_once, .async = true, .branch = true, .workers = 2, .throttle = 2,
+                   .type = &item_type, .bind = &released, .release = count_release),
+        pyper_task(pass, .throttle = 1, .type = &item_type),
+        pyper_task(count_items, .async = true, .join = true, .type = &item_type));
+    pyper_run *run = START(p, PTR(n), .loop = loop);
+    CHECK(run != NULL);
+    int rc = 0;
+    if (read) {
+        long value = -1;
+        void *out;
+        while ((rc = loop ? loop_take(run, &out) : pyper_next(run, &out)) > 0)
+            value = item_deliver(out);
+        CHECK_EQ(pyper_failed(run), rc);
+        if (rc == 0) CHECK_EQ(value, 4 * n);
+        if (rc < 0) CHECK(*pyper_error_message(run));
+    }
+    pyper_cancel(run);
+    CHECK_EQ(pyper_close(run), 0);
+    pyper_unref(p);
+    elsewhere_end(&e);
+    tally_wait(&released, 1);
+    CHECK_EQ(tally_count(&released), 1);
+    CHECK_EQ(atomic_load(&items_live), 0);
+    return rc;
+}
+
+static void each_async_allocation(bool stays, bool read, bool loop) {
+    long at = 0, failed = 0;
+    for (bool reached = true; reached;) {
+        at++;
+        atomic_store(&pyper__fail_alloc_stays, stays);
+        atomic_store(&pyper__fail_alloc_at, at);
+        int rc = everything_async(20, read, loop);
+        reached = atomic_load(&pyper__fail_alloc_at) <= 0;
+        atomic_store(&pyper__fail_alloc_at, -1);
+        atomic_store(&pyper__fail_alloc_stays, 0);
+        CHECK(rc == 0 || rc == PYPER_ENOMEM);
+        if (!reached) CHECK_EQ(rc, 0);
+        if (rc < 0) failed++;
+        if (at % 20 == 0) CHECK_EQ(everything_async(5, true, loop), 0);
+        CHECK(at < 10000);
+    }
+    CHECK(at > 20);
+    if (read) CHECK(failed > 20);
+}
+
+EACH_HOST(each_allocation_of_an_async_run_fails_once) {
+    each_async_allocation(false, true, false);
+}
+EACH_HOST(each_allocation_of_an_async_run_fails_and_all_that_follow) {
+    each_async_allocation(true, true, false);
+}
+EACH_HOST(each_allocation_on_a_loop_fails_once) {
+    each_async_allocation(false, true, true);
+}
+EACH_HOST(each_allocation_on_a_loop_fails_and_nobody_reads) {
+    each_async_allocation(true, false, true);
+}
+
+/* With a process between two asynchronous tasks; in the process, too, the allocation may fail. */
+static int everything_mixed(long n) {
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true, .type = &pyper_type_int, .throttle = 2),
+        pyper_task(pass, .async = true, .workers = 2, .throttle = 2, .type = &pyper_type_int),
+        pyper_task(add_one, .multiprocess = true, .ordered = true, .workers = 2, .throttle = 2,
+                   .type = &pyper_type_int),
+        pyper_task(pass, .async = true, .type = &pyper_type_int));
+    pyper_run *run = START(p, PTR(n));
+    long count;
+    int rc = drain(run, &count, NULL);
+    if (rc == 0) CHECK_EQ(count, n);
+    if (rc < 0) CHECK(*pyper_error_message(run));
+    close_both(run, p);
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    return rc;
+}
+
+EACH_HOST(each_allocation_of_a_mixed_run_fails_once) {
+    long at = 0, failed = 0;
+    for (bool reached = true; reached;) {
+        atomic_store(&pyper__fail_alloc_at, ++at);
+        int rc = everything_mixed(20);
+        reached = atomic_load(&pyper__fail_alloc_at) <= 0;
+        atomic_store(&pyper__fail_alloc_at, -1);
+        CHECK(rc == 0 || rc == PYPER_ENOMEM || rc == PYPER_EDIED);
+        if (rc < 0) failed++;
+        CHECK(at < 10000);
+    }
+    CHECK(at > 20);
+    CHECK(failed > 20);
+    CHECK_EQ(everything_mixed(20), 0);
 }
