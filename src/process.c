@@ -498,7 +498,7 @@ int pyper_attach_from(const pyper_attach_options *given) {
     /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
     rc = be_worker(&options, shm);
     close(options.fds[1]);
-    if (options.fds[3] != options.fds[1]) close(options.fds[3]);
+    close(options.fds[3]);
     pyper__shm_unref(shm);
     return rc;
 }

@@ -15,6 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
+from copyreg import dispatch_table
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
@@ -24,7 +26,16 @@ from pyper._pipeline import Task
 from pyper._pyper import Plan, attach
 from pyper._types import RemoteError
 
-__all__ = ["dump_failure", "dumps", "join", "load_failure", "loads", "start"]
+__all__ = [
+    "dispatch_table",
+    "dump_failure",
+    "dumps",
+    "join",
+    "load_failure",
+    "loads",
+    "newobj",
+    "start",
+]
 
 _Fds = tuple[int, int, int, int]
 
@@ -58,15 +69,11 @@ class _Descriptors:
         self.fds = fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A descriptor that stands there more than once is sent once.
-        different = list(dict.fromkeys(self.fds))
-        places = [different.index(fd) for fd in self.fds]
-        return (_received, (places, *map(reduction.DupFd, different)))
+        return (_received, tuple(reduction.DupFd(fd) for fd in self.fds))
 
 
-def _received(places: list[int], *duplicates: Any) -> _Descriptors:
-    fds = [duplicate.detach() for duplicate in duplicates]
-    first, second, third, fourth = (fds[place] for place in places)
+def _received(*duplicates: Any) -> _Descriptors:
+    first, second, third, fourth = (duplicate.detach() for duplicate in duplicates)
     return _Descriptors((first, second, third, fourth))
 
 
