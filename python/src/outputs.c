@@ -15,8 +15,8 @@
  *   starting           held while phase goes from FRESH to RUNNING or OVER; the only lock of the
  *                      extension that is held while Python code runs (Thread.start()).  `starter` is
  *                      the thread that holds it, so that a signal handler in it does not wait for
- *                      itself.  `process` tells whether that was in this process: written by its
- *                      holder, and read after it was found taken.
+ *                      itself.  `process` tells whether that was in this process: set when the
+ *                      object is made, written by its holder, and read after it was found taken.
  *   arguments, context written by the holder of `starting` only.
  *   cancel_requested   atomic, only false -> true; set before phase is read, and read after phase
  *                      is set, so that a cancel during the start is not lost.
@@ -113,6 +113,7 @@ PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
     if (!self) return NULL;
     self->plan = (struct plan *)Py_NewRef((PyObject *)plan);
     atomic_init(&self->phase, FRESH);
+    atomic_init(&self->process, plan->state->generation);
     self->starting = PyThread_allocate_lock();
     if (!self->starting) PyErr_NoMemory();
     if (self->starting) self->context = PyContext_CopyCurrent();

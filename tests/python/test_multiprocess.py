@@ -33,6 +33,7 @@ from typing import Any
 import pytest
 
 import pyper
+from helpers import until
 from pyper import task
 
 pytestmark = [
@@ -89,7 +90,8 @@ def nothing_is_left() -> Iterator[None]:
     assert [p for p in multiprocessing.active_children() if "ForkServer" not in p.name] == []
     assert descriptors() <= before
     assert shared_memory() == 0
-    assert set(Path("/dev/shm").iterdir()) <= named
+    # Other programs of this machine have names there for a moment, too.
+    until(lambda: set(Path("/dev/shm").iterdir()) <= named)
 
 
 # --------------------------------------------------------------------------- functions of tasks
@@ -992,7 +994,7 @@ def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
         if __name__ == "__main__":
             multiprocessing.set_start_method("fork")
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+            resource.setrlimit(resource.RLIMIT_AS, (12 << 30, hard))
             pipeline = (task(range, branch=True) | task(inc, multiprocess=True, workers=2)
                         | task(str, workers=20))
             runs = [pipeline(100) for _ in range(4)]
