@@ -20,6 +20,7 @@ struct pyper__order {
     _Atomic int64_t kept;
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
+    bool broken;             /* what was kept could not join the queue for lack of memory */
     struct record ring[];
 };
 
@@ -87,6 +88,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    if (order->broken) return PYPER_ENOMEM;
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
@@ -142,15 +144,17 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
     return 0;
 }
 
+/* If it fails the order goes no further: later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__order *order, int64_t *published) {
     int64_t turn = atomic_load(&order->turn);
-    while (record_of(order, turn)->done) {
+    int rc = 0;
+    while (rc == 0 && record_of(order, turn)->done) {
         reset(record_of(order, turn));
         atomic_store(&order->turn, ++turn);
-        int rc = publish_locked(order, record_of(order, turn), published);
-        if (rc < 0) return rc;
+        rc = publish_locked(order, record_of(order, turn), published);
     }
-    return 0;
+    order->broken = rc < 0;
+    return rc;
 }
 
 int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
@@ -159,7 +163,9 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     pyper__lock_take(&queue->push_lock);
     int64_t before = atomic_load(&order->turn);
     bool beyond = ticket >= before + order->window;
-    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
+    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED
+             : order->broken                          ? PYPER_ENOMEM
+                                                      : 0;
     if (rc == 0 && !beyond) {
         record_of(order, ticket)->done = true;
         if (ticket == before) rc = move_turn_locked(order, &published);
