@@ -90,7 +90,8 @@ struct order {
     _Atomic int64_t turn;
     _Atomic int64_t kept;
     _Atomic int64_t blocked; /* how many tickets are */
-    _Atomic bool broken;     /* somebody has died with the lock */
+    _Atomic bool broken;     /* somebody has died with the lock, or what was kept could not join the
+                              * channel for lack of memory (who has found that out says so) */
     struct ticket ring[];
 };
 
@@ -603,15 +604,17 @@ static int publish_locked(pyper__channel *channel, struct order *order, struct t
     return 0;
 }
 
+/* If it fails the order goes no further: later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__channel *channel, struct order *order) {
     int64_t turn = atomic_load(&order->turn);
-    while (ticket_of(order, turn)->done) {
+    int rc = 0;
+    while (rc == 0 && ticket_of(order, turn)->done) {
         ticket_of(order, turn)->done = false;
         atomic_store(&order->turn, ++turn);
-        int rc = publish_locked(channel, order, ticket_of(order, turn));
-        if (rc < 0) return rc;
+        rc = publish_locked(channel, order, ticket_of(order, turn));
     }
-    return 0;
+    if (rc < 0) atomic_store(&order->broken, true);
+    return rc;
 }
 
 int pyper__channel_try_done(pyper__channel *channel, int64_t number,

@@ -21,7 +21,7 @@ struct pyper__order {
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     _Atomic int64_t waiting; /* how many threads wait for a turn */
-    _Atomic int trouble;     /* a code: the turn could not be moved on after a push */
+    _Atomic int trouble; /* a code: what was kept could not join the queue, for lack of memory */
     bool one_each;
     struct record ring[];
 };
@@ -94,6 +94,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    if (atomic_load(&order->trouble) < 0) return atomic_load(&order->trouble);
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
@@ -141,15 +142,17 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
     return 0;
 }
 
+/* If it fails the order goes no further: later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__order *order, int64_t *published) {
     int64_t turn = atomic_load(&order->turn);
-    while (record_of(order, turn)->done) {
+    int rc = 0;
+    while (rc == 0 && record_of(order, turn)->done) {
         reset(record_of(order, turn));
         atomic_store(&order->turn, ++turn);
-        int rc = publish_locked(order, record_of(order, turn), published);
-        if (rc < 0) return rc;
+        rc = publish_locked(order, record_of(order, turn), published);
     }
-    return 0;
+    if (rc < 0) atomic_store(&order->trouble, rc);
+    return rc;
 }
 
 /* The ticket, below turn + window, has no more outputs. */
@@ -176,10 +179,8 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
     if (rc == 0) {
         int64_t pushed = atomic_load_explicit(&order->pushed, memory_order_relaxed);
         atomic_store_explicit(&order->pushed, pushed + 1, memory_order_relaxed);
-        if (order->one_each) {
-            int bad = done_locked(order, ticket, &published);
-            if (bad) atomic_store(&order->trouble, bad);
-        }
+        /* Trouble with that is for pyper__order_try_done() to tell: this item has been taken. */
+        if (order->one_each) done_locked(order, ticket, &published);
     }
     int64_t after = atomic_load(&order->turn);
     pyper__lock_give(lock);
@@ -194,7 +195,8 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     pyper__lock_take(&queue->push_lock);
     int64_t before = atomic_load(&order->turn);
     bool beyond = ticket >= before + order->window;
-    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
+    int rc =
+        pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : atomic_load(&order->trouble);
     if (rc == 0 && !beyond) rc = done_locked(order, ticket, &published);
     int64_t after = atomic_load(&order->turn);
     pyper__lock_give(&queue->push_lock);
