@@ -131,11 +131,20 @@ class Result:
     failed: dict[str, str]
 
     def ratios(self, name: str) -> list[float]:
-        """How many times as much (of time, say) the other takes as ours, round by round."""
-        pairs = zip(self.systems[name].figures, self.systems[OURS].figures, strict=False)
+        """How many times as much (of time, say) the other takes as ours, round by round.
+
+        What is nothing (memory that stays, say) has no ratio.
+        """
+        both = zip(self.systems[name].figures, self.systems[OURS].figures, strict=False)
+        pairs = [(theirs, ours) for theirs, ours in both if theirs > 0 and ours > 0]
         if self.row.unit.more_is_better:
             return [ours / theirs for theirs, ours in pairs]
         return [theirs / ours for theirs, ours in pairs]
+
+    def ratio(self, name: str) -> float | None:
+        """The median of the ratios, if there is one."""
+        ratios = self.ratios(name) if name in self.systems else []
+        return statistics.median(ratios) if ratios else None
 
     def peers(self) -> list[str]:
         return [s.name for s in self.row.systems if s.kind == "peer" and s.name in self.systems]
@@ -145,12 +154,10 @@ class Result:
         if target.kind == "at most":
             return self.systems[OURS].median
         if target.kind == "best":
-            each = [statistics.median(self.ratios(name)) for name in self.peers()]
+            each = [r for r in map(self.ratio, self.peers()) if r is not None]
             return min(each) if each else None
-        if target.against not in self.systems:
-            return None
-        ratio = statistics.median(self.ratios(target.against))
-        return 1 / ratio if target.kind == "within" else ratio
+        ratio = self.ratio(target.against)
+        return 1 / ratio if ratio and target.kind == "within" else ratio
 
     def met(self, target: Target) -> bool | None:
         reached = self.reached(target)
