@@ -20,6 +20,7 @@ struct pyper__order {
     _Atomic int64_t kept;
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
+    _Atomic int64_t waiting; /* how many threads wait for a turn */
     _Atomic int trouble;     /* a code: the turn could not be moved on after a push */
     bool one_each;
     struct record ring[];
@@ -161,8 +162,8 @@ static int done_locked(pyper__order *order, int64_t ticket, int64_t *published) 
  * for a record that is free now, and the one who has the turn. */
 static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
     if (published > 0) pyper__event_notify(&order->queue->items, (uint32_t)published);
-    for (int64_t t = before; after > before && t <= after; t++)
-        pyper__event_notify_all(&record_of(order, t)->turn);
+    if (after == before || atomic_load(&order->waiting) == 0) return;
+    for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&record_of(order, t)->turn);
 }
 
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
@@ -206,14 +207,20 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     return PYPER__AGAIN;
 }
 
+void pyper__order_await(const struct pyper__turn *turn, pyper__seat *seat) {
+    atomic_fetch_add(&turn->order->waiting, 1);
+    pyper__await(seat, turn->event, pyper__order_turn_has_come, turn, PYPER_FOREVER, PYPER__BLOCKED,
+                 false);
+    atomic_fetch_sub(&turn->order->waiting, 1);
+}
+
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
     for (;;) {
         struct pyper__turn wait_for;
         int rc = pyper__order_try_done(order, ticket, &wait_for);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        pyper__await(seat, wait_for.event, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
-                     PYPER__BLOCKED, false);
+        pyper__order_await(&wait_for, seat);
     }
 }
 

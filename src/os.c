@@ -16,6 +16,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,6 +66,18 @@ void *pyper__alloc(size_t size) {
 
 void pyper__free(void *memory) {
     free(memory);
+}
+
+void *pyper__map(size_t size) {
+#ifdef PYPER_TESTING
+    if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
+#endif
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+void pyper__unmap(void *memory, size_t size) {
+    munmap(memory, size);
 }
 
 /* -------------------------------------------------------------------------------- clock */

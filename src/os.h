@@ -34,6 +34,10 @@ void *pyper__alloc(size_t size);
 /* The same, but not zeroed: for what is written before it is read. */
 void *pyper__alloc_unset(size_t size);
 void pyper__free(void *memory);
+/* Whole pages, zeroed, that go back to the system when they are unmapped: for much that comes and
+ * goes.  NULL when there are none. */
+void *pyper__map(size_t size);
+void pyper__unmap(void *memory, size_t size);
 
 /* Workers may be processes: what it takes is there (a futex between processes, anonymous shared
  * memory, descriptors of processes). */

@@ -3,14 +3,68 @@
 
 #include "order.h"
 
-/* ------------------------------------------------------------------------------ life time */
+/* --------------------------------------------------------------------------------- chunks */
 
-#define LIMIT_MAX (INT64_MAX / 4)
+static size_t size_of(int64_t slots) {
+    return sizeof(pyper__chunk) + (size_t)slots * sizeof(void *);
+}
+
+static pyper__chunk *chunk_new(size_t size) {
+    bool large = size > PYPER__CHUNK_SIZE;
+    pyper__chunk *chunk = large ? pyper__map(size) : pyper__alloc_unset(size);
+    if (!chunk) return NULL;
+    chunk->next = NULL;
+    chunk->slots = (int64_t)((size - sizeof *chunk) / sizeof(void *));
+    return chunk;
+}
+
+static void chunk_free(pyper__chunk *chunk) {
+    if (chunk && chunk->slots > PYPER__CHUNK_SLOTS)
+        pyper__unmap(chunk, size_of(chunk->slots));
+    else
+        pyper__free(chunk);
+}
 
 /* Where the slot of item 0 would be: the slot of the first item of the chunk, moved back. */
 static uintptr_t base_of(pyper__chunk *chunk, int64_t first) {
     return (uintptr_t)chunk->slot - (uintptr_t)first * sizeof(void *);
 }
+
+/* A power of two that has slots for an eighth of those that wait. */
+static size_t size_wanted(const pyper__queue *queue) {
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    int64_t slots = (queue->push_end - head) / 8;
+    size_t size = PYPER__CHUNK_SIZE;
+    while (size * 2 <= size_of(slots) && size < PYPER__CHUNK_SIZE_MAX) size *= 2;
+    return size;
+}
+
+int pyper__queue_add_chunk(pyper__queue *queue) {
+    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+    if (!chunk) chunk = chunk_new(size_wanted(queue));
+    if (!chunk) return PYPER_ENOMEM;
+    chunk->next = NULL;
+    /* The consumer follows `next` only when tail says that there is a slot behind it. */
+    queue->push_chunk->next = chunk;
+    queue->push_chunk = chunk;
+    queue->push_base = base_of(chunk, queue->push_end);
+    queue->push_end += chunk->slots;
+    return 0;
+}
+
+static void next_chunk(pyper__queue *queue) {
+    pyper__chunk *drained = queue->pop_chunk;
+    queue->pop_chunk = drained->next;
+    queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
+    queue->pop_end += queue->pop_chunk->slots;
+    if (drained->slots == PYPER__CHUNK_SLOTS)
+        drained = atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel);
+    chunk_free(drained);
+}
+
+/* ------------------------------------------------------------------------------ life time */
+
+#define LIMIT_MAX (INT64_MAX / 4)
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -31,9 +85,8 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     pyper__owned_lock_init(&queue->pop_lock, true);
     queue->room_until = queue->limit;
     queue->give_at = bounded ? queue->block : INT64_MAX;
-    queue->push_chunk = queue->pop_chunk = pyper__alloc_unset(sizeof(pyper__chunk));
+    queue->push_chunk = queue->pop_chunk = chunk_new(PYPER__CHUNK_SIZE);
     if (!queue->push_chunk) return PYPER_ENOMEM;
-    queue->push_chunk->next = NULL;
     queue->push_base = queue->pop_base = base_of(queue->push_chunk, 0);
     queue->push_end = queue->pop_end = PYPER__CHUNK_SLOTS;
     if (order_window > 0) {
@@ -53,29 +106,6 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
     queue->many_producers = queue->many_consumers = true;
     queue->channel = channel;
     queue->ordered = ordered;
-}
-
-/* --------------------------------------------------------------------------------- chunks */
-
-int pyper__queue_add_chunk(pyper__queue *queue) {
-    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
-    if (!chunk) chunk = pyper__alloc_unset(sizeof *chunk);
-    if (!chunk) return PYPER_ENOMEM;
-    chunk->next = NULL;
-    /* The consumer follows `next` only when tail says that there is a slot behind it. */
-    queue->push_chunk->next = chunk;
-    queue->push_chunk = chunk;
-    queue->push_base = base_of(chunk, queue->push_end);
-    queue->push_end += PYPER__CHUNK_SLOTS;
-    return 0;
-}
-
-static void next_chunk(pyper__queue *queue) {
-    pyper__chunk *drained = queue->pop_chunk;
-    queue->pop_chunk = drained->next;
-    queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
-    queue->pop_end += PYPER__CHUNK_SLOTS;
-    pyper__free(atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel));
 }
 
 /* ------------------------------------------------------------------------------ clearing */
@@ -120,10 +150,10 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__order_free(queue->order);
     while (queue->pop_chunk) {
         pyper__chunk *next = queue->pop_chunk->next;
-        pyper__free(queue->pop_chunk);
+        chunk_free(queue->pop_chunk);
         queue->pop_chunk = next;
     }
-    pyper__free(atomic_load(&queue->spare));
+    chunk_free(atomic_load(&queue->spare));
 }
 
 void pyper__queue_set_state(pyper__queue *queue, int state) {
@@ -242,8 +272,7 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
         if (turn) {
-            pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
-                         PYPER__BLOCKED, false);
+            pyper__order_await(&wait_for, seat);
         } else {
             pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
                          PYPER_FOREVER, PYPER__BLOCKED, false);

@@ -18,7 +18,8 @@
  *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked after:
  *     no end of a chunk, no full queue, no places to give back.  Up to there an item costs a dozen
  *     instructions; past it the end looks after everything and sets its number anew.
- *   - 8 bytes an item that waits and one chunk of slack; chunks are given back when drained.
+ *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
+ *     back, to the system if it was much.
  *
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
@@ -33,7 +34,7 @@
  *                use that many places of the bound again.
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
- *   spare        atomic; a drained chunk on its way back to the producing end.
+ *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
  *   quick_push   set by pyper__queue_push_quickly(), before the producer starts.
@@ -50,12 +51,17 @@
 
 #include "park.h"
 
-#define PYPER__CHUNK_SLOTS 511 /* with the link: one page of 4 KiB */
-
 typedef struct pyper__chunk {
     struct pyper__chunk *next;
-    void *slot[PYPER__CHUNK_SLOTS];
+    int64_t slots;
+    void *slot[];
 } pyper__chunk;
+
+/* Most chunks are a page; the more wait, the larger new ones are. */
+#define PYPER__CHUNK_SIZE 4096
+#define PYPER__CHUNK_SIZE_MAX (64 * PYPER__CHUNK_SIZE)
+#define PYPER__CHUNK_SLOTS                                                                         \
+    ((PYPER__CHUNK_SIZE - (int64_t)sizeof(pyper__chunk)) / (int64_t)sizeof(void *))
 
 struct pyper__order;
 struct pyper__channel;
