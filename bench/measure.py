@@ -17,7 +17,8 @@ from pathlib import Path
 
 from model import OURS, Row, System, Target
 
-PATIENCE = 90.0  # seconds for one round; who takes longer hangs
+# Seconds for one round; who takes longer hangs, or is not worth the wait.
+PATIENCE = {"ours": 300.0, "peer": 30.0, "floor": 30.0}
 
 
 class ProgramError(Exception):
@@ -54,9 +55,10 @@ class Program:
         assert self._process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(PATIENCE):
+            patience = PATIENCE[self.system.kind]
+            if not selector.select(patience):
                 self.kill()
-                raise ProgramError(f"gave no answer in {PATIENCE:g} seconds")
+                raise ProgramError(f"gave no answer in {patience:g} seconds")
         return self._process.stdout.readline()
 
     def _why(self) -> str:

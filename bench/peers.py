@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from serving import Measured, percentile, serve
-
-LOOPS_PER_US = 25  # as in scenarios.py
+from serving import LOOPS_PER_US, Measured, percentile, serve
 
 Function = Callable[[int], int]
 Source = Callable[[int], Iterable[int]]
@@ -25,7 +23,7 @@ def inc(x: int) -> int:
 
 
 class Work:
-    """So many microseconds of Python, about."""
+    """So many microseconds of Python, on a processor of its own."""
 
     def __init__(self, us: int):
         self.loops = LOOPS_PER_US * us
