@@ -16,9 +16,7 @@ from queue import SimpleQueue
 
 from bare_asyncio import lateness_beside, nap
 from pyper import task
-from serving import Measured, percentile, resident_bytes, serve
-
-LOOPS_PER_US = 25  # of work(): about that many take a microsecond
+from serving import LOOPS_PER_US, Measured, percentile, resident_bytes, serve
 
 
 def inc(x: int) -> int:
@@ -30,7 +28,7 @@ async def ainc(x: int) -> int:
 
 
 def work(x: int, us: int) -> int:
-    """So many microseconds of Python, about."""
+    """So many microseconds of Python, on a processor of its own."""
     for _ in range(LOOPS_PER_US * us):
         pass
     return x
