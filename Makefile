@@ -31,8 +31,14 @@ test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to cho
 test-typing: all tools ## ask type checkers about the package (test-python does so too)
 	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
 
-bench: all ## measure, as ratios against others (FAST=1 for a first look)
-	.venv/bin/python bench/run.py $(if $(FAST),--fast)
+bench: all ## measure, as ratios against others (FAST=1 for a first look; ROWS=, FASTFLOW=folder)
+	.venv/bin/python bench/run.py $(if $(FAST),--fast) $(if $(FASTFLOW),--fastflow $(FASTFLOW)) $(ROWS)
+
+bench-publish: venv ## put the last run of bench into the documents (REMARK="about that run")
+	.venv/bin/python bench/publish.py --remark "$(REMARK)"
+
+check-instructions: all ## count the instructions of the hot paths and compare with their budgets
+	.venv/bin/python scripts/check-instructions
 
 sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
 
@@ -56,7 +62,7 @@ clean: ## remove what make has made
 	rm -rf build .venv
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST) | expand -t 20
 
 # What the targets above stand on.
 
@@ -74,5 +80,6 @@ library: venv
 package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
-.PHONY: all demo test test-c test-python test-typing bench sanitize sanitize-address \
-	sanitize-thread check format install clean help venv tools library package
+.PHONY: all demo test test-c test-python test-typing bench bench-publish check-instructions \
+	sanitize sanitize-address sanitize-thread check format install clean help venv tools library \
+	package

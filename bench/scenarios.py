@@ -1,19 +1,23 @@
-"""The Python scenarios of the benchmark: each prints what one round of it cost.
+"""The Python scenarios of the benchmark, for whatever package `pyper` the interpreter has.
 
-Run by bench/run.py, once for each round, with the interpreter whose `pyper` is to be measured: this
-project's, or python-pyper, which has the same import name and the same `task`.
+That is this project's, or python-pyper, which has the same import name and the same `task`.  Other
+packages do the same scenarios in peers.py.
 
-    python bench/scenarios.py SCENARIO ITEMS    ->  seconds (for one item, or as the scenario says)
+    python bench/scenarios.py SCENARIO      counts on standard input -> seconds for one item (or
+                                            as the scenario says), processor seconds
 """
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 
 from pyper import task
+from serving import Measured, percentile, resident_bytes, serve
 
-Measured = Callable[[int], float]
+LOOPS_PER_US = 25  # of work(): about that many take a microsecond
 
 
 def inc(x: int) -> int:
@@ -24,11 +28,15 @@ async def ainc(x: int) -> int:
     return x + 1
 
 
-def burn(x: int) -> int:
-    """Some 8 us of Python."""
-    for _ in range(200):
+def work(x: int, us: int) -> int:
+    """So many microseconds of Python, about."""
+    for _ in range(LOOPS_PER_US * us):
         pass
     return x
+
+
+def burn(x: int) -> int:
+    return work(x, 8)
 
 
 def burning_range(n: int) -> Iterator[int]:
@@ -57,12 +65,18 @@ def drain(pipeline, n: int) -> float:
     return seconds_each(lambda: sum(1 for _ in pipeline(n)), n)
 
 
-def two_tasks(n: int) -> float:
-    return drain(task(range, branch=True) | task(inc), n)
+# ------------------------------------------------------------------------- items and overhead
 
 
-def four_tasks(n: int) -> float:
-    return drain(task(range, branch=True) | task(inc) | task(inc) | task(inc), n)
+def chain(tasks: int):
+    pipeline = task(range, branch=True)
+    for _ in range(tasks - 1):
+        pipeline = pipeline | task(inc)
+    return pipeline
+
+
+def chained(tasks: int) -> Measured:
+    return lambda n: drain(chain(tasks), n)
 
 
 def throttled(throttle: int) -> Measured:
@@ -72,8 +86,32 @@ def throttled(throttle: int) -> Measured:
     return measure
 
 
-def eight_workers(n: int) -> float:
-    return drain(task(range, branch=True) | task(inc, workers=8) | task(inc), n)
+def fanned(workers: int) -> Measured:
+    return lambda n: drain(task(range, branch=True) | task(inc, workers=workers) | task(inc), n)
+
+
+def worked(us: int) -> Measured:
+    """Items that cost some microseconds of Python in one of four workers."""
+    bind = task.bind(us=us)
+    return lambda n: drain(task(range, branch=True) | task(work, workers=4, bind=bind), n)
+
+
+def further_task(n: int) -> float:
+    """What one more task costs an item, over the call of its function."""
+    started = time.perf_counter()
+    for i in range(n):
+        inc(i)
+    call = (time.perf_counter() - started) / n
+    return (drain(chain(6), n) - drain(chain(2), n)) / 4 - call
+
+
+def growth(n: int) -> float:
+    """The cost of an item among so many, as a multiple of the cost of one among a hundredth."""
+    few = max(n // 100, 1)
+    return drain(chain(2), n) / (sum(drain(chain(2), few) for _ in range(10)) / 10)
+
+
+# ------------------------------------------------------------------------------ time and rest
 
 
 def one_call(n: int) -> float:
@@ -102,6 +140,78 @@ def convoy(n: int) -> float:
     return drain(task(burning_range, branch=True) | task(wait_1ms, workers=20), n) * n
 
 
+def sleepers(n: int) -> float:
+    """Seconds for all of `n` items, each 1 ms asleep in one of 500 workers."""
+    return drain(task(range, branch=True) | task(wait_1ms, workers=500), n) * n
+
+
+def latency(percent: float) -> Measured:
+    """Seconds of an item through an idle pipeline, one each millisecond; that percentile."""
+
+    def measure(n: int) -> float:
+        inputs: SimpleQueue = SimpleQueue()
+
+        def source(_: int) -> Iterator[int]:
+            while (x := inputs.get()) is not None:
+                yield x
+
+        outputs = (task(source, branch=True) | task(inc))(0)
+        inputs.put(0)
+        next(outputs)  # the threads are there
+        seconds = []
+        for i in range(n):
+            time.sleep(0.001)
+            started = time.perf_counter()
+            inputs.put(i)
+            next(outputs)
+            seconds.append(time.perf_counter() - started)
+        inputs.put(None)
+        for _ in outputs:
+            raise SystemExit("an output too many")
+        return percentile(seconds, percent)
+
+    return measure
+
+
+def idle(tenths: int) -> float:
+    """Processor seconds of a pipeline that waits for its source, for so many tenths of a second."""
+
+    def source(_: int) -> Iterator[int]:
+        time.sleep(tenths / 10)
+        yield 1
+
+    before = time.process_time()
+    for _ in (task(source, branch=True) | task(inc) | task(inc))(0):
+        pass
+    return time.process_time() - before
+
+
+def waiting(kept: bool) -> Measured:
+    """Bytes of an item that waits in a queue without a bound; or what stays when all have left."""
+
+    def measure(n: int) -> float:
+        finished = threading.Event()
+
+        def source(n: int) -> Iterator[None]:
+            for _ in range(n):
+                yield None
+            finished.set()
+
+        before = resident_bytes()
+        outputs = task(source, branch=True)(n)
+        next(outputs)
+        finished.wait()
+        full = resident_bytes()
+        for _ in outputs:
+            pass
+        return ((resident_bytes() if kept else full) - before) / n
+
+    return measure
+
+
+# ------------------------------------------------------------------------------ asynchronous
+
+
 def drain_async(pipeline, n: int) -> float:
     """The like of drain() for a pipeline with asynchronous tasks."""
 
@@ -126,21 +236,68 @@ def async_and_threads(n: int) -> float:
     return drain_async(task(range, branch=True) | task(ainc) | task(inc, workers=4), n)
 
 
+# ---------------------------------------------------------- CPU-bound workers, without the GIL
+
+
+def parallel_work(workers: int, us: int) -> Measured:
+    bind = task.bind(us=us)
+    return lambda n: drain(task(range, branch=True) | task(work, workers=workers, bind=bind), n)
+
+
+def independent_runs(runs: int) -> Measured:
+    """Seconds an item with so many runs at once, each by a thread of its own and of n items."""
+
+    def measure(n: int) -> float:
+        threads = [threading.Thread(target=drain, args=(chain(2), n)) for _ in range(runs)]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return (time.perf_counter() - started) / (runs * n)
+
+    return measure
+
+
 SCENARIOS: dict[str, Measured] = {
-    "two tasks": two_tasks,
-    "four tasks": four_tasks,
+    "two tasks": chained(2),
+    "four tasks": chained(4),
+    "8 tasks": chained(8),
+    "16 tasks": chained(16),
+    "further task": further_task,
     "throttle 1": throttled(1),
     "throttle 10": throttled(10),
     "throttle 100": throttled(100),
     "throttle 1000": throttled(1000),
-    "8 workers": eight_workers,
+    "1 worker": fanned(1),
+    "2 workers": fanned(2),
+    "4 workers": fanned(4),
+    "8 workers": fanned(8),
+    "64 workers": fanned(64),
+    "work of 0 us": worked(0),
+    "work of 1 us": worked(1),
+    "work of 10 us": worked(10),
+    "work of 100 us": worked(100),
     "one call": one_call,
     "first output": first_output,
     "convoy": convoy,
+    "500 sleepers": sleepers,
+    "latency, p50": latency(50),
+    "latency, p99": latency(99),
+    "idle": idle,
+    "memory": waiting(kept=False),
+    "memory kept": waiting(kept=True),
+    "growth": growth,
     "async task": async_task,
     "async, 20 workers": async_workers,
     "async, 4 threads": async_and_threads,
+    "1 worker, 50 us": parallel_work(1, 50),
+    "2 workers, 50 us": parallel_work(2, 50),
+    "1 worker, 200 us": parallel_work(1, 200),
+    "2 workers, 200 us": parallel_work(2, 200),
+    "1 run": independent_runs(1),
+    "2 runs": independent_runs(2),
 }
 
 if __name__ == "__main__":
-    print(SCENARIOS[sys.argv[1]](int(sys.argv[2])))
+    serve(SCENARIOS[sys.argv[1]])

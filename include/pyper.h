@@ -603,13 +603,23 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
  * `encode`, by its thread; so for all of pyper_transfer_*(). */
 PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
 
+/* For `decode`: keep the memory of an item.  Maps what `data` points to once more, private to this
+ * process and writable, at *ret_data; it stays until pyper_kept_release(), which may be called by any
+ * thread, also after the end of the run.  Returns NULL if that cannot be had or is not worth it
+ * (small items): then copy.  Ownership: returns owned. */
+typedef struct pyper_kept pyper_kept;
+PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);
+PYPER_API void pyper_kept_release(pyper_kept *kept);
+
 /* For `encode` and `decode`: fail the run with a code, a message and bytes (or NULL) of your own, as
  * pyper_fail_bytes().  Returns PYPER_EFAILED: return that. */
 PYPER_API int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message,
                                   const void *data, size_t size);
 
-/* What pyper_start() (or pyper_attach()) was given as host_data. */
+/* What pyper_start() (or pyper_attach()) was given as host_data; the name of the task that a failure
+ * would name: the sender's for `encode`, the receiver's for `decode` (for the caller, the last). */
 PYPER_API void *pyper_transfer_host_data(const pyper_transfer *transfer);
+PYPER_API const char *pyper_transfer_name(const pyper_transfer *transfer);
 
 /* For hosts: a process to start.  The new process must call pyper_attach() with descriptors that are
  * duplicates of these, and the same numbers. */

@@ -45,15 +45,17 @@ struct ticket {
     uint64_t first, last;
     int64_t count;
     bool done;
-    pyper__event turn; /* where its worker waits, and those of the tickets t + n * window */
+    _Atomic bool blocked; /* its worker waits for room */
+    pyper__event turn;    /* where its worker waits, and those of the tickets t + n * window */
 };
 
 struct order {
     int64_t window;
     _Atomic int64_t turn;
     _Atomic int64_t kept;
-    _Atomic bool broken; /* somebody has died with the lock, or what was kept could not join the
-                          * channel for lack of memory (who has found that out says so) */
+    _Atomic int64_t blocked; /* how many tickets are */
+    _Atomic bool broken;     /* somebody has died with the lock, or what was kept could not join the
+                              * channel for lack of memory (who has found that out says so) */
     struct ticket ring[];
 };
 
@@ -80,8 +82,10 @@ struct pyper__channel_shared {
 
 /* ------------------------------------------------------------------------------- life time */
 
-uint64_t pyper__channel_size(void) {
-    return sizeof(struct pyper__channel_shared);
+uint64_t pyper__channel_size(int64_t order_window) {
+    uint64_t order = sizeof(struct order) + (uint64_t)order_window * sizeof(struct ticket);
+    uint64_t size = sizeof(struct pyper__channel_shared) + (order_window > 0 ? order : 0);
+    return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
 }
 
 static struct order *order_of(const pyper__channel *channel) {
@@ -89,16 +93,11 @@ static struct order *order_of(const pyper__channel *channel) {
     return offset ? pyper__shm_at(channel->shm, offset) : NULL;
 }
 
-static int create_order(pyper__channel *channel, int64_t window) {
-    uint64_t size = sizeof(struct order) + (uint64_t)window * sizeof(struct ticket);
-    uint64_t offset = pyper__shm_alloc(channel->shm, size);
-    if (!offset) return PYPER_ENOMEM;
+static void init_order(pyper__channel *channel, uint64_t offset, int64_t window) {
     struct order *order = pyper__shm_at(channel->shm, offset);
-    memset(order, 0, size);
     order->window = window;
     for (int64_t i = 0; i < window; i++) pyper__event_init_shared(&order->ring[i].turn);
     channel->shared->order = offset;
-    return 0;
 }
 
 int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset, int64_t throttle,
@@ -116,7 +115,8 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
     if (pyper__shared_lock_init(&shared->push_lock) < 0 ||
         pyper__shared_lock_init(&shared->pop_lock) < 0)
         return PYPER_ENOMEM;
-    return order_window > 0 ? create_order(channel, order_window) : 0;
+    if (order_window > 0) init_order(channel, offset + sizeof *shared, order_window);
+    return 0;
 }
 
 void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset) {
@@ -165,6 +165,10 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     atomic_store(&channel->told, state);
 }
 
+static struct ticket *ticket_of(struct order *order, int64_t ticket) {
+    return &order->ring[ticket % order->window];
+}
+
 static int64_t kept_in(const pyper__channel *channel) {
     struct order *order = order_of(channel);
     return order ? atomic_load(&order->kept) : 0;
@@ -188,6 +192,16 @@ static void wake_producers(pyper__channel *channel, int64_t given_back, bool all
     if (free_places <= 0 || (!all && free_places < shared->limit / 2)) return;
     pyper__event_notify(&shared->places,
                         free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+    /* Those out of turn may have all places but the last. */
+    struct order *order = order_of(channel);
+    int64_t left = order ? atomic_load(&order->blocked) : 0;
+    if (left > free_places - 1) left = free_places - 1;
+    int64_t turn = left > 0 ? atomic_load(&order->turn) : 0;
+    for (int64_t t = turn + 1; left > 0 && t < turn + order->window; t++) {
+        if (!atomic_load(&ticket_of(order, t)->blocked)) continue;
+        pyper__event_notify_all(&ticket_of(order, t)->turn);
+        left--;
+    }
 }
 
 void pyper__channel_settle(pyper__channel *channel) {
@@ -236,6 +250,7 @@ static int append(pyper__channel *channel, struct word word, const void *body, u
     memcpy(place + sizeof word, body, size);
     here.at += step;
     shared->push[(tail + 1) & 1] = here;
+    pyper__shm_hand_over(channel->shm);
     atomic_store(&shared->tail, tail + 1);
     return 0;
 }
@@ -247,10 +262,6 @@ static int append_record(pyper__channel *channel, const pyper__record *record) {
     }
     struct word word = {.kind = INSIDE, .size = (uint32_t)record->size};
     return append(channel, word, record->bytes, word.size);
-}
-
-static struct ticket *ticket_of(struct order *order, int64_t ticket) {
-    return &order->ring[ticket % order->window];
 }
 
 /* One more output for a ticket whose turn has not come.  With push_lock. */
@@ -274,6 +285,12 @@ static int keep_locked(pyper__channel *channel, struct order *order, struct tick
     return 0;
 }
 
+static void set_blocked_locked(struct order *order, struct ticket *ticket, bool blocked) {
+    if (atomic_load(&ticket->blocked) == blocked) return;
+    atomic_store(&ticket->blocked, blocked);
+    atomic_fetch_add(&order->blocked, blocked ? 1 : -1);
+}
+
 static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
                                    const pyper__record *record, int64_t number,
                                    pyper__channel_wait *ret_wait) {
@@ -281,19 +298,25 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
     int64_t turn = atomic_load(&order->turn);
     int64_t waiting = atomic_load_explicit(&shared->tail, memory_order_relaxed) +
                       atomic_load(&order->kept) - atomic_load(&shared->given_back);
+    struct ticket *ticket = ticket_of(order, number);
+    bool within = number < turn + order->window;
+    if (within) set_blocked_locked(order, ticket, false);
     if (number == turn) {
         ret_wait->room = true;
         return waiting >= shared->limit ? PYPER__AGAIN : append_record(channel, record);
     }
-    struct ticket *ticket = ticket_of(order, number);
     ret_wait->event = &ticket->turn;
     ret_wait->turn = number;
-    if (number >= turn + order->window) {
+    if (!within) {
         ret_wait->turn = number - order->window + 1;
         return PYPER__AGAIN;
     }
-    if (shared->limit != INT64_MAX ? waiting >= shared->limit - 1 : ticket->count >= order->window)
+    if (shared->limit == INT64_MAX && ticket->count >= order->window) return PYPER__AGAIN;
+    if (shared->limit != INT64_MAX && waiting >= shared->limit - 1) {
+        ret_wait->or_room = true;
+        set_blocked_locked(order, ticket, true);
         return PYPER__AGAIN;
+    }
     return keep_locked(channel, order, ticket, record);
 }
 
@@ -309,6 +332,7 @@ static bool begin_push(pyper__channel *channel, pyper__channel_wait *ret_wait) {
 }
 
 static void end_push(pyper__channel *channel) {
+    pyper__shm_hand_over(channel->shm); /* what was kept for a later turn */
     if (channel->shared->many_producers) pyper__shared_lock_give(&channel->shared->push_lock);
 }
 
@@ -400,10 +424,11 @@ static bool may_try_again(const void *arg) {
     struct order *order = order_of(wait->channel);
     if (atomic_load(&shared->state) != PYPER__OPEN) return true;
     if (order && atomic_load(&order->broken)) return false;
-    if (wait->turn >= 0) return atomic_load(&order->turn) >= wait->turn;
-    return wait->room &&
-           atomic_load(&shared->tail) + kept_in(wait->channel) - atomic_load(&shared->given_back) <
-               shared->limit;
+    if (wait->turn >= 0 && atomic_load(&order->turn) >= wait->turn) return true;
+    if (!wait->room && !wait->or_room) return false;
+    int64_t waiting =
+        atomic_load(&shared->tail) + kept_in(wait->channel) - atomic_load(&shared->given_back);
+    return waiting < shared->limit - (wait->or_room ? 1 : 0);
 }
 
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
@@ -427,6 +452,7 @@ static int take(pyper__channel *channel, pyper__record *ret_record, int64_t *ret
         /* Another producer's store to tail may be the one that was seen; all are seq_cst. */
         atomic_store_explicit(&shared->seen, tail, memory_order_relaxed);
     }
+    pyper__shm_take_over(channel->shm);
     struct position here = shared->pop[head & 1];
     struct word word;
     memcpy(&word, at(channel, &here), sizeof word);

@@ -32,7 +32,9 @@
  *   head         atomic; written by the consuming end, read by statistics and by its own waiters.
  *   room_until, push   the producing end's own (push_lock, if many_producers).
  *   seen, pop          the consuming end's own (pop_lock, if many_consumers).
- *   order->*           push_lock; turn and kept are also read without (atomic).
+ *   order->*           push_lock; turn, kept and blocked are also read without (atomic): who waits
+ *                out of turn for room says so before he looks for it, and who makes room looks there
+ *                after he has made it.
  * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap. */
 #ifndef PYPER_CHANNEL_H
 #define PYPER_CHANNEL_H
@@ -65,9 +67,11 @@ typedef struct pyper__channel_wait {
     pyper__event *event;
     int64_t turn; /* for an order: the turn must have reached this; -1: not that */
     bool room;    /* there must be room */
+    bool or_room; /* or there must be room for one out of turn */
 } pyper__channel_wait;
 
-uint64_t pyper__channel_size(void);
+/* What a channel takes, the records apart; with room for an order, if order_window > 0. */
+uint64_t pyper__channel_size(int64_t order_window);
 
 /* In zeroed shared memory of pyper__channel_size() bytes at `offset`: 0 or PYPER_ENOMEM. */
 int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset, int64_t throttle,

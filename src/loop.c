@@ -560,9 +560,9 @@ int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
 static int pop_output(pyper__loop *loop, void **ret_item) {
     pyper__queue *queue = &loop->run->queues[loop->run->count];
     int64_t ticket;
-    pyper__lock_take(&queue->pop_lock);
+    bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
-    pyper__lock_give(&queue->pop_lock);
+    pyper__owned_lock_give(&queue->pop_lock, as_owner);
     if (rc == PYPER__AGAIN) pyper__queue_settle(queue);
     return rc;
 }
@@ -853,7 +853,6 @@ static int create_crew(pyper__loop *loop, pyper__crew *crew, pyper__stage *stage
         slot->worker = worker;
         slot->crew = crew;
         worker->slot = slot;
-        worker->push_at_once = false; /* pyper_emit() takes its slow way */
         pyper__seat_init(&worker->seat, loop->run->host, loop->run->host_data);
     }
     crew->items.event = &stage->input->items;

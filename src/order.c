@@ -20,7 +20,9 @@ struct pyper__order {
     _Atomic int64_t kept;
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
-    bool broken;             /* what was kept could not join the queue for lack of memory */
+    _Atomic int64_t waiting; /* how many threads wait for a turn */
+    _Atomic int trouble;     /* a code: the turn could not be moved on, and does not move any more */
+    bool one_each;
     struct record ring[];
 };
 
@@ -39,6 +41,14 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
         pyper__event_init(&record->turn);
     }
     return order;
+}
+
+void pyper__order_expect_one_each(pyper__order *order) {
+    order->one_each = true;
+}
+
+static int trouble(const pyper__order *order) {
+    return atomic_load_explicit(&order->trouble, memory_order_relaxed);
 }
 
 static void reset(struct record *record) {
@@ -88,7 +98,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
-    if (order->broken) return PYPER_ENOMEM;
+    if (trouble(order) < 0) return trouble(order);
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
@@ -98,7 +108,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     if (within) set_blocked_locked(order, record, false);
     if (ticket == turn) {
         if (waiting >= queue->limit) return PYPER__AGAIN;
-        int rc = pyper__queue_write(queue, item);
+        int rc = pyper__queue_write(queue, tail, item);
         if (rc == 0) atomic_store(&queue->tail, tail + 1);
         return rc;
     }
@@ -116,20 +126,12 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     return keep_locked(order, record, item);
 }
 
-int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
-                          struct pyper__turn *ret_wait) {
-    pyper__lock_take(&order->queue->push_lock);
-    int rc = try_push_locked(order, item, ticket, ret_wait);
-    if (rc == 0) atomic_fetch_add_explicit(&order->pushed, 1, memory_order_relaxed);
-    pyper__lock_give(&order->queue->push_lock);
-    return rc;
-}
-
 /* What the ticket has kept joins the queue: it is counted there already, so there is room. */
 static int publish_locked(pyper__order *order, struct record *record, int64_t *published) {
     pyper__queue *queue = order->queue;
     for (int64_t i = 0; i < record->count; i++) {
-        int rc = pyper__queue_write(queue, record->items[i]);
+        int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+        int rc = pyper__queue_write(queue, tail, record->items[i]);
         if (rc < 0) {
             record->count -= i;
             memmove(record->items, record->items + i, (size_t)record->count * sizeof(void *));
@@ -137,7 +139,7 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
         }
         /* kept before tail: seen from outside an item is never counted twice. */
         atomic_fetch_sub(&order->kept, 1);
-        atomic_fetch_add(&queue->tail, 1);
+        atomic_store(&queue->tail, tail + 1);
         ++*published;
     }
     record->count = 0;
@@ -153,29 +155,57 @@ static int move_turn_locked(pyper__order *order, int64_t *published) {
         atomic_store(&order->turn, ++turn);
         rc = publish_locked(order, record_of(order, turn), published);
     }
-    order->broken = rc < 0;
+    if (rc < 0) atomic_store(&order->trouble, rc);
+    return rc;
+}
+
+/* The ticket, below turn + window, has no more outputs. */
+static int done_locked(pyper__order *order, int64_t ticket, int64_t *published) {
+    record_of(order, ticket)->done = true;
+    return ticket == atomic_load(&order->turn) ? move_turn_locked(order, published) : 0;
+}
+
+/* Without the lock, after it: there is more to take, and the turn has moved on.  Wake whoever waits
+ * for a record that is free now, and the one who has the turn. */
+static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
+    if (published > 0) pyper__event_notify(&order->queue->items, (uint32_t)published);
+    if (after == before || atomic_load(&order->waiting) == 0) return;
+    for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&record_of(order, t)->turn);
+}
+
+int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
+                          struct pyper__turn *ret_wait) {
+    pyper__lock *lock = &order->queue->push_lock;
+    int64_t published = 0;
+    pyper__lock_take(lock);
+    int64_t before = atomic_load(&order->turn);
+    int rc = try_push_locked(order, item, ticket, ret_wait);
+    if (rc == 0) {
+        int64_t pushed = atomic_load_explicit(&order->pushed, memory_order_relaxed);
+        atomic_store_explicit(&order->pushed, pushed + 1, memory_order_relaxed);
+        if (order->one_each) {
+            /* What goes wrong the worker learns when it is done. */
+            (void)done_locked(order, ticket, &published);
+        }
+    }
+    int64_t after = atomic_load(&order->turn);
+    pyper__lock_give(lock);
+    tell(order, published, before, after);
     return rc;
 }
 
 int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
+    if (order->one_each) return trouble(order);
     pyper__queue *queue = order->queue;
     int64_t published = 0;
     pyper__lock_take(&queue->push_lock);
     int64_t before = atomic_load(&order->turn);
     bool beyond = ticket >= before + order->window;
-    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED
-             : order->broken                          ? PYPER_ENOMEM
-                                                      : 0;
-    if (rc == 0 && !beyond) {
-        record_of(order, ticket)->done = true;
-        if (ticket == before) rc = move_turn_locked(order, &published);
-    }
+    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : trouble(order);
+    if (rc == 0 && !beyond) rc = done_locked(order, ticket, &published);
     int64_t after = atomic_load(&order->turn);
     pyper__lock_give(&queue->push_lock);
-    if (published > 0) pyper__event_notify(&queue->items, (uint32_t)published);
-    /* Wake whoever waits for a record that is free now, and the one who has the turn. */
-    for (int64_t t = before; after > before && t <= after; t++)
-        pyper__event_notify_all(&record_of(order, t)->turn);
+    tell(order, published, before, after);
     if (rc < 0 || !beyond) return rc;
     *ret_wait = (struct pyper__turn){.event = &record_of(order, ticket)->turn,
                                      .queue = queue,
@@ -184,14 +214,20 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     return PYPER__AGAIN;
 }
 
+void pyper__order_await(const struct pyper__turn *turn, pyper__seat *seat) {
+    atomic_fetch_add(&turn->order->waiting, 1);
+    pyper__await(seat, turn->event, pyper__order_turn_has_come, turn, PYPER_FOREVER, PYPER__BLOCKED,
+                 false);
+    atomic_fetch_sub(&turn->order->waiting, 1);
+}
+
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
     for (;;) {
         struct pyper__turn wait_for;
         int rc = pyper__order_try_done(order, ticket, &wait_for);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        pyper__await(seat, wait_for.event, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
-                     PYPER__BLOCKED, false);
+        pyper__order_await(&wait_for, seat);
     }
 }
 

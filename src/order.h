@@ -15,8 +15,8 @@
  *   All fields are protected by the queue's push_lock, except: `turn` and `kept` are also read
  *   without it (atomic, seq_cst) by those who wait and by statistics; `blocked` and a record's flag
  *   of that name are set under it and read without it (atomic, seq_cst): who waits for room sets them
- *   before he looks for it, and who makes room reads them after he has made it; the events look after
- *   themselves. */
+ *   before he looks for it, and who makes room reads them after he has made it; `waiting` in the same
+ *   way by who waits for his turn, and who moves it; `one_each` never changes once workers run; `trouble` is read without it; the events look after themselves. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -40,6 +40,10 @@ void pyper__order_free(pyper__order *order);
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 
+/* Each ticket has exactly one output, and is done with it: a step less for each.  Before anybody
+ * pushes.  pyper__order_try_done() is still to be called, and says whether the step went well. */
+void pyper__order_expect_one_each(pyper__order *order);
+
 /* The call with this ticket is done; if it had the turn, the turn moves on.
  *
  * Returns 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN (beyond the window) and *ret_wait says what
@@ -51,6 +55,8 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
  * Returns 0, PYPER_ECANCELED or PYPER_ENOMEM. Waits while the ticket is beyond the window. */
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
+/* Wait for what pyper__order_try_push() or pyper__order_try_done() has said, if it has an event. */
+void pyper__order_await(const struct pyper__turn *turn, pyper__seat *seat);
 bool pyper__order_turn_has_come(const void *turn);
 void pyper__order_notify_all(pyper__order *order);
 

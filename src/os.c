@@ -16,12 +16,14 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #if defined(__linux__) && !defined(PYPER_NO_FUTEX)
 #define USE_FUTEX 1
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <sys/syscall.h>
 #else
 #define USE_FUTEX 0
@@ -66,6 +68,18 @@ void pyper__free(void *memory) {
     free(memory);
 }
 
+void *pyper__map(size_t size) {
+#ifdef PYPER_TESTING
+    if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
+#endif
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+void pyper__unmap(void *memory, size_t size) {
+    munmap(memory, size);
+}
+
 /* -------------------------------------------------------------------------------- clock */
 
 int64_t pyper_now(void) {
@@ -81,6 +95,16 @@ void pyper__yield(void) {
 }
 
 #if USE_FUTEX
+
+bool pyper__fence_others(void) {
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
+}
+
+bool pyper__can_fence_others(void) {
+    return pyper__fence_others() ||
+           (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0 &&
+            pyper__fence_others());
+}
 
 int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
     /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for ever
@@ -102,6 +126,14 @@ void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
 
 /* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has changed
  * the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
+bool pyper__fence_others(void) {
+    return false;
+}
+
+bool pyper__can_fence_others(void) {
+    return false;
+}
+
 #define BUCKETS 64
 static struct bucket {
     pthread_mutex_t lock;
@@ -284,10 +316,19 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
 /* --------------------------------------------------------------------------------- fork */
 
 _Atomic uint32_t pyper__forks;
+_Thread_local uint64_t pyper__thread_number PYPER__TLS_MODEL;
+static _Atomic uint64_t next_number = PYPER__THREAD_NUMBER_FIRST;
+
+uint64_t pyper__number_thread(void) {
+    if (pyper__thread_number == 0)
+        pyper__thread_number = atomic_fetch_add_explicit(&next_number, 1, memory_order_relaxed);
+    return pyper__thread_number;
+}
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
 static void in_child(void) {
     atomic_fetch_add_explicit(&pyper__forks, 1, memory_order_relaxed);
+    pyper__thread_number = 0;
 }
 
 static void watch(void) {

@@ -34,6 +34,10 @@ void *pyper__alloc(size_t size);
 /* The same, but not zeroed: for what is written before it is read. */
 void *pyper__alloc_unset(size_t size);
 void pyper__free(void *memory);
+/* Whole pages, zeroed, that go back to the system when they are unmapped: for much that comes and
+ * goes.  NULL when there are none. */
+void *pyper__map(size_t size);
+void pyper__unmap(void *memory, size_t size);
 
 /* Workers may be processes: what it takes is there (a futex between processes, anonymous shared
  * memory, descriptors of processes). */
@@ -51,6 +55,13 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
 
 /* Wake at most `count` sleepers. */
 void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared);
+
+/* Let every thread of this process that runs now pass a full memory fence (Linux: membarrier).  false:
+ * there is no way to do that here.  It costs the caller a system call, and the others nothing until
+ * then; pyper__can_fence_others() tries it, and once it is true it stays true but for a process that
+ * forbids itself the call later. */
+bool pyper__fence_others(void);
+bool pyper__can_fence_others(void);
 
 /* Let other threads run: a hint, returns soon. */
 void pyper__yield(void);
@@ -74,6 +85,12 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns);
  * forked child, never in the process itself.  Written by the child before it has a second thread. */
 extern _Atomic uint32_t pyper__forks;
 void pyper__watch_forks(void);
+
+/* What tells the calling thread from all others that there have been: 0 until it is asked for; in a
+ * forked child 0 again. */
+extern _Thread_local uint64_t pyper__thread_number PYPER__TLS_MODEL;
+#define PYPER__THREAD_NUMBER_FIRST 16 /* those below mean something else to others */
+uint64_t pyper__number_thread(void);
 
 #ifdef PYPER_TESTING
 /* Count down with every allocation (thread); the one that reaches 0 fails; negative: never.  With

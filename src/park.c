@@ -2,6 +2,7 @@
 #include "park.h"
 
 #include <limits.h>
+#include <stdlib.h>
 
 /* ---------------------------------------------------------------------------------- waker */
 
@@ -35,6 +36,36 @@ void pyper__lock_wake(pyper__lock *lock) {
     pyper__futex_wake(&lock->word, 1, false);
 }
 
+/* ---------------------------------------------------------------------------- owned lock */
+
+void pyper__owned_lock_init(pyper__owned_lock *lock, bool many) {
+    bool wanted = !many && pyper__can_fence_others();
+    atomic_init(&lock->owner, wanted ? PYPER__TO_BE_HAD : PYPER__NOBODY);
+}
+
+/* With `lock` held: wait until the owner is out, and see to it that it does not come back. */
+static void disown(pyper__owned_lock *lock) {
+    atomic_store(&lock->owner, PYPER__NOBODY);
+    /* The process has forbidden itself the fence since the run began.  Whatever is done now could be
+     * done while the owner is inside: there is no way to go on. */
+    if (!pyper__fence_others()) abort();
+    while (atomic_load_explicit(&lock->inside, memory_order_acquire) != 0)
+        pyper__futex_wait(&lock->inside, 1, PYPER_FOREVER, false);
+}
+
+void pyper__owned_lock_take_slow(pyper__owned_lock *lock) {
+    pyper__lock_take(&lock->lock);
+    uint64_t owner = atomic_load_explicit(&lock->owner, memory_order_relaxed);
+    if (owner == PYPER__TO_BE_HAD)
+        atomic_store_explicit(&lock->owner, pyper__number_thread(), memory_order_relaxed);
+    else if (owner != PYPER__NOBODY)
+        disown(lock);
+}
+
+void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
+    pyper__futex_wake(&lock->inside, 1, false);
+}
+
 /* ---------------------------------------------------------------------------------- event */
 
 #define ONE_WAITER ((uint64_t)1 << 32)
@@ -57,14 +88,18 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_MAX / 2);
-    event->shared = 0;
-    event->no_sleepers = 0;
+    event->shared = event->no_sleepers = event->light = false;
     event->waker = NULL;
 }
 
 void pyper__event_init_shared(pyper__event *event) {
     pyper__event_init(event);
-    event->shared = 1;
+    event->shared = true;
+}
+
+bool pyper__event_let_notify_lightly(pyper__event *event) {
+    event->light = pyper__can_fence_others();
+    return event->light;
 }
 
 void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
@@ -81,12 +116,16 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
     if (event->waker) pyper__waker_wake(event->waker);
     if (!event->no_sleepers)
         pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
-                          event->shared != 0);
+                          event->shared);
 }
 
-/* Count myself in; returns the notification count to compare with. */
+/* Count myself in; returns the notification count to compare with.  If the system has taken the fence
+ * away since the event was made, nobody may sleep here any more: being notified at once, the waiter
+ * looks again and again. */
 uint32_t pyper__event_enter(pyper__event *event) {
-    return (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
+    uint32_t seen = (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
+    if (event->light && pyper__unlikely(!pyper__fence_others())) pyper__event_notify_slow(event, 1);
+    return seen;
 }
 
 /* Count myself out, unless a notification has come since pyper__event_enter(): it has counted out
@@ -199,12 +238,11 @@ static int yield_and_sleep(struct wait *wait) {
         uint32_t seen = pyper__event_enter(event);
         int rc = 0;
         if (!wait->ready(wait->arg)) {
-            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns,
-                                   event->shared != 0);
+            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
             /* Not notified, but woken: the wake-up was meant for somebody who slept before me, and who
              * has been counted out (a thread of a higher priority is woken first).  Wake him. */
             if (rc == 0 && !pyper__event_notified(event, seen))
-                pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared != 0);
+                pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared);
         }
         pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;

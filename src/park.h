@@ -15,6 +15,13 @@
  * other side first changes the condition (seq_cst), then reads the count.  In the single order of
  * these four one of the two sees the other.
  *
+ * Light notifiers: where the condition is changed for each item, even that order costs too much there,
+ * so the sleeper pays for both.  The other side changes the condition with release and reads the
+ * count right behind it; the sleeper counts itself in, then lets every running thread of the process
+ * pass a full fence (pyper__fence_others()), then tests the condition.  A notifier that read the count
+ * before that fence had changed the condition before it, too, and the sleeper sees that; one that
+ * reads it after the fence sees the sleeper.
+ *
  * Waiting costs nothing: no polling, no timers.  A waiter lets other threads run (sched_yield) a
  * bounded number of times before it sleeps, only where that was of use a moment ago. */
 #ifndef PYPER_PARK_H
@@ -47,6 +54,72 @@ static inline void pyper__lock_take(pyper__lock *lock) {
 static inline void pyper__lock_give(pyper__lock *lock) {
     if (pyper__unlikely(atomic_exchange_explicit(&lock->word, 0, memory_order_release) == 2))
         pyper__lock_wake(lock);
+}
+
+/* -------------------------------------------------------------------------- owned lock */
+
+/* A lock that mostly one thread takes, its owner: the first to come.  The owner's way is two plain
+ * stores and three loads.  The first other thread ends the ownership for good and pays for both, as
+ * with light notifiers below; from then on it is `lock` for everybody.
+ *
+ * The owner says that it is inside, then looks whether it still is the owner.  The other one says that
+ * nobody is, lets all threads pass a fence, then waits until the owner is not inside.  If the owner
+ * looked before that fence, the other one sees it inside; if after it, it sees itself disowned.  On
+ * its way out the owner looks again, and wakes who waits: for the same reason.
+ *
+ * Synchronization
+ *   owner   atomic: the number of a thread, or one of the two below; written under `lock`.
+ *   inside  atomic; written by the owner, and by a thread that has just been disowned.
+ *   What the lock protects belongs to the owner while it is inside, else to the holder of `lock`. */
+typedef struct pyper__owned_lock {
+    pyper__lock lock;
+    _Atomic uint32_t inside;
+    _Atomic uint64_t owner;
+} pyper__owned_lock;
+
+/* In place of an owner: the first to come will be it; there never will be one (again). */
+enum { PYPER__TO_BE_HAD = 1, PYPER__NOBODY };
+
+/* `many`: there is no use in an owner. */
+void pyper__owned_lock_init(pyper__owned_lock *lock, bool many);
+PYPER__COLD void pyper__owned_lock_take_slow(pyper__owned_lock *lock);
+PYPER__COLD void pyper__owned_lock_leave_slow(pyper__owned_lock *lock);
+
+static inline bool pyper__owned_lock_is_mine(const pyper__owned_lock *lock) {
+    return atomic_load_explicit(&lock->owner, memory_order_relaxed) == pyper__thread_number;
+}
+
+/* Do as the owner: true if the calling thread is it.  False: leave. */
+static inline bool pyper__owned_lock_enter(pyper__owned_lock *lock) {
+    atomic_store_explicit(&lock->inside, 1, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst);
+    return pyper__likely(pyper__owned_lock_is_mine(lock));
+}
+
+static inline void pyper__owned_lock_leave(pyper__owned_lock *lock) {
+    atomic_store_explicit(&lock->inside, 0, memory_order_release);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (pyper__unlikely(!pyper__owned_lock_is_mine(lock))) pyper__owned_lock_leave_slow(lock);
+}
+
+/* True: as its owner, which pyper__owned_lock_give() wants to know. */
+static inline bool pyper__owned_lock_take(pyper__owned_lock *lock) {
+    if (pyper__owned_lock_is_mine(lock)) {
+        if (pyper__owned_lock_enter(lock)) return true;
+        pyper__owned_lock_leave(lock);
+    }
+    if (pyper__likely(atomic_load_explicit(&lock->owner, memory_order_relaxed) == PYPER__NOBODY))
+        pyper__lock_take(&lock->lock);
+    else
+        pyper__owned_lock_take_slow(lock);
+    return false;
+}
+
+static inline void pyper__owned_lock_give(pyper__owned_lock *lock, bool as_owner) {
+    if (as_owner)
+        pyper__owned_lock_leave(lock);
+    else
+        pyper__lock_give(&lock->lock);
 }
 
 /* --------------------------------------------------------------------------------- waker */
@@ -83,6 +156,7 @@ static inline void pyper__waker_wake(pyper__waker *waker) {
  *           pyper__event_notify_all()).
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
+ *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
  *   waker, no_sleepers   set after init by who owns the event, before others see it: a loop may be
  *           among the waiters (it counts itself in like everybody else, with pyper__event_enter());
  *           nobody else is. */
@@ -92,12 +166,15 @@ typedef struct pyper__event {
         _Atomic uint32_t half[2];
     };
     _Atomic uint32_t yields;
-    uint16_t shared, no_sleepers;
+    bool shared, no_sleepers, light;
     pyper__waker *waker; /* never in memory that processes share */
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
 void pyper__event_init_shared(pyper__event *event);
+
+/* False: there are no fences for others here; all notifiers have to be seq_cst. */
+bool pyper__event_let_notify_lightly(pyper__event *event);
 
 /* For who waits without sleeping: count in, then test the condition (seq_cst); once notified() is
  * true, or after leave(), enter again before waiting again. */
@@ -111,6 +188,12 @@ PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 
 static inline bool pyper__event_has_waiters(pyper__event *event) {
     return atomic_load(&event->word) >> 32 != 0;
+}
+
+/* The same for a light notifier, right behind its change of the condition. */
+static inline bool pyper__event_has_waiters_light(pyper__event *event) {
+    atomic_signal_fence(memory_order_seq_cst);
+    return atomic_load_explicit(&event->word, memory_order_relaxed) >> 32 != 0;
 }
 
 /* Wake up to `count` waiters.  Cheap when nobody waits. */

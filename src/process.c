@@ -88,12 +88,19 @@ struct process {
 };
 
 /* Synchronization
- *   shm, bell, caller, doors   set by create, never change.
+ *   shm, doors     set by create, never change.
+ *   bell, caller   set by create; closed by retire, under `lock`.
+ *   inside         atomic; callers who may be using the memory.
+ *   retiring, retired   atomic, only false -> true; who sets `retired` does it.
  *   processes, count   written by start, then the supervisor's own.
  *   thread, has_thread   as a worker's. */
 struct pyper__processes {
     pyper__shm *shm;
+    uint64_t board_size; /* with the seats and the channels */
     int bell, caller;
+    pyper__lock lock;
+    _Atomic int64_t inside;
+    _Atomic bool retiring, retired;
     pyper__channel *doors; /* one for each edge; not all are used */
     struct process *processes;
     struct pollfd *polled;
@@ -147,6 +154,12 @@ static uint64_t align(uint64_t size) {
     return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
 }
 
+/* The window of an edge with an order, or 0. */
+static int64_t window_of(const pyper_pipeline *pipeline, size_t edge) {
+    const pyper__task *from = edge > 0 ? pipeline->tasks[edge - 1] : NULL;
+    return from && from->ordered && crosses(pipeline, edge) ? pyper__run_window(from->throttle) : 0;
+}
+
 /* Lay the board out and fill it in. */
 static int make_board(pyper_run *run, struct pyper__processes *all) {
     const pyper_pipeline *pipeline = run->pipeline;
@@ -157,10 +170,12 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
     uint64_t seats_at =
         PYPER__SHM_FIRST + align(sizeof(struct board) + count * sizeof(struct post));
     uint64_t channels_at = seats_at + (uint64_t)seats * sizeof(struct seat);
-    uint64_t channel_size = align(pyper__channel_size());
-    uint64_t size = channels_at + (count + 1) * channel_size - PYPER__SHM_FIRST;
+    uint64_t size = channels_at - PYPER__SHM_FIRST;
+    for (size_t i = 0; i <= count; i++) size += pyper__channel_size(window_of(pipeline, i));
+    all->board_size = size;
     int rc = pyper__shm_create(size, &all->shm);
     if (rc < 0) return rc;
+    all->shm->crossed = true;
     struct board *board = board_at(all->shm);
     board->count = count;
     board->seats = seats_at;
@@ -172,8 +187,9 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         post->multiprocess = task->multiprocess;
         post->branch = task->branch;
         post->join = task->join;
-        post->input = channels_at + i * channel_size;
-        post->output = post->input + channel_size;
+        post->input = channels_at;
+        channels_at += pyper__channel_size(window_of(pipeline, i));
+        post->output = channels_at;
         post->workers = task->workers;
         post->first_seat = seat;
         atomic_init(&post->alive, task->workers);
@@ -189,14 +205,16 @@ static int make_channels(pyper_run *run, struct pyper__processes *all) {
     all->doors = pyper__alloc((pipeline->count + 1) * sizeof *all->doors);
     if (!all->doors) return PYPER_ENOMEM;
     uint64_t at = board_at(all->shm)->posts[0].input;
-    for (size_t i = 0; i <= pipeline->count; i++, at += align(pyper__channel_size())) {
+    for (size_t i = 0; i <= pipeline->count; i++) {
+        uint64_t here = at;
+        at += pyper__channel_size(window_of(pipeline, i));
         if (!crosses(pipeline, i)) continue;
         const pyper__task *from = i > 0 ? pipeline->tasks[i - 1] : NULL;
         const pyper__task *to = i < pipeline->count ? pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
-        int rc = pyper__channel_init(&all->doors[i], all->shm, at, throttle,
-                                     from && from->workers > 1, !to || to->workers > 1,
-                                     from && from->ordered ? pyper__run_window(throttle) : 0);
+        int rc =
+            pyper__channel_init(&all->doors[i], all->shm, here, throttle, from && from->workers > 1,
+                                !to || to->workers > 1, window_of(pipeline, i));
         if (rc < 0) return rc;
         pyper__queue_cross(&run->queues[i], &all->doors[i], from && from->ordered);
     }
@@ -238,7 +256,34 @@ void pyper__processes_stop(pyper_run *run, size_t upto) {
     uint64_t before = atomic_load(&board->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
     }
-    ring(all->bell);
+    pyper__lock_take(&all->lock);
+    if (all->bell >= 0) ring(all->bell);
+    pyper__lock_give(&all->lock);
+}
+
+static void retire_if_alone(struct pyper__processes *all) {
+    if (!atomic_load(&all->retiring) || atomic_load(&all->inside) != 0) return;
+    if (atomic_exchange(&all->retired, true)) return;
+    pyper__shm_retire(all->shm, PYPER__SHM_FIRST + all->board_size);
+}
+
+void pyper__processes_retire(pyper_run *run) {
+    struct pyper__processes *all = run->processes;
+    pyper__lock_take(&all->lock);
+    close_(&all->bell);
+    close_(&all->caller);
+    pyper__lock_give(&all->lock);
+    atomic_store(&all->retiring, true);
+    retire_if_alone(all);
+}
+
+/* Whoever enters when all is over finds no item, and reads nothing but the board. */
+void pyper__processes_enter(pyper_run *run) {
+    atomic_fetch_add(&run->processes->inside, 1);
+}
+
+void pyper__processes_leave(pyper_run *run) {
+    if (atomic_fetch_sub(&run->processes->inside, 1) == 1) retire_if_alone(run->processes);
 }
 
 int pyper__processes_join(pyper_run *run) {
@@ -407,6 +452,7 @@ int pyper_attach_from(const pyper_attach_options *given) {
     pyper__shm *shm = NULL;
     pyper__watch_forks();
     int rc = pyper__shm_attach(options.fds[0], &shm);
+    if (rc == 0) shm->crossed = true;
     if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;
     if (rc < 0) {
         pyper__shm_unref(shm);

@@ -37,6 +37,14 @@ void pyper__processes_stop(pyper_run *run, size_t upto);
 /* Wait until the supervisor's thread has ended: 0 or PYPER_EINTR (try again). */
 int pyper__processes_join(pyper_run *run);
 
+/* All have left, and nobody will take an output any more: give up the descriptors and the memory,
+ * but for what statistics read.  May be called more than once, by several threads. */
+void pyper__processes_retire(pyper_run *run);
+
+/* Around each use of an extent by the caller: the memory stays that long. */
+void pyper__processes_enter(pyper_run *run);
+void pyper__processes_leave(pyper_run *run);
+
 void pyper__processes_free(pyper_run *run);
 
 /* Has the stage been told to stop, by anybody?  In the caller's process and in a worker's. */

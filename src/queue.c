@@ -3,9 +3,72 @@
 
 #include "order.h"
 
+/* --------------------------------------------------------------------------------- chunks */
+
+static size_t size_of(int64_t slots) {
+    return sizeof(pyper__chunk) + (size_t)slots * sizeof(void *);
+}
+
+static pyper__chunk *chunk_new(size_t size) {
+    bool large = size > PYPER__CHUNK_SIZE;
+    pyper__chunk *chunk = large ? pyper__map(size) : pyper__alloc_unset(size);
+    if (!chunk) return NULL;
+    chunk->next = NULL;
+    chunk->slots = (int64_t)((size - sizeof *chunk) / sizeof(void *));
+    return chunk;
+}
+
+static void chunk_free(pyper__chunk *chunk) {
+    if (chunk && chunk->slots > PYPER__CHUNK_SLOTS)
+        pyper__unmap(chunk, size_of(chunk->slots));
+    else
+        pyper__free(chunk);
+}
+
+/* Where the slot of item 0 would be: the slot of the first item of the chunk, moved back. */
+static uintptr_t base_of(pyper__chunk *chunk, int64_t first) {
+    return (uintptr_t)chunk->slot - (uintptr_t)first * sizeof(void *);
+}
+
+/* A power of two that has slots for an eighth of those that wait. */
+static size_t size_wanted(const pyper__queue *queue) {
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    int64_t slots = (queue->push_end - head) / 8;
+    size_t size = PYPER__CHUNK_SIZE;
+    while (size * 2 <= size_of(slots) && size < PYPER__CHUNK_SIZE_MAX) size *= 2;
+    return size;
+}
+
+int pyper__queue_add_chunk(pyper__queue *queue) {
+    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+    if (!chunk) chunk = chunk_new(size_wanted(queue));
+    if (!chunk) return PYPER_ENOMEM;
+    chunk->next = NULL;
+    /* The consumer follows `next` only when tail says that there is a slot behind it. */
+    queue->push_chunk->next = chunk;
+    queue->push_chunk = chunk;
+    queue->push_base = base_of(chunk, queue->push_end);
+    queue->push_end += chunk->slots;
+    return 0;
+}
+
+static void next_chunk(pyper__queue *queue) {
+    pyper__chunk *drained = queue->pop_chunk;
+    queue->pop_chunk = drained->next;
+    queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
+    queue->pop_end += queue->pop_chunk->slots;
+    if (drained->slots == PYPER__CHUNK_SLOTS)
+        drained = atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel);
+    chunk_free(drained);
+}
+
 /* ------------------------------------------------------------------------------ life time */
 
 #define LIMIT_MAX (INT64_MAX / 4)
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
 
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type) {
@@ -19,11 +82,13 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     queue->type = type;
     pyper__event_init(&queue->items);
     pyper__event_init(&queue->places);
+    pyper__owned_lock_init(&queue->pop_lock, true);
     queue->room_until = queue->limit;
     queue->give_at = bounded ? queue->block : INT64_MAX;
-    queue->push_chunk = queue->pop_chunk = pyper__alloc_unset(sizeof(pyper__chunk));
+    queue->push_chunk = queue->pop_chunk = chunk_new(PYPER__CHUNK_SIZE);
     if (!queue->push_chunk) return PYPER_ENOMEM;
-    queue->push_chunk->next = NULL;
+    queue->push_base = queue->pop_base = base_of(queue->push_chunk, 0);
+    queue->push_end = queue->pop_end = PYPER__CHUNK_SLOTS;
     if (order_window > 0) {
         queue->order = pyper__order_create(queue, order_window);
         if (!queue->order) return PYPER_ENOMEM;
@@ -32,11 +97,18 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     return 0;
 }
 
+void pyper__queue_push_quickly(pyper__queue *queue) {
+    queue->quick_push =
+        !queue->many_producers && !queue->channel && pyper__event_let_notify_lightly(&queue->items);
+}
+
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered) {
     queue->many_producers = queue->many_consumers = true;
     queue->channel = channel;
     queue->ordered = ordered;
 }
+
+/* ------------------------------------------------------------------------------ clearing */
 
 /* Destroy in slices, so that a host's token is not held for long. */
 static void destroy(pyper__queue *queue, void *item, pyper__seat *seat) {
@@ -47,17 +119,17 @@ static void destroy(pyper__queue *queue, void *item, pyper__seat *seat) {
 
 /* The next item that is left, whatever the state. */
 static bool take_any(pyper__queue *queue, void **ret_item) {
-    pyper__lock_take(&queue->pop_lock);
+    bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     bool any = head < atomic_load(&queue->tail);
     if (any) {
-        if (queue->pop_slot == PYPER__CHUNK_SLOTS) pyper__queue_next_chunk(queue);
-        *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
+        if (head == queue->pop_end) next_chunk(queue);
+        *ret_item = *pyper__queue_slot(queue->pop_base, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
-        if (queue->seen <= head) queue->seen = head + 1;
+        queue->pop_until = 0; /* to be set anew */
         atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
     }
-    pyper__lock_give(&queue->pop_lock);
+    pyper__owned_lock_give(&queue->pop_lock, as_owner);
     return any;
 }
 
@@ -78,10 +150,10 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__order_free(queue->order);
     while (queue->pop_chunk) {
         pyper__chunk *next = queue->pop_chunk->next;
-        pyper__free(queue->pop_chunk);
+        chunk_free(queue->pop_chunk);
         queue->pop_chunk = next;
     }
-    pyper__free(atomic_load(&queue->spare));
+    chunk_free(atomic_load(&queue->spare));
 }
 
 void pyper__queue_set_state(pyper__queue *queue, int state) {
@@ -108,27 +180,6 @@ int64_t pyper__queue_started(const pyper__queue *queue) {
     return pyper__queue_popped(queue) - drained;
 }
 
-/* --------------------------------------------------------------------------------- chunks */
-
-int pyper__queue_add_chunk(pyper__queue *queue) {
-    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
-    if (!chunk) chunk = pyper__alloc_unset(sizeof *chunk);
-    if (!chunk) return PYPER_ENOMEM;
-    chunk->next = NULL;
-    /* The consumer follows `next` only when tail says that there is a slot behind it. */
-    queue->push_chunk->next = chunk;
-    queue->push_chunk = chunk;
-    queue->push_slot = 0;
-    return 0;
-}
-
-void pyper__queue_next_chunk(pyper__queue *queue) {
-    pyper__chunk *drained = queue->pop_chunk;
-    queue->pop_chunk = drained->next;
-    queue->pop_slot = 0;
-    pyper__free(atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel));
-}
-
 /* --------------------------------------------------------------------------------- places */
 
 /* Wake producers if half of the places are free (or, `all`, if any is).  Too few woken now are
@@ -143,20 +194,26 @@ static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
     if (queue->order) pyper__order_notify_blocked(queue->order, free_places);
 }
 
-void pyper__queue_give_back(pyper__queue *queue, int64_t head) {
+static PYPER__COLD void give_back(pyper__queue *queue, int64_t head) {
     queue->give_at = head + queue->block;
     atomic_store(&queue->given_back, head);
     wake_producers(queue, head, false);
 }
 
+/* The item that takes head to give_at is popped with care. */
+static int64_t pop_until(const pyper__queue *queue) {
+    return least(least(queue->seen, queue->pop_end), queue->give_at - 1);
+}
+
 void pyper__queue_settle(pyper__queue *queue) {
     if (queue->limit == INT64_MAX) return;
-    if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
+    bool as_owner = queue->many_consumers && pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     queue->give_at = head + queue->block;
+    queue->pop_until = pop_until(queue);
     if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
         atomic_store(&queue->given_back, head);
-    if (queue->many_consumers) pyper__lock_give(&queue->pop_lock);
+    if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
     wake_producers(queue, head, true);
 }
 
@@ -174,9 +231,11 @@ int pyper__queue_try_push(pyper__queue *queue, void *item) {
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (!has_room(queue, tail)) return PYPER__AGAIN;
-    int rc = pyper__queue_write(queue, item);
-    if (rc == 0) atomic_store(&queue->tail, tail + 1);
-    return rc;
+    int rc = pyper__queue_write(queue, tail, item);
+    if (rc < 0) return rc;
+    atomic_store(&queue->tail, tail + 1);
+    if (queue->quick_push) queue->push_until = least(queue->room_until, queue->push_end);
+    return 0;
 }
 
 static bool room_or_over(const void *arg) {
@@ -213,8 +272,7 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
         if (turn) {
-            pyper__await(seat, turn, pyper__order_turn_has_come, &wait_for, PYPER_FOREVER,
-                         PYPER__BLOCKED, false);
+            pyper__order_await(&wait_for, seat);
         } else {
             pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
                          PYPER_FOREVER, PYPER__BLOCKED, false);
@@ -223,6 +281,23 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
 }
 
 /* -------------------------------------------------------------------------------- popping */
+
+int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
+    int state = pyper__queue_state(queue);
+    if (state == PYPER__CANCELLED) return PYPER_ECANCELED;
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (head >= queue->seen) {
+        /* state was read before tail: if it said ended, this is the last tail. */
+        queue->seen = atomic_load(&queue->tail);
+        if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
+    }
+    if (head == queue->pop_end) next_chunk(queue);
+    *ret_item = *pyper__queue_slot(queue->pop_base, head);
+    atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
+    if (head == queue->give_at) give_back(queue, head);
+    queue->pop_until = pop_until(queue);
+    return 1;
+}
 
 static bool items_or_over(const void *arg) {
     const pyper__queue *queue = arg;
@@ -233,9 +308,9 @@ static bool items_or_over(const void *arg) {
 int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, pyper__seat *seat,
                      int64_t deadline_ns, bool interruptible) {
     for (;;) {
-        if (queue->many_consumers) pyper__lock_take(&queue->pop_lock);
+        bool as_owner = queue->many_consumers && pyper__owned_lock_take(&queue->pop_lock);
         int rc = pyper__queue_try_pop(queue, ret_item, ret_ticket);
-        if (queue->many_consumers) pyper__lock_give(&queue->pop_lock);
+        if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
         if (rc != PYPER__AGAIN) return rc;
         pyper__queue_settle(queue);
         rc = pyper__await(seat, &queue->items, items_or_over, queue, deadline_ns, PYPER__STARVED,

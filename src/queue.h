@@ -15,7 +15,11 @@
  *     the tickets they were pushed with.
  *   - A single consumer takes an item without touching memory that the producer writes, as long as
  *     there are more that it has seen.
- *   - 8 bytes an item that waits and one chunk of slack; chunks are given back when drained.
+ *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked after:
+ *     no end of a chunk, no full queue, no places to give back.  Up to there an item costs a dozen
+ *     instructions; past it the end looks after everything and sets its number anew.
+ *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
+ *     back, to the system if it was much.
  *
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
@@ -23,15 +27,17 @@
  *   limit, block, many_producers, many_consumers, type, order, channel, ordered   set by init (and
  *                pyper__queue_cross()), never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
- *   tail         atomic; written by the producing end after it has written the slot (seq_cst; pairs
- *                with every read of it by the consuming end).
+ *   tail         atomic; written by the producing end after it has written the slot (pairs with every
+ *                read of it by the consuming end): seq_cst, but with `quick_push` release, and
+ *                whoever sleeps on `items` makes up for it (park.h, light notifiers).
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
- *   spare        atomic; a drained chunk on its way back to the producing end.
+ *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
+ *   quick_push   set by pyper__queue_push_quickly(), before the producer starts.
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
@@ -45,12 +51,17 @@
 
 #include "park.h"
 
-#define PYPER__CHUNK_SLOTS 511 /* with the link: one page of 4 KiB */
-
 typedef struct pyper__chunk {
     struct pyper__chunk *next;
-    void *slot[PYPER__CHUNK_SLOTS];
+    int64_t slots;
+    void *slot[];
 } pyper__chunk;
+
+/* Most chunks are a page; the more wait, the larger new ones are. */
+#define PYPER__CHUNK_SIZE 4096
+#define PYPER__CHUNK_SIZE_MAX (64 * PYPER__CHUNK_SIZE)
+#define PYPER__CHUNK_SLOTS                                                                         \
+    ((PYPER__CHUNK_SIZE - (int64_t)sizeof(pyper__chunk)) / (int64_t)sizeof(void *))
 
 struct pyper__order;
 struct pyper__channel;
@@ -74,28 +85,36 @@ typedef struct pyper__queue {
 
     /* The producing end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
-    int64_t room_until; /* tail may grow to this without looking at given_back again */
+    int64_t push_until;  /* items before this one go in without further ado; 0 unless quick_push */
+    uintptr_t push_base; /* where the slot of item 0 would be, if push_chunk reached back to it */
+    int64_t push_end;    /* the first item that is behind push_chunk */
+    int64_t room_until;  /* tail may grow to this without looking at given_back again */
     pyper__chunk *push_chunk;
-    int push_slot;
     pyper__lock push_lock;
+    bool quick_push;
 
     /* The consuming end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
+    int64_t pop_until;  /* items before this one come out without further ado */
+    uintptr_t pop_base; /* as push_base */
+    pyper__owned_lock pop_lock;
+    int64_t pop_end;
     int64_t seen;    /* tail, when last looked at */
     int64_t give_at; /* places are given back when head gets here */
     pyper__chunk *pop_chunk;
-    int pop_slot;
-    pyper__lock pop_lock;
-    _Atomic int64_t given_back;
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t given_back;
     _Atomic int64_t drained;
 
     /* Between the two. */
-    _Alignas(PYPER__CACHE_LINE) pyper__chunk *_Atomic spare;
+    pyper__chunk *_Atomic spare;
 } pyper__queue;
 
 /* `order_window` > 0: the producers push with tickets.  0, PYPER_ENOMEM; fini either way. */
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type);
+
+/* Its one producer may use pyper__queue_push_at_once(): nothing, if there is no way to do that. */
+void pyper__queue_push_quickly(pyper__queue *queue);
 
 /* Its items go through a channel: nobody takes the quick way here any more. */
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered);
@@ -137,30 +156,31 @@ int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, 
 void pyper__queue_settle(pyper__queue *queue);
 
 PYPER__COLD int pyper__queue_add_chunk(pyper__queue *queue);
-PYPER__COLD void pyper__queue_next_chunk(pyper__queue *queue);
-PYPER__COLD void pyper__queue_give_back(pyper__queue *queue, int64_t head);
+PYPER__COLD int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item);
 
-/* Write an item behind the last one, unpublished.  The producing end only. */
-static inline int pyper__queue_write(pyper__queue *queue, void *item) {
-    if (pyper__unlikely(queue->push_slot == PYPER__CHUNK_SLOTS)) {
+static inline void **pyper__queue_slot(uintptr_t base, int64_t number) {
+    return (void **)(base + (uintptr_t)number * sizeof(void *));
+}
+
+/* Write item `number` behind the last one, unpublished.  The producing end only. */
+static inline int pyper__queue_write(pyper__queue *queue, int64_t number, void *item) {
+    if (pyper__unlikely(number == queue->push_end)) {
         int rc = pyper__queue_add_chunk(queue);
         if (rc < 0) return rc;
     }
-    queue->push_chunk->slot[queue->push_slot++] = item;
+    *pyper__queue_slot(queue->push_base, number) = item;
     return 0;
 }
 
-/* The quick way of a push, for a single producer: true if the item was taken at once; false: nothing
- * has happened, call pyper__queue_push().  Makes no call, so that an emit needs no stack frame. */
+/* The quick way of a push: true if the item was taken at once; then look after the sleepers with
+ * pyper__event_has_waiters_light().  False: nothing has happened, call pyper__queue_push().  Makes no
+ * call, so that an emit needs no stack frame. */
 static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    int slot = queue->push_slot;
-    if (pyper__unlikely(tail >= queue->room_until || slot == PYPER__CHUNK_SLOTS ||
-                        pyper__queue_state(queue) != PYPER__OPEN))
+    if (pyper__unlikely(tail >= queue->push_until || pyper__queue_state(queue) != PYPER__OPEN))
         return false;
-    queue->push_chunk->slot[slot] = item;
-    queue->push_slot = slot + 1;
-    atomic_store(&queue->tail, tail + 1);
+    *pyper__queue_slot(queue->push_base, tail) = item;
+    atomic_store_explicit(&queue->tail, tail + 1, memory_order_release);
     return true;
 }
 
@@ -168,22 +188,22 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
  * nobody. */
 int pyper__queue_try_push(pyper__queue *queue, void *item);
 
+/* The quick way of a pop: true if there was an item and nothing else to do; false: nothing has
+ * happened, call pyper__queue_try_pop().  The consuming end only; makes no call. */
+static inline bool pyper__queue_pop_at_once(pyper__queue *queue, void **ret_item) {
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (pyper__unlikely(head >= queue->pop_until || pyper__queue_state(queue) == PYPER__CANCELLED))
+        return false;
+    *ret_item = *pyper__queue_slot(queue->pop_base, head);
+    atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
+    return true;
+}
+
 /* 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end only. */
 static inline int pyper__queue_try_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket) {
-    int state = pyper__queue_state(queue);
-    if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
-    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    if (pyper__unlikely(head == queue->seen)) {
-        /* state was read before tail: if it said ended, this is the last tail. */
-        queue->seen = atomic_load(&queue->tail);
-        if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
-    }
-    if (pyper__unlikely(queue->pop_slot == PYPER__CHUNK_SLOTS)) pyper__queue_next_chunk(queue);
-    *ret_item = queue->pop_chunk->slot[queue->pop_slot++];
-    *ret_ticket = head++;
-    atomic_store_explicit(&queue->head, head, memory_order_relaxed);
-    if (pyper__unlikely(head == queue->give_at)) pyper__queue_give_back(queue, head);
-    return 1;
+    *ret_ticket = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (pyper__likely(pyper__queue_pop_at_once(queue, ret_item))) return 1;
+    return pyper__queue_pop_with_care(queue, ret_item);
 }
 
 #endif

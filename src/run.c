@@ -7,6 +7,7 @@
 
 #include "edge.h"
 #include "loop.h"
+#include "order.h"
 #include "process.h"
 #include "thread.h"
 #include "transfer.h"
@@ -250,18 +251,25 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
+        if (stage->output->order && !task->branch && !task->async)
+            pyper__order_expect_one_each(stage->output->order);
+        if (task->workers == 1 && !task->async && !stage->output->ordered)
+            pyper__queue_push_quickly(stage->output);
         for (int64_t k = 0; k < task->workers; k++) {
             pyper_worker *worker = &stage->workers[k];
             worker->run = run;
             worker->stage = stage;
             worker->output = stage->output;
             worker->allowed = task->branch ? INT64_MAX : 1;
-            worker->push_at_once = task->workers == 1 && !stage->output->channel;
             worker->seat.clock = &worker->seat.own_clock;
             worker->index = k;
         }
     }
-    return rc < 0 ? rc : pyper__loop_create(run, options->loop);
+    if (rc == 0) rc = pyper__loop_create(run, options->loop);
+    if (rc < 0 || run->loop || run->queues[count].channel) return rc;
+    run->outputs = &run->queues[count];
+    pyper__owned_lock_init(&run->outputs->pop_lock, false);
+    return 0;
 }
 
 /* Start every worker, the processes first: 0, or the code of the one that could not be started
@@ -467,7 +475,11 @@ int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
                        : await(run, all_left, deadline_ns);
-    return rc < 0 ? rc : pyper__run_join_once(run, deadline_ns);
+    if (rc == 0) rc = pyper__run_join_once(run, deadline_ns);
+#if PYPER__PROCESSES
+    if (rc == 0 && run->processes && atomic_load(&run->cancelled)) pyper__processes_retire(run);
+#endif
+    return rc;
 }
 
 int pyper_close(pyper_run *run) {
@@ -481,7 +493,10 @@ int pyper_close(pyper_run *run) {
 /* ----------------------------------------------------------------------------------- outputs */
 
 /* There was nothing to take at once. */
-static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    if (!run) return PYPER_EINVAL;
+    if (pyper__run_inherited(run) && run != &out_of_memory) return PYPER_EFORKED;
+    if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     if (run->child) return PYPER_EDEADLK;
     if (run->count > 0) {
         pyper__queue *queue = &run->queues[run->count];
@@ -491,10 +506,12 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
 #if PYPER__PROCESSES
         if (queue->channel) {
             /* An item that could not be decoded has failed the run; those behind it come first. */
+            pyper__processes_enter(run);
             do
                 rc = pyper__receive(run, &run->stages[run->count - 1], queue, ret_item, &ticket,
                                     &run->callers, deadline_ns, interruptible);
             while (rc == PYPER_EFAILED);
+            pyper__processes_leave(run);
             if (rc > 0) pyper__seat_share_token(&run->callers);
         } else
 #endif
@@ -504,32 +521,53 @@ static PYPER__COLD int next_slow(pyper_run *run, void **ret_item, int64_t deadli
         if (rc != 0) return rc;
         rc = pyper_wait_until(run, deadline_ns);
         if (rc < 0) return rc;
+#if PYPER__PROCESSES
+        if (run->processes) pyper__processes_retire(run);
+#endif
         /* A worker's process can end the last edge before its wish to cancel has got here. */
         if (atomic_load(&run->cancelled)) return PYPER_ECANCELED;
     }
     return atomic_load(&run->failed);
 }
 
+/* Inside as the owner, and not everything is as usual: no output, say, or places to give back. */
+static PYPER__NOINLINE int next_with_care(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    pyper__queue *queue = run->outputs;
+    int64_t ticket;
+    int rc = pyper__owned_lock_is_mine(&queue->pop_lock)
+                 ? pyper__queue_try_pop(queue, ret_item, &ticket)
+                 : PYPER__AGAIN;
+    pyper__owned_lock_leave(&queue->pop_lock);
+    if (rc != 1) return next_slow(run, ret_item, deadline_ns);
+    pyper__seat_share_token(&run->callers);
+    return 1;
+}
+
+static PYPER__NOINLINE int share_token(pyper_run *run) {
+    pyper__seat_share_token(&run->callers);
+    return 1;
+}
+
+/* The way of most outputs: a caller who is the only one (so far), and there is an output.  It makes
+ * no call, and so needs no stack frame.  Who owns the outputs has asked for one before, in this
+ * process and from outside of the run. */
+static inline int next(pyper_run *run, void **ret_item, int64_t deadline_ns) {
+    pyper__queue *queue = run ? run->outputs : NULL;
+    if (pyper__unlikely(!queue || !pyper__owned_lock_is_mine(&queue->pop_lock)))
+        return next_slow(run, ret_item, deadline_ns);
+    if (pyper__unlikely(!pyper__owned_lock_enter(&queue->pop_lock) ||
+                        !pyper__queue_pop_at_once(queue, ret_item)))
+        return next_with_care(run, ret_item, deadline_ns);
+    pyper__owned_lock_leave(&queue->pop_lock);
+    return pyper__likely(!run->callers.shares_token) ? 1 : share_token(run);
+}
+
 int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns) {
-    if (!run) return PYPER_EINVAL;
-    if (pyper__unlikely(pyper__run_inherited(run) && run != &out_of_memory)) return PYPER_EFORKED;
-    if (pyper__unlikely(pyper__worker_is_inside(run))) return PYPER_EDEADLK;
-    if (pyper__likely(run->count > 0 && !run->queues[run->count].channel && !run->loop)) {
-        pyper__queue *queue = &run->queues[run->count];
-        int64_t ticket;
-        pyper__lock_take(&queue->pop_lock);
-        int rc = pyper__queue_try_pop(queue, ret_item, &ticket);
-        pyper__lock_give(&queue->pop_lock);
-        if (pyper__likely(rc == 1)) {
-            pyper__seat_share_token(&run->callers);
-            return 1;
-        }
-    }
-    return next_slow(run, ret_item, deadline_ns);
+    return next(run, ret_item, deadline_ns);
 }
 
 int pyper_next(pyper_run *run, void **ret_item) {
-    return pyper_next_until(run, ret_item, PYPER_FOREVER);
+    return next(run, ret_item, PYPER_FOREVER);
 }
 
 /* ---------------------------------------------------------------------------------- failures */

@@ -14,8 +14,8 @@
  *     in the queues.
  *
  * Synchronization
- *   pipeline, host, host_data, stages, queues, forks, processes, child   set by start before any worker
- *              runs.
+ *   pipeline, host, host_data, stages, queues, outputs, forks, processes, child   set by start before
+ *              any worker runs.
  *   refs       atomic; one for all handles together, one for each worker that has been started.
  *   handles    atomic; the references of users; the last one to go cancels the run.
  *   alive      atomic; workers that have not left, and one for pyper_start() itself.
@@ -52,7 +52,8 @@ struct pyper_run {
 
     size_t count; /* of stages; 0 if there was no memory for them */
     pyper__stage *stages;
-    pyper__queue *queues; /* count + 1 */
+    pyper__queue *queues;  /* count + 1 */
+    pyper__queue *outputs; /* the last of them, if callers may take from it themselves */
 
     pyper__event gate;
     _Atomic bool gate_open;

@@ -18,6 +18,7 @@
 #include <linux/falloc.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,6 +30,9 @@
 /* The file grows by an eighth of itself, within these bounds: few calls, little to spare. */
 #define GROW_MIN ((uint64_t)256 << 10)
 #define GROW_MAX ((uint64_t)16 << 20)
+
+/* With less address space than this there is no sense in beginning. */
+#define SPACE_MIN ((uint64_t)16 << 20)
 
 /* Synchronization: magic, size never change; everything else is protected by `lock`. */
 struct heap {
@@ -82,12 +86,17 @@ void pyper__shared_lock_give(pyper__shared_lock *lock) {
 
 /* ------------------------------------------------------------------------------- life time */
 
-/* As much address space as twice the machine's memory: it costs nothing until it is used. */
+/* As much address space as twice the machine's memory: it costs nothing until it is used.  Where the
+ * address space of a process is limited (ulimit -v), an eighth of the limit: the rest is for the
+ * stacks of threads, for other runs, and for everybody else. */
 static uint64_t space_to_reserve(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
     uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
     uint64_t size = (uint64_t)1 << 30;
     while (size < wanted) size *= 2;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+        while (size > SPACE_MIN && size > limit.rlim_cur / 8) size /= 2;
     return size;
 }
 
@@ -106,7 +115,7 @@ static int grow(int fd, uint64_t from, uint64_t upto) {
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = memfd_create("pyper", MFD_CLOEXEC);
     if (shm->fd < 0) return PYPER_ENOMEM;
-    for (shm->size = space_to_reserve(); shm->size >= PAGE * PAGE; shm->size /= 2) {
+    for (shm->size = space_to_reserve(); shm->size >= SPACE_MIN; shm->size /= 2) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;
     }
@@ -155,6 +164,50 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
     else
         *ret_shm = shm;
     return rc;
+}
+
+static void retire(pyper__shm *shm, uint64_t keep) {
+    void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) return;
+    memcpy(copy, shm->base, keep);
+    /* In one step: who reads meanwhile sees the one or the other. */
+    if (mremap(copy, keep, keep, MREMAP_MAYMOVE | MREMAP_FIXED, shm->base) == MAP_FAILED) {
+        munmap(copy, keep);
+        return;
+    }
+    munmap(shm->base + keep, shm->size - keep);
+    close(shm->fd);
+    shm->fd = -1;
+    shm->size = keep;
+}
+
+/* If no block is kept any more, and nobody else is doing it. */
+static void retire_if_wanted(pyper__shm *shm) {
+    if (atomic_load(&shm->kept) != 0) return;
+    uint64_t keep = atomic_exchange(&shm->keep, 0);
+    if (keep) retire(shm, keep);
+}
+
+void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
+    atomic_store(&shm->keep, (keep + PAGE - 1) / PAGE * PAGE);
+    retire_if_wanted(shm);
+}
+
+void *pyper__shm_map_private(pyper__shm *shm, uint64_t offset, uint64_t size) {
+    if (offset % PAGE != 0) return NULL;
+    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, shm->fd,
+                        (off_t)offset);
+    if (mapped == MAP_FAILED) return NULL;
+    atomic_fetch_add(&shm->kept, 1);
+    return mapped;
+}
+
+void pyper__shm_give_back(pyper__shm *shm, uint64_t offset, uint64_t size, void *mapped,
+                          bool mine) {
+    munmap(mapped, size);
+    if (!mine) return;
+    pyper__shm_free(shm, offset, size);
+    if (atomic_fetch_sub(&shm->kept, 1) == 1) retire_if_wanted(shm);
 }
 
 pyper__shm *pyper__shm_ref(pyper__shm *shm) {
@@ -217,6 +270,7 @@ uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size) {
     if (size > shm->size) return 0;
     unsigned class = class_of(size, &block);
     pyper__shared_lock_take(&heap->lock);
+    pyper__shm_take_over(shm);
     uint64_t offset = heap->given_back[class];
     if (offset)
         heap->given_back[class] = *link_of(shm, offset);
@@ -233,6 +287,7 @@ void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size) {
     pyper__shared_lock_take(&heap->lock);
     *link_of(shm, offset) = heap->given_back[class];
     heap->given_back[class] = offset;
+    pyper__shm_hand_over(shm);
     pyper__shared_lock_give(&heap->lock);
 }
 

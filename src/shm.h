@@ -33,12 +33,16 @@ void pyper__shared_lock_give(pyper__shared_lock *lock);
  *
  * Synchronization
  *   refs                atomic.
- *   fd, base, size      set by create and attach, never change. */
+ *   fd, base, size      set by create and attach; fd and size change once, in pyper__shm_retire().
+ *   crossed             set before a second process or thread uses it: other processes do. */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
     int fd;
     char *base;
     uint64_t size;
+    bool crossed;
+    _Atomic int64_t kept;  /* blocks that are mapped once more */
+    _Atomic uint64_t keep; /* how much is to stay when none of these is left; 0: everything */
 } pyper__shm;
 
 /* Make a new memory with a first block of `first` zeroed bytes: 0 and a reference, PYPER_ENOMEM.
@@ -49,6 +53,12 @@ int pyper__shm_create(uint64_t first, pyper__shm **ret_shm);
  * PYPER_EINVAL (this is no memory of ours). */
 int pyper__shm_attach(int fd, pyper__shm **ret_shm);
 
+/* Give the memory up, but for its first `keep` bytes: they stay where they are, as memory of this
+ * process alone, so that they can be read at any moment.  Nobody uses a block, or takes one, any
+ * more, except for those that are mapped once more: it waits for them.  (If it cannot be had
+ * everything stays as it is.) */
+void pyper__shm_retire(pyper__shm *shm, uint64_t keep);
+
 pyper__shm *pyper__shm_ref(pyper__shm *shm);
 void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
 
@@ -57,6 +67,33 @@ void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
 static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
     return shm->base + offset;
 }
+
+/* ThreadSanitizer sees the threads of one process only.  That memory went to another process and came
+ * back, and so orders two threads here, it has to be told: before memory is handed over (published
+ * or freed), and after it was taken over (received or allocated).  Only where other processes are:
+ * what a channel does between threads it is to see for itself. */
+#if defined(__SANITIZE_THREAD__)
+#define PYPER__TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define PYPER__TSAN 1
+#endif
+#endif
+#ifdef PYPER__TSAN
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define pyper__shm_hand_over(shm) ((shm)->crossed ? __tsan_release((shm)->base) : (void)0)
+#define pyper__shm_take_over(shm) ((shm)->crossed ? __tsan_acquire((shm)->base) : (void)0)
+#else
+#define pyper__shm_hand_over(shm) ((void)(shm))
+#define pyper__shm_take_over(shm) ((void)(shm))
+#endif
+
+/* Map a block once more, private to this process and writable; NULL if it cannot be had.  It is given
+ * back with pyper__shm_give_back() instead, with a reference held; `mine`: it has been taken by this
+ * process, not by the parent of this forked one, whose it still is. */
+void *pyper__shm_map_private(pyper__shm *shm, uint64_t offset, uint64_t size);
+void pyper__shm_give_back(pyper__shm *shm, uint64_t offset, uint64_t size, void *mapped, bool mine);
 
 /* A block of at least `size` bytes, not zeroed; 0: there is no memory. */
 uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size);

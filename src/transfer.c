@@ -48,27 +48,6 @@ const pyper_item_type pyper_type_blob = {
 
 #if PYPER__PROCESSES
 
-/* An item may come back to this process by way of others.  ThreadSanitizer does not see what orders
- * these: it is told that what comes in is later than what went out.  (What a channel itself does is
- * tested with threads alone, where it sees everything.) */
-#if defined(__SANITIZE_THREAD__)
-#define TELL_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define TELL_TSAN 1
-#endif
-#endif
-#ifdef TELL_TSAN
-void __tsan_acquire(void *);
-void __tsan_release(void *);
-static char crossing;
-#define GOES_OUT() __tsan_release(&crossing)
-#define COMES_IN() __tsan_acquire(&crossing)
-#else
-#define GOES_OUT() (void)0
-#define COMES_IN() (void)0
-#endif
-
 struct pyper_transfer {
     pyper_run *run;
     const pyper__stage *stage;
@@ -92,6 +71,49 @@ int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message,
 
 void *pyper_transfer_host_data(const pyper_transfer *transfer) {
     return transfer->run->host_data;
+}
+
+const char *pyper_transfer_name(const pyper_transfer *transfer) {
+    return transfer->stage->task->name;
+}
+
+/* Below this a copy costs less than a mapping; the exact number does not matter much. */
+#define KEEP_MIN ((uint64_t)256 << 10)
+
+/* A kept item: a block of the shared memory, which is given back when the mapping goes.  In a forked
+ * child it is the parent's to give back. */
+struct pyper_kept {
+    pyper__shm *shm; /* a reference */
+    uint64_t extent, size;
+    void *mapped;
+    uint32_t forks;
+};
+
+pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data) {
+    pyper__record *record = &from->record;
+    if (!record->extent || record->size < KEEP_MIN) return NULL;
+    pyper_kept *kept = pyper__alloc(sizeof *kept);
+    if (!kept) return NULL;
+    kept->mapped = pyper__shm_map_private(from->channel->shm, record->extent, record->size);
+    if (!kept->mapped) {
+        pyper__free(kept);
+        return NULL;
+    }
+    kept->shm = pyper__shm_ref(from->channel->shm);
+    kept->extent = record->extent;
+    kept->size = record->size;
+    kept->forks = atomic_load(&pyper__forks);
+    record->extent = 0; /* the record does not own it any more */
+    *ret_data = kept->mapped;
+    return kept;
+}
+
+void pyper_kept_release(pyper_kept *kept) {
+    if (!kept) return;
+    pyper__shm_give_back(kept->shm, kept->extent, kept->size, kept->mapped,
+                         kept->forks == atomic_load(&pyper__forks));
+    pyper__shm_unref(kept->shm);
+    pyper__free(kept);
 }
 
 /* encode or decode has returned a negative code. */
@@ -120,7 +142,6 @@ int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output,
         pyper__record_drop(output->channel, &transfer.record);
         return rc;
     }
-    GOES_OUT();
     for (;;) {
         pyper__channel_wait wait;
         rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, &wait);
@@ -156,7 +177,6 @@ int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *inpu
     int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
                                 interruptible);
     if (rc <= 0) return rc;
-    COMES_IN();
     rc = input->type->decode(&transfer, pyper__record_data(input->channel, &transfer.record),
                              transfer.record.size, ret_item);
     if (rc < 0) rc = failed(&transfer, "an item from another process could not be decoded", rc);
@@ -176,8 +196,18 @@ int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message,
     return PYPER_ENOTSUP;
 }
 
+pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data) {
+    return NULL;
+}
+
+void pyper_kept_release(pyper_kept *kept) {}
+
 void *pyper_transfer_host_data(const pyper_transfer *transfer) {
     return NULL;
+}
+
+const char *pyper_transfer_name(const pyper_transfer *transfer) {
+    return "";
 }
 
 #endif

@@ -164,11 +164,10 @@ static PYPER__NOINLINE int notify(pyper_worker *worker) {
 int pyper_emit(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output;
     int64_t emitted = worker->emitted;
-    if (pyper__unlikely(!worker->push_at_once || emitted >= worker->allowed ||
-                        !pyper__queue_push_at_once(output, item)))
+    if (pyper__unlikely(emitted >= worker->allowed || !pyper__queue_push_at_once(output, item)))
         return emit_slow(worker, item);
     worker->emitted = emitted + 1;
-    if (pyper__unlikely(pyper__event_has_waiters(&output->items))) return notify(worker);
+    if (pyper__unlikely(pyper__event_has_waiters_light(&output->items))) return notify(worker);
     if (pyper__unlikely(worker->seat.shares_token)) return share_token(worker);
     return 0;
 }

@@ -7,7 +7,7 @@
 #include "run.h"
 
 /* Synchronization
- *   run, stage, output, allowed, push_at_once, index   set before the worker starts.
+ *   run, stage, output, allowed, index   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
  *   slot                 set before the worker starts.
@@ -16,10 +16,9 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    int64_t emitted;   /* outputs of the call under way */
-    int64_t allowed;   /* how many outputs a call may have */
-    int64_t ticket;    /* of the input it works on */
-    bool push_at_once; /* it is the only producer of its output */
+    int64_t emitted; /* outputs of the call under way */
+    int64_t allowed; /* how many outputs a call may have */
+    int64_t ticket;  /* of the input it works on */
     pyper__seat seat;
     int64_t index;
     void *thread;

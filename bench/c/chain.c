@@ -1,33 +1,33 @@
 /* chain - what an item costs on its way through a chain of tasks, in one of several systems.
  *
- *     chain SYSTEM TASKS WORKERS ITEMS BOUND    ->  nanoseconds an item, processor seconds an item
+ *     chain SYSTEM TASKS WORKERS BOUND [LOOPS]     items on standard input -> seconds an item
+ *     chain calibrate                              -> loops of work that take a microsecond
  *
  * TASKS counts the source and the sink, so 3 is source -> f -> sink; WORKERS is for the tasks in
- * between.  SYSTEM is `pyper`, `pyper-ordered`, `textbook` (a mutex and two condition variables an
- * edge, one item at a time) or `loop` (no pipeline: the floor).  Items are pointer-sized, f adds 1,
- * the sink adds up and the sum is checked. */
+ * between, and so is LOOPS, the work of an item (bench.h).  BOUND is how many items may wait behind a
+ * task; 0 is no bound (`textbook` then takes 1024).  Items are pointer-sized, f adds 1, the sink adds up
+ * and the sum is checked.  Systems:
+ *
+ *     pyper, pyper-ordered
+ *     textbook   a mutex and two condition variables an edge, one item at a time
+ *     loop       no pipeline: the floor
+ *     threads    WORKERS bare threads that share the items out evenly beforehand: the floor for work */
 #include <inttypes.h>
 #include <pthread.h>
 #include <pyper.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "bench.h"
 
 struct shape {
-    int tasks, workers;
+    const char *system;
+    int tasks, workers, bound;
+    long loops;
     intptr_t items;
-    int bound;
 };
 
 static intptr_t expected(const struct shape *shape) {
     return shape->items * (shape->items - 1) / 2 + shape->items * (shape->tasks - 2);
-}
-
-static double seconds(clockid_t clock) {
-    struct timespec t;
-    clock_gettime(clock, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 /* ------------------------------------------------------------------------------------ pyper */
@@ -44,15 +44,21 @@ static int add_one(pyper_worker *worker, void *x, void *bind) {
     return pyper_emit(worker, (void *)((intptr_t)x + 1));
 }
 
+static int work_and_add_one(pyper_worker *worker, void *x, void *loops) {
+    bench_burn((long)(intptr_t)loops);
+    return pyper_emit(worker, (void *)((intptr_t)x + 1));
+}
+
 static intptr_t run_pyper(const struct shape *shape, bool ordered) {
     pyper_pipeline *p = pyper_task(source, .branch = true, .throttle = shape->bound);
     for (int i = 0; i < shape->tasks - 2; i++)
-        p = pyper_pipe(p, pyper_task(add_one, .workers = shape->workers, .ordered = ordered,
-                                     .throttle = shape->bound));
+        p = pyper_pipe(p, pyper_task(shape->loops ? work_and_add_one : add_one,
+                                     .workers = shape->workers, .ordered = ordered,
+                                     .throttle = shape->bound, .bind = (void *)shape->loops));
     pyper_run *run = pyper_start(p, (void *)shape->items);
     intptr_t sum = 0;
     for (void *x; pyper_next(run, &x) > 0;) sum += (intptr_t)x;
-    if (pyper_failed(run)) fprintf(stderr, "%s\n", pyper_error_message(run));
+    if (pyper_failed(run)) bench_fail(pyper_error_message(run));
     pyper_close(run);
     pyper_unref(p);
     return sum;
@@ -111,7 +117,10 @@ static void *textbook_source(void *arg) {
 
 static void *textbook_add_one(void *arg) {
     struct stage *stage = arg;
-    for (intptr_t x; edge_get(stage->in, &x);) edge_put(stage->out, x + 1);
+    for (intptr_t x; edge_get(stage->in, &x);) {
+        bench_burn(stage->shape->loops);
+        edge_put(stage->out, x + 1);
+    }
     edge_end(stage->out);
     return NULL;
 }
@@ -144,18 +153,20 @@ static intptr_t run_textbook(const struct shape *shape) {
     return sum;
 }
 
-/* ------------------------------------------------------------------------------------- loop */
+/* --------------------------------------------------------------------------- loop and threads */
 
 static __attribute__((noinline)) intptr_t plus_one(intptr_t x) {
     return x + 1;
 }
 
-static intptr_t run_loop(const struct shape *shape) {
+/* The items from `first` on, every `step`th, one after the other. */
+static intptr_t do_items(const struct shape *shape, intptr_t first, intptr_t step) {
     intptr_t sum = 0;
-    for (intptr_t i = 0; i < shape->items; i++) {
+    for (intptr_t i = first; i < shape->items; i += step) {
         intptr_t x = i;
         for (int k = 0; k < shape->tasks - 2; k++) {
             intptr_t (*volatile f)(intptr_t) = plus_one;
+            bench_burn(shape->loops);
             x = f(x);
         }
         sum += x;
@@ -163,26 +174,73 @@ static intptr_t run_loop(const struct shape *shape) {
     return sum;
 }
 
+struct part {
+    const struct shape *shape;
+    intptr_t first, sum;
+};
+
+static void *do_part(void *arg) {
+    struct part *part = arg;
+    part->sum = do_items(part->shape, part->first, part->shape->workers);
+    return NULL;
+}
+
+static intptr_t run_threads(const struct shape *shape) {
+    struct part part[64];
+    pthread_t thread[64];
+    intptr_t sum = 0;
+    for (int i = 0; i < shape->workers; i++) {
+        part[i] = (struct part){shape, i, 0};
+        if (pthread_create(&thread[i], NULL, do_part, &part[i])) abort();
+    }
+    for (int i = 0; i < shape->workers; i++) {
+        pthread_join(thread[i], NULL);
+        sum += part[i].sum;
+    }
+    return sum;
+}
+
 /* ------------------------------------------------------------------------------------- main */
 
+static double round_of(long items, void *arg) {
+    struct shape *shape = arg;
+    const char *system = shape->system;
+    shape->items = items;
+    double started = bench_now();
+    intptr_t sum = strcmp(system, "pyper") == 0           ? run_pyper(shape, false)
+                   : strcmp(system, "pyper-ordered") == 0 ? run_pyper(shape, true)
+                   : strcmp(system, "textbook") == 0      ? run_textbook(shape)
+                   : strcmp(system, "threads") == 0       ? run_threads(shape)
+                                                          : do_items(shape, 0, 1);
+    double seconds = bench_now() - started;
+    if (sum != expected(shape)) bench_fail("the sum is wrong");
+    return seconds / (double)items;
+}
+
+/* The fastest of many tries: what the work takes when nothing disturbs it. */
+static void calibrate(void) {
+    const long loops = 100000;
+    double best = 1;
+    for (int i = 0; i < 200; i++) {
+        double started = bench_now();
+        bench_burn(loops);
+        double seconds = bench_now() - started;
+        if (seconds < best) best = seconds;
+    }
+    printf("%.0f\n", (double)loops / (best * 1e6));
+}
+
 int main(int argc, char **argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: chain SYSTEM TASKS WORKERS ITEMS BOUND\n");
-        return 2;
+    if (argc == 2 && strcmp(argv[1], "calibrate") == 0) {
+        calibrate();
+        return 0;
     }
-    struct shape shape = {atoi(argv[2]), atoi(argv[3]), atol(argv[4]), atoi(argv[5])};
+    if (argc < 5) bench_fail("usage: chain SYSTEM TASKS WORKERS BOUND [LOOPS]");
+    struct shape shape = {.system = argv[1],
+                          .tasks = atoi(argv[2]),
+                          .workers = atoi(argv[3]),
+                          .bound = atoi(argv[4]),
+                          .loops = argc > 5 ? atol(argv[5]) : 0};
     if (shape.tasks < 2 || shape.tasks > 64 || shape.workers < 1 || shape.workers > 64) return 2;
-    double wall = seconds(CLOCK_MONOTONIC), cpu = seconds(CLOCK_PROCESS_CPUTIME_ID);
-    intptr_t sum = strcmp(argv[1], "pyper") == 0           ? run_pyper(&shape, false)
-                   : strcmp(argv[1], "pyper-ordered") == 0 ? run_pyper(&shape, true)
-                   : strcmp(argv[1], "textbook") == 0      ? run_textbook(&shape)
-                                                           : run_loop(&shape);
-    wall = seconds(CLOCK_MONOTONIC) - wall;
-    cpu = seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
-    if (sum != expected(&shape)) {
-        fprintf(stderr, "the sum is %" PRIdPTR ", not %" PRIdPTR "\n", sum, expected(&shape));
-        return 1;
-    }
-    printf("%.3f %.3f\n", wall / (double)shape.items * 1e9, cpu / (double)shape.items * 1e9);
-    return 0;
+    return bench_rounds(round_of, &shape);
 }

@@ -2,12 +2,12 @@
 
     list_files (branch) -> read (8 workers) -> analyse (a worker per core) -> total (join)
 
-    python demo.py [PATH] [--plain] [--json]
+    python demo.py [PATH] [--plain | --processes] [--json]
 
 PATH is a folder, searched with its subfolders for *.py, or a single file; without it, the
 standard library of the interpreter that runs the demo.  ``--plain`` computes the same answer with
-a plain loop, ``--json`` prints the answer for machines.  ``examples/c/demo.c`` is the same program
-in C and gives the same answer.
+a plain loop, ``--processes`` analyses in processes instead of threads, ``--json`` prints the answer
+for machines.  ``examples/c/demo.c`` is the same program in C and gives the same answer.
 
 Files are user input.  They are read as bytes, whatever their encoding; an identifier is a match of
 ``[A-Za-z_][A-Za-z0-9_]*``.  What cannot be read is skipped and counted by kind: *missing* (the
@@ -138,12 +138,12 @@ def total(reports: Iterable[Report]) -> Report:
 # ------------------------------------------------------------------------ running and printing
 
 
-def run_pipeline(root: str) -> tuple[Report, tuple[TaskStats, ...]]:
+def run_pipeline(root: str, processes: bool) -> tuple[Report, tuple[TaskStats, ...]]:
     """Return the answer, and the counters of each task."""
     pipeline = (
         task(list_files, branch=True, throttle=256)
         | task(read, workers=8, throttle=64)  # at most 64 files wait in memory
-        | task(analyse, workers=os.cpu_count() or 1)
+        | task(analyse, workers=os.cpu_count() or 1, multiprocess=processes)
         | task(total, join=True)
     )
     with pipeline(root) as outputs:
@@ -212,7 +212,9 @@ def print_table(answer: Report, seconds: float, stats: tuple[TaskStats, ...]) ->
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count the identifiers of Python sources.")
     parser.add_argument("path", nargs="?", default=sysconfig.get_path("stdlib"))
-    parser.add_argument("--plain", action="store_true", help="use a plain loop, not a pipeline")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--plain", action="store_true", help="use a plain loop, not a pipeline")
+    how.add_argument("--processes", action="store_true", help="analyse in processes")
     parser.add_argument("--json", action="store_true", help="print the answer for machines")
     options = parser.parse_args()
 
@@ -221,7 +223,7 @@ def main() -> int:
     if options.plain:
         answer = run_plain(options.path)
     else:
-        answer, stats = run_pipeline(options.path)
+        answer, stats = run_pipeline(options.path, options.processes)
     seconds = time.perf_counter() - started
 
     if options.json:

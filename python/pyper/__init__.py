@@ -2,8 +2,9 @@
 
 General layout: `_task.py` makes a pipeline of a function, `_pipeline.py` composes and calls
 pipelines, `_types.py` has the exceptions and records, `_threads.py` the worker threads and the end
-of the interpreter, `_typing.py` what type checkers are told about `task`; `_pyper` is the extension
-that runs everything, built on the engine's C interface.  What is public is imported here.
+of the interpreter, `_processes.py` the workers that are processes, `_typing.py` what type checkers
+are told about `task`; `_pyper` is the extension that runs everything, built on the engine's C
+interface.  What is public is imported here.
 """
 
 import os as _os
@@ -24,7 +25,9 @@ from pyper._task import task as task
 from pyper._threads import leave_at_exit as _leave_at_exit
 from pyper._types import Cancelled as Cancelled
 from pyper._types import Error as Error
+from pyper._types import RemoteError as RemoteError
 from pyper._types import TaskStats as TaskStats
+from pyper._types import WorkerDied as WorkerDied
 
 __all__ = [
     "AsyncConsumer",
@@ -37,8 +40,10 @@ __all__ = [
     "InputStream",
     "Outputs",
     "Pipeline",
+    "RemoteError",
     "Task",
     "TaskStats",
+    "WorkerDied",
     "__version__",
     "task",
 ]

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import operator
+import pickle
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Task:
     throttle: int = 0
     """At most this many outputs wait for the next task; 0: any number."""
     multiprocess: bool = False
-    """Workers are processes; always false in this version."""
+    """Workers are processes."""
     bind: Bound | None = field(default=None, hash=False)
     """Further arguments of the function: (args, kwargs)."""
     ordered: bool = False
@@ -120,16 +121,40 @@ class Task:
             raise ValueError(
                 f"task {self.name!r}: an async function cannot have multiprocess=True; leave it out"
             )
-        if self.multiprocess:
+        if self.multiprocess and sys.platform != "linux":
             raise RuntimeError(
-                f"task {self.name!r}: this version of pyper has threads only; leave "
-                f"multiprocess=True out"
+                f"task {self.name!r}: multiprocess=True needs Linux; leave it out here"
             )
         if self.ordered and self.join and self.workers > 1:
             raise ValueError(
                 f"task {self.name!r}: with join=True and {self.workers} workers there is no order "
                 f"to keep; leave ordered=True out, or use one worker"
             )
+
+    def _check_crossing(self, *, decorates: bool) -> None:
+        """RuntimeError if a process worker's function cannot be pickled, whatever pickle raises.
+
+        While it is being decorated its name does not yet mean anything: then only what can never be
+        found by its name is refused, and the rest when the pipeline is called.
+        """
+        if not self.multiprocess:
+            return
+        name = getattr(self.func, "__qualname__", None)
+        if decorates and isinstance(name, str):
+            if "<" not in name:
+                return
+            why = "it is not found under its name"
+        else:
+            try:
+                pickle.dumps(_Hidden.of(self.func) or self.func)
+                return
+            except Exception as error:
+                why = f"{_kind(error)}: {error}"
+        raise RuntimeError(
+            f"task {self.name!r}: with multiprocess=True the function must be one that pickle can "
+            f"send to another process, and it cannot ({why}); define it at the top level of a "
+            f"module: lambdas and functions inside functions will not do"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         func = _Hidden.of(self.func) or self.func
@@ -145,14 +170,18 @@ class Task:
                 shown.append(f"{option}={value!r}")
         return f"{self.name}({', '.join(shown)})"
 
-    def _step(self) -> tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool]:
+    def _child_step(self) -> tuple[Any, ...]:
+        """What the engine needs to know in the process of a worker."""
+        return (*self._step()[:5], 1, 0, False, False, self)
+
+    def _step(self) -> tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool, bool, Task]:
         """What the engine needs to know."""
         func = self.func
         if self.bind is not None:
             func = functools.partial(func, *self.bind[0], **self.bind[1])
         return (
             func, self.name, self.branch, self.join, self.ordered, self.workers, self.throttle,
-            self.is_async,
+            self.is_async, self.multiprocess, self,
         )  # fmt: skip
 
 
@@ -279,6 +308,8 @@ class Pipeline(Generic[P, R_co]):
                 f"task {first.name!r} is the first of the pipeline and called once, so it cannot "
                 f"have {first.workers} workers; leave workers out, or pipe another task into it"
             )
+        for item in self.tasks:
+            item._check_crossing(decorates=False)
         plan = Plan(tuple(item._step() for item in self.tasks))
         self.__dict__["_plan"] = plan
         return plan

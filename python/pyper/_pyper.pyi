@@ -11,9 +11,23 @@ _T_co = TypeVar("_T_co", covariant=True)
 _Step = (
     tuple[Callable[..., Any], str, bool, bool, bool, int, int]
     | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool]
+    | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool, bool, object]
 )
 
 __version__: Final[str]
+
+def attach(
+    plan: Plan,
+    place: int,
+    count: int,
+    branch: bool,
+    join: bool,
+    task: int,
+    worker: int,
+    fds: tuple[int, int, int],
+    /,
+) -> None:
+    """Be a worker of another process's run: returns when it is done."""
 
 def cancel_live() -> None:
     """Cancel every run that goes on, without waiting, and those that are started later.
@@ -28,9 +42,9 @@ def forget_live() -> None:
 class Plan:
     """The engine's form of a pipeline.
 
-    `steps` holds (func, name, branch, join, ordered, workers, throttle, is_async) for each task;
-    the last may be left out.  A plan
-    never changes; any number of threads may run it.  Raises ValueError for what the engine refuses.
+    `steps` holds (func, name, branch, join, ordered, workers, throttle, is_async, multiprocess,
+    task) for each task; the last three may be left out.  A plan never changes; any number of
+    threads may run it.  Raises ValueError for what the engine refuses.
     """
 
     def __new__(cls, steps: tuple[_Step, ...], /) -> Plan: ...

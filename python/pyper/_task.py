@@ -28,7 +28,7 @@ else:
         join:         a call gets an iterator over its inputs, not one of them
         workers:      how many workers call the function at once
         throttle:     at most this many outputs wait for the next task; 0 means any number
-        multiprocess: workers are processes; not in this version
+        multiprocess: workers are processes
         bind:         further arguments of the function, from `task.bind(...)`
         ordered:      outputs leave in the order of the inputs, whatever the workers' order
 
@@ -50,12 +50,14 @@ else:
             ordered: bool = False,
         ):
             def make(func: Callable[..., Any], /) -> Pipeline[..., Any]:
-                return Pipeline(
-                    (Task(func, branch, join, workers, throttle, multiprocess, bind, ordered),)
-                )
+                item = Task(func, branch, join, workers, throttle, multiprocess, bind, ordered)
+                item._check_crossing(decorates=True)
+                return Pipeline((item,))
 
             if func is not None:
-                return make(func)
+                made = make(func)
+                made.tasks[0]._check_crossing(decorates=False)
+                return made
             Task(_placeholder, branch, join, workers, throttle, multiprocess, bind, ordered)
             return make
 

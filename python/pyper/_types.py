@@ -5,11 +5,43 @@ This module imports nothing of the package, so that the extension can import it.
 
 from typing import NamedTuple
 
-__all__ = ["Cancelled", "Error", "TaskStats"]
+__all__ = ["Cancelled", "Error", "RemoteError", "TaskStats", "WorkerDied"]
 
 
 class Error(Exception):
     """The base of the exceptions that are pyper's own."""
+
+    __module__ = "pyper"
+
+
+class WorkerDied(Error):  # noqa: N818 - what happened, as Cancelled
+    """A worker's process has died: of a signal, by `os._exit()`, of the want of memory.
+
+    The message names the task, the worker, and the signal or the exit code.
+    """
+
+    __module__ = "pyper"
+
+    task: int
+    """The place of the task in `Pipeline.tasks`."""
+    exitcode: int
+    """The exit code, or minus the number of the signal."""
+
+    def __init__(self, message: str, task: int = -1, exitcode: int = 0) -> None:
+        """Make it of its message, the task's place and how the process ended."""
+        super().__init__(message, task, exitcode)
+        self.task = task
+        self.exitcode = exitcode
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class RemoteError(Error):
+    """A task's function has raised in another process what cannot be brought here.
+
+    The message has the type and the words of the original; the cause shows its traceback.
+    """
 
     __module__ = "pyper"
 

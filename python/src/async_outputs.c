@@ -137,7 +137,7 @@ static PySendResult next_step(outputs *self, PyObject **ret_value) {
 static PyObject *finished(outputs *self) {
     outputs_no_longer_live(self);
     let_driver_go(self);
-    return failure_take(self->run);
+    return failure_take(self->run, self->python);
 }
 
 /* Cancel the run and wait until nothing of it is left: PYGEN_NEXT, PYGEN_ERROR, or PYGEN_RETURN and

@@ -26,9 +26,44 @@ static void failure_destroy(void *payload) {
     PyMem_RawFree(self);
 }
 
-PyObject *failure_take(pyper_run *run) {
+/* What another process has sent: the exception, or NULL with another one set (there always is one). */
+static PyObject *load(module_state *state, const void *bytes, size_t size) {
+    if (processes_import(state) < 0) return NULL;
+    PyObject *data = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)size);
+    PyObject *exception = data ? PyObject_CallOneArg(state->load_failure, data) : NULL;
+    Py_XDECREF(data);
+    return exception;
+}
+
+/* The exception for a process that died: a new one, or NULL with another one set. */
+static PyObject *died(module_state *state, pyper_run *run) {
+    if (!state->worker_died) return NULL;
+    return PyObject_CallFunction(state->worker_died, "sLi", pyper_error_message(run),
+                                 (long long)pyper_error_task(run), pyper_error_code(run));
+}
+
+PyObject *failure_take(pyper_run *run, python_run *python) {
     failure *self = pyper_error_payload(run);
-    return self ? atomic_exchange(&self->exception, NULL) : NULL;
+    if (self) return atomic_exchange(&self->exception, NULL);
+    size_t size;
+    const void *bytes = pyper_error_bytes(run, &size);
+    bool has_died = pyper_failed(run) == PYPER_EDIED;
+    if ((!bytes && !has_died) || atomic_exchange(&python->told, true)) return NULL;
+    module_state *state = python->plan->state;
+    PyObject *exception = bytes ? load(state, bytes, size) : died(state, run);
+    return exception ? exception : PyErr_GetRaisedException();
+}
+
+bool failure_was_taken(pyper_run *run, python_run *python) {
+    return pyper_error_payload(run) || atomic_load(&python->told);
+}
+
+PyObject *failure_dump(module_state *state, PyObject *exception) {
+    PyObject *bytes = NULL;
+    if (processes_import(state) == 0) bytes = PyObject_CallOneArg(state->dump_failure, exception);
+    if (bytes && !PyBytes_Check(bytes)) Py_CLEAR(bytes);
+    if (PyErr_Occurred()) PyErr_WriteUnraisable(exception);
+    return bytes;
 }
 
 PyObject *failure_text(const char *prefix, PyObject *exception) {
@@ -93,6 +128,19 @@ static void note_another(const step *step, pyper_worker *worker, PyObject *excep
     Py_XDECREF(prefix);
 }
 
+/* From a worker's process an exception goes as bytes.  Takes it. */
+static int report_from_child(step *step, pyper_worker *worker, PyObject *exception) {
+    failure_add_note(step->state, exception, place_of(step));
+    PyObject *bytes = failure_dump(step->state, exception);
+    int rc = pyper_fail_bytes(worker, PYPER_EFAILED, Py_TYPE(exception)->tp_name,
+                              bytes ? PyBytes_AS_STRING(bytes) : NULL,
+                              bytes ? (size_t)PyBytes_GET_SIZE(bytes) : 0);
+    Py_XDECREF(bytes);
+    Py_DECREF(exception);
+    nested_cancel(pyper_worker_host_data(worker));
+    return rc;
+}
+
 int failure_report(step *step, pyper_worker *worker) {
     PyObject *exception = PyErr_GetRaisedException();
     if (step->state->cancelled && pyper_cancelled(worker) &&
@@ -101,6 +149,8 @@ int failure_report(step *step, pyper_worker *worker) {
         return PYPER_ECANCELED;
     }
     exception = made_loud(step, exception);
+    if (((python_run *)pyper_worker_host_data(worker))->child)
+        return report_from_child(step, worker, exception);
     failure *payload = PyMem_RawMalloc(sizeof *payload);
     if (!payload) { /* no memory even for this: say at least which exception it was */
         PyErr_SetRaisedException(exception);

@@ -64,6 +64,14 @@ static void keep_pending(python_run *self, PyObject *exception) {
     PyErr_WriteUnraisable(NULL);
 }
 
+void python_run_keep_raised(python_run *self, bool started) {
+    PyObject *raised = PyErr_GetRaisedException();
+    if (raised && (started || interrupt_behind(raised)))
+        keep_pending(self, raised);
+    else if (raised)
+        Py_XDECREF(atomic_exchange(&self->start_error, raised));
+}
+
 PyObject *python_run_take_pending(python_run *self) {
     /* What was kept by this thread this thread sees; anything else does not concern it. */
     if (!atomic_load_explicit(&self->pending, memory_order_relaxed)) return NULL;
@@ -242,11 +250,7 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
         Py_XDECREF(result);
         if (result || !turn((entry *)worker, REVOKED)) rc = 0;
     }
-    PyObject *raised = PyErr_GetRaisedException();
-    if (raised && (rc == 0 || interrupt_behind(raised)))
-        keep_pending(python, raised);
-    else if (raised)
-        Py_XDECREF(atomic_exchange(&python->start_error, raised));
+    python_run_keep_raised(python, rc == 0);
     if (rc == 0) {
         *ret_thread = thread;
     } else {
@@ -285,9 +289,11 @@ static void release(void *host_data) {
     {                                                                                              \
         .size = sizeof(pyper_host), .exclusive = is_exclusive, .detached = detached,               \
         .interruptible = true, .start_thread = start_thread, .join_thread = join_thread,           \
-        .drop_thread = drop_thread, .release = release, .start_slot = host_start_slot,             \
+        .drop_thread = drop_thread, .release = release, .start_process = process_start,            \
+        .join_process = process_join, .start_slot = host_start_slot,                               \
         .resume_slot = host_resume_slot, .cancel_slot = host_cancel_slot,                          \
         .resume_caller = host_resume_caller,                                                       \
     }
 const pyper_host host_shared = HOST(false);
 const pyper_host host_exclusive = HOST(true);
+const pyper_host host_child = {.size = sizeof(pyper_host), .detached = detached};

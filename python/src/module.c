@@ -14,6 +14,9 @@ static PyObject *forget_live(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(attach_doc,
+             "attach($module, plan, place, count, branch, join, task, worker, fds, /)\n--\n\n"
+             "Be a worker of another process's run: returns when it is done.");
 PyDoc_STRVAR(cancel_live_doc,
              "cancel_live($module, /)\n--\n\n"
              "Cancel every run that goes on, without waiting, and those that are started later.\n\n"
@@ -22,6 +25,7 @@ PyDoc_STRVAR(forget_live_doc, "forget_live($module, /)\n--\n\n"
                               "Forget the runs of the parent process, in a forked child.");
 
 static PyMethodDef functions[] = {
+    {"attach", processes_attach, METH_VARARGS, attach_doc},
     {"cancel_live", cancel_live, METH_NOARGS, cancel_live_doc},
     {"forget_live", forget_live, METH_NOARGS, forget_live_doc},
     {NULL, NULL, 0, NULL},
@@ -97,6 +101,7 @@ static int module_exec(PyObject *module) {
     if (!(state->outputs_type = make_type(module, &outputs_spec, true))) return -1;
     if (!(state->stream_type = make_type(module, &stream_spec, true))) return -1;
     if (!(state->entry_type = make_type(module, &entry_spec, false))) return -1;
+    if (!(state->memory_type = make_type(module, &memory_spec, false))) return -1;
     if (!(state->async_outputs_type = make_type(module, &async_outputs_spec, true))) return -1;
     if (!(state->async_stream_type = make_type(module, &async_stream_spec, true))) return -1;
     if (!(state->awaitable_type = make_type(module, &awaitable_spec, false))) return -1;
@@ -106,6 +111,7 @@ static int module_exec(PyObject *module) {
     if (!(state->worker_thread = import_from("pyper._threads", "WorkerThread"))) return -1;
     if (!(state->task_stats = import_from("pyper._types", "TaskStats"))) return -1;
     if (!(state->cancelled = import_from("pyper._types", "Cancelled"))) return -1;
+    if (!(state->worker_died = import_from("pyper._types", "WorkerDied"))) return -1;
     if (!(state->generator = import_from("collections.abc", "Generator"))) return -1;
     if (!(state->async_generator = import_from("collections.abc", "AsyncGenerator"))) return -1;
     if (register_as(state->generator, state->outputs_type) < 0) return -1;
@@ -120,9 +126,17 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->outputs_type);
     Py_VISIT(state->stream_type);
     Py_VISIT(state->entry_type);
+    Py_VISIT(state->memory_type);
     Py_VISIT(state->worker_thread);
     Py_VISIT(state->task_stats);
     Py_VISIT(state->cancelled);
+    Py_VISIT(state->worker_died);
+    Py_VISIT(state->start_process);
+    Py_VISIT(state->join_process);
+    Py_VISIT(state->dump_failure);
+    Py_VISIT(state->load_failure);
+    Py_VISIT(state->dumps);
+    Py_VISIT(state->loads);
     Py_VISIT(state->generator);
     Py_VISIT(state->async_outputs_type);
     Py_VISIT(state->async_stream_type);
@@ -141,9 +155,21 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->outputs_type);
     Py_CLEAR(state->stream_type);
     Py_CLEAR(state->entry_type);
+    Py_CLEAR(state->memory_type);
     Py_CLEAR(state->worker_thread);
     Py_CLEAR(state->task_stats);
     Py_CLEAR(state->cancelled);
+    Py_CLEAR(state->worker_died);
+    Py_CLEAR(state->start_process);
+    Py_CLEAR(state->join_process);
+    Py_CLEAR(state->dump_failure);
+    Py_CLEAR(state->load_failure);
+    Py_CLEAR(state->dumps);
+    Py_CLEAR(state->loads);
+    Py_CLEAR(state->name_append);
+    Py_CLEAR(state->five);
+    Py_CLEAR(state->dumps_names);
+    Py_CLEAR(state->loads_names);
     Py_CLEAR(state->generator);
     Py_CLEAR(state->async_outputs_type);
     Py_CLEAR(state->async_stream_type);

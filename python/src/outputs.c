@@ -282,8 +282,9 @@ PyObject *outputs_none(outputs *self, int rc) {
         outputs_no_longer_live(self);
         return NULL;
     case PYPER_EFAILED:
-        exception = failure_take(self->run);
-        if (!exception && pyper_error_payload(self->run))
+    case PYPER_EDIED:
+        exception = failure_take(self->run, self->python);
+        if (!exception && failure_was_taken(self->run, self->python))
             return outputs_raise_cancelled(self, "the run has failed; another thread was told why");
         atomic_store(&self->phase, OVER);
         outputs_no_longer_live(self);
@@ -371,7 +372,7 @@ static int finish(outputs *self, PyObject **ret_failure) {
         return -1;
     }
     outputs_no_longer_live(self);
-    *ret_failure = failure_take(self->run);
+    *ret_failure = failure_take(self->run, self->python);
     return 0;
 }
 

@@ -5,32 +5,28 @@
  */
 #include "pyper_python.h"
 
-static void destroy_object(void *item) {
-    Py_DECREF((PyObject *)item);
-}
-
-const pyper_item_type object_items = {.size = sizeof(pyper_item_type), .destroy = destroy_object};
-
 static void step_release(void *bind) {
     step *step = bind;
     Py_XDECREF(step->func);
+    Py_XDECREF(step->task);
     Py_XDECREF(step->name);
     PyMem_RawFree(step);
 }
 
 /* Make the engine's one-task pipeline of `spec`, a tuple (func, name, branch, join, ordered,
- * workers, throttle, is_async).  Returns 0, or -1 with an exception. */
+ * workers, throttle, is_async, multiprocess, task).  Returns 0, or -1 with an exception. */
 static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipeline **ret_task) {
-    PyObject *func, *name;
-    int branch, join, ordered, is_async = 0;
+    PyObject *func, *name, *task = Py_None;
+    int branch, join, ordered, is_async = 0, multiprocess = 0;
     long long workers, throttle;
     if (!PyTuple_Check(spec)) {
         PyErr_SetString(PyExc_TypeError, "a step must be a tuple");
         return -1;
     }
-    if (!PyArg_ParseTuple(spec, "OUpppLL|p", &func, &name, &branch, &join, &ordered, &workers,
-                          &throttle, &is_async))
+    if (!PyArg_ParseTuple(spec, "OUpppLL|ppO", &func, &name, &branch, &join, &ordered, &workers,
+                          &throttle, &is_async, &multiprocess, &task))
         return -1;
+    if (multiprocess && processes_import(self->state) < 0) return -1;
     const char *text = PyUnicode_AsUTF8(name);
     if (!text) return -1;
     step *step = PyMem_RawCalloc(1, sizeof *step);
@@ -39,6 +35,7 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
         return -1;
     }
     step->func = Py_NewRef(func);
+    step->task = Py_NewRef(task);
     step->name = Py_NewRef(name);
     step->state = self->state;
     step->place = index + 1;
@@ -60,6 +57,7 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
         .release = step_release,
         .type = &object_items,
         .name = text,
+        .multiprocess = multiprocess,
         .async = is_async,
     });
     return 0;
@@ -126,14 +124,20 @@ static int plan_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->module);
     for (Py_ssize_t i = 0; i < self->count; i++)
-        if (self->steps[i]) Py_VISIT(self->steps[i]->func);
+        if (self->steps[i]) {
+            Py_VISIT(self->steps[i]->func);
+            Py_VISIT(self->steps[i]->task);
+        }
     return 0;
 }
 
 static int plan_clear(PyObject *op) {
     plan *self = (plan *)op;
     for (Py_ssize_t i = 0; i < self->count; i++)
-        if (self->steps[i]) Py_CLEAR(self->steps[i]->func);
+        if (self->steps[i]) {
+            Py_CLEAR(self->steps[i]->func);
+            Py_CLEAR(self->steps[i]->task);
+        }
     return 0;
 }
 
@@ -158,7 +162,7 @@ static PyObject *plan_run(PyObject *op, PyObject *const *args, Py_ssize_t count)
 
 PyDoc_STRVAR(plan_doc, "Plan(steps, /)\n--\n\n"
                        "The engine's form of a pipeline: (func, name, branch, join, ordered, "
-                       "workers, throttle, is_async) for each task.");
+                       "workers, throttle, is_async, multiprocess, task) for each task.");
 PyDoc_STRVAR(plan_run_doc, "run($self, args, kwargs, /)\n--\n\n"
                            "The outputs of func(*args, **kwargs) of the first task, sent through "
                            "the others.");

@@ -10,6 +10,8 @@
  *   function.c  the functions that the engine calls: one per kind of task
  *   host.c      the host: the GIL, threading.Thread, contextvars
  *   failure.c   exceptions that leave a task's function
+ *   crossing.c  objects on their way between processes, as bytes
+ *   process.c   workers that are processes
  *   awaiting.c  what our awaitable objects have in common
  *   async_outputs.c  AsyncOutputs: one execution of a plan with asynchronous tasks
  *   driver.c    Driver: between a run and its event loop; the host's slots
@@ -83,6 +85,7 @@ typedef struct module_state {
     PyTypeObject *outputs_type;
     PyTypeObject *stream_type;
     PyTypeObject *entry_type;
+    PyTypeObject *memory_type;
     PyTypeObject *async_outputs_type;
     PyTypeObject *awaitable_type;
     PyTypeObject *driver_type;
@@ -101,6 +104,11 @@ typedef struct module_state {
     PyObject *generator;     /* collections.abc.Generator */
     PyObject *name_start, *name_join, *name_close, *name_add_note; /* interned */
 
+    /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See process.c. */
+    PyObject *start_process, *join_process, *dump_failure, *load_failure;
+    PyObject *name_append, *five, *dumps_names, *loads_names, *dumps, *loads;
+    PyObject *worker_died; /* pyper._types.WorkerDied */
+
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
      * Outputs.  A forked child begins a new `generation` with an empty list.  `ending`: the
      * interpreter ends, so no thread but the main one may begin a run any more. */
@@ -112,7 +120,7 @@ typedef struct module_state {
     unsigned long main_thread; /* where signal handlers run; changed in a forked child only */
 } module_state;
 
-extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec;
+extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec, memory_spec;
 extern PyType_Spec async_outputs_spec, awaitable_spec, driver_spec, slot_spec, async_stream_spec;
 
 /* An object of a type of this module: a new reference, or NULL with an exception. */
@@ -124,6 +132,7 @@ PyObject *make_object(PyTypeObject *type);
  * pipeline, freed by its `release`.  Unchanging, except where it says otherwise. */
 typedef struct step {
     PyObject *func; /* with bind folded in; cleared by the garbage collector only */
+    PyObject *task; /* the pyper.Task; cleared likewise */
     PyObject *name;
     module_state *state;
     Py_ssize_t place; /* 1 for the first task */
@@ -143,9 +152,6 @@ typedef struct plan {
     Py_ssize_t count;
     bool is_async; /* at least one task is; then asyncio has been imported */
 } plan;
-
-/* The item type of Python objects. */
-extern const pyper_item_type object_items;
 
 /* -------------------------------------------------------------------------------- outputs.c */
 
@@ -233,6 +239,8 @@ struct python_run {
     PyObject *context;   /* the contextvars of the call; each worker enters a copy of its own */
     atomic_size_t alive; /* worker threads that may still call a function */
     atomic_int notes;    /* further failures that were noted at the first */
+    bool child;          /* this is a worker's process; never changes */
+    atomic_bool told;    /* a failure that came as bytes has been raised */
 
     /* Why a thread could not be started: the cause of what next() raises. */
     _Atomic(PyObject *) start_error;
@@ -260,10 +268,14 @@ typedef struct nested {
 
 extern const pyper_host host_shared;    /* for a build without the GIL */
 extern const pyper_host host_exclusive; /* for a build with it */
+extern const pyper_host host_child;     /* in a worker's process */
 
 python_run *python_run_new(plan *plan, PyObject *context);
 void python_run_ref(python_run *python);
 void python_run_unref(python_run *python);
+
+/* Keep what the starting of a worker has raised, if anything: it may have been started all the same. */
+void python_run_keep_raised(python_run *python, bool started);
 
 /* Take the exception that a callback left for this thread: a new reference, or NULL. */
 PyObject *python_run_take_pending(python_run *python);
@@ -399,7 +411,14 @@ void slot_abandon(slot *self);
 int failure_report(step *step, pyper_worker *worker);
 
 /* The exception the run failed with, once: a new reference, or NULL if there is none (any more). */
-PyObject *failure_take(pyper_run *run);
+PyObject *failure_take(pyper_run *run, python_run *python);
+
+/* Has the run failed with an exception that was taken before? */
+bool failure_was_taken(pyper_run *run, python_run *python);
+
+/* An exception as bytes, for another process: a new reference, or NULL (what went wrong is written to
+ * sys.unraisablehook). */
+PyObject *failure_dump(module_state *state, PyObject *exception);
 
 /* exception.add_note(note).  Takes `note` (NULL: an exception is set); what goes wrong here is
  * written to sys.unraisablehook: it must not hide the exception itself. */
@@ -407,5 +426,23 @@ void failure_add_note(module_state *state, PyObject *exception, PyObject *note);
 
 /* "prefix: ValueError: bad", a new string or NULL. */
 PyObject *failure_text(const char *prefix, PyObject *exception);
+
+/* ------------------------------------------------------------------------------ crossing.c */
+
+/* The item type of Python objects. */
+extern const pyper_item_type object_items;
+
+/* ------------------------------------------------------------------------------- process.c */
+
+/* Import what workers in processes need: 0, or -1 with an exception. */
+int processes_import(module_state *state);
+
+/* Callbacks of the host. */
+int process_start(void *host_data, const pyper_process *process, void **ret_process,
+                  int64_t *ret_pid);
+void process_join(void *host_data, void *process, int *ret_status);
+
+/* The module's function attach(): be a worker. */
+PyObject *processes_attach(PyObject *module, PyObject *args);
 
 #endif /* PYPER_PYTHON_H */

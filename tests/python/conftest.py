@@ -8,6 +8,7 @@ fails if they do not.
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ import pytest
 pytest.register_assert_rewrite("helpers")
 
 from helpers import PATIENCE, until  # noqa: E402
+
+# A shell ignores SIGINT on behalf of what it runs in the background, and programs inherit that; the
+# tests and their programs are to see Ctrl-C in any case.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def threads_of_the_system() -> int | None:

@@ -30,8 +30,8 @@ def run_demo(variant: str, *arguments: str | Path) -> subprocess.CompletedProces
     if variant == "c":
         assert C_DEMO.exists(), f"{C_DEMO} is not built: run make first"
         return run([C_DEMO, *arguments], timeout=90)
-    plain = ["--plain"] if variant == "plain" else []
-    return run_python(DEMO, *plain, *arguments, timeout=90)
+    how = [f"--{variant}"] if variant != "python" else []
+    return run_python(DEMO, *how, *arguments, timeout=90)
 
 
 def answer(variant: str, *path: str | Path, status: int = 0) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def answer(variant: str, *path: str | Path, status: int = 0) -> dict[str, Any]:
     return result
 
 
-variants = pytest.mark.parametrize("variant", ["python", "plain", "c"])
+variants = pytest.mark.parametrize("variant", ["python", "processes", "plain", "c"])
 
 
 @pytest.fixture
@@ -141,6 +141,7 @@ def test_all_agree_on_the_standard_library() -> None:
     plain, c = answer("plain", path), answer("c", path)
     python = answer("python")  # this is what it reads if it is not told
     assert python == plain
+    assert python == answer("processes", path)
     assert python == c
     assert python["files"] > 100
     assert "self" in dict(python["top"])

@@ -18,7 +18,7 @@ import pytest
 
 from printed import ROOT, expected_lines, printed_lines, run, run_python
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "python.md", ROOT / "docs" / "c.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("python", "c", "performance"))]
 BUILD = Path(os.environ.get("PYPER_BUILD", ROOT / "build"))
 
 

@@ -326,15 +326,15 @@ def test_a_plan_refuses_what_the_engine_refuses() -> None:
     from pyper import _pyper
 
     with pytest.raises(ValueError, match="workers"):
-        _pyper.Plan(((add_one, "bad", False, False, False, -1, 0),))
+        _pyper.Plan(((add_one, "bad", False, False, False, -1, 0, False, None),))
     with pytest.raises(ValueError, match="pipeline"):
         _pyper.Plan(())
-    too_many = (add_one, "x", False, False, False, 2**70, 0)
+    too_many = (add_one, "x", False, False, False, 2**70, 0, False, None)
     wrongs: list[Any] = [5, [], ((add_one,),), (5,), (too_many,)]
     for wrong in wrongs:
         with pytest.raises((TypeError, OverflowError)):
             _pyper.Plan(wrong)
-    plan = _pyper.Plan(((add_one, "fine", False, False, False, 1, 0),))
+    plan = _pyper.Plan(((add_one, "fine", False, False, False, 1, 0, False, None),))
     assert list(plan.run((1,), {})) == [2]
     with pytest.raises(TypeError, match="a tuple and a dict"):
         plan.run([1], {})  # type: ignore[arg-type]

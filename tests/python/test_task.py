@@ -273,11 +273,6 @@ def test_objects_with_an_async_call_make_async_tasks() -> None:
     assert only.is_async
 
 
-def test_multiprocess_is_refused_by_this_version() -> None:
-    with pytest.raises(RuntimeError, match="'double': this version of pyper has threads only"):
-        task(double, multiprocess=True)
-
-
 def test_multiprocess_on_an_async_function_never_goes_together() -> None:
     with pytest.raises(ValueError, match="'sleepy': an async function cannot have multiprocess"):
         task(sleepy, multiprocess=True)
@@ -294,8 +289,8 @@ def test_ordered_with_join_and_several_workers_is_refused() -> None:
 def test_a_decorator_refuses_its_options_at_once() -> None:
     with pytest.raises(ValueError, match="workers must be at least 1"):
         task(workers=0)
-    with pytest.raises(RuntimeError, match="threads only"):
-        task(multiprocess=True)
+    with pytest.raises(ValueError, match="throttle must be at least 0"):
+        task(multiprocess=True, throttle=-1)
 
 
 def test_flags_are_taken_by_their_truth() -> None:

@@ -244,8 +244,8 @@ EACH_HOST(room_is_for_whoever_is_within_the_window) {
         held h = {0, TALLY, TALLY, TALLY};
         pyper_pipeline *p =
             pyper_pipe(pyper_task(count_up, .branch = true),
-                       pyper_task(linger_at_first, .workers = workers, .ordered = true, .bind = &h,
-                                  .throttle = THROTTLE));
+                       pyper_task(linger_at_first, .branch = true, .workers = workers,
+                                  .ordered = true, .bind = &h, .throttle = THROTTLE));
         pyper_run *run = START(p, PTR(N));
         all_asleep();
         /* Call 0 has emitted and lingers.  Six of the seven behind it in the window have emitted: the
@@ -261,6 +261,20 @@ EACH_HOST(room_is_for_whoever_is_within_the_window) {
         ENDS_WITH(run, 0);
         close_both(run, p);
     }
+}
+
+/* Who can have one output only holds nobody up once it has emitted. */
+EACH_HOST(a_call_that_lingers_after_its_output_holds_nobody_up) {
+    enum { N = 100 };
+    held h = {0, TALLY, TALLY, TALLY};
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true),
+        pyper_task(linger_at_first, .workers = 2, .ordered = true, .bind = &h, .throttle = 8));
+    pyper_run *run = START(p, PTR(N));
+    for (long i = 0; i < N; i++) NEXT_IS(run, i);
+    gate_open(&h.gate);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
 }
 
 /* --------------------------------------------------------------------- Failing and leaving */

@@ -379,6 +379,70 @@ EACH_HOST(each_item_is_destroyed_once_where_it_is) {
     finish(run, p); /* the kit counts the items that are left */
 }
 
+#define BIG ((size_t)1000000)
+
+static int encode_big(void *item, pyper_transfer *to) {
+    const pyper_blob *blob = item;
+    void *place = pyper_transfer_reserve(to, blob->size);
+    if (!place) return PYPER_ENOMEM;
+    memcpy(place, blob->data, blob->size);
+    return 0;
+}
+
+static int make_big(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < INT(item); i++)
+        if (pyper_emit(w, blob_new(BIG, (unsigned)i)) < 0) return PYPER_ECANCELED;
+    return 0;
+}
+
+/* A blob whose memory the receiver keeps. */
+typedef struct kept_blob {
+    pyper_kept *kept;
+    unsigned char *data;
+} kept_blob;
+
+static int decode_kept(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    kept_blob *blob = calloc(1, sizeof *blob);
+    void *mapped;
+    CHECK(blob != NULL);
+    blob->kept = pyper_transfer_keep(from, &mapped);
+    CHECK(blob->kept != NULL);
+    CHECK_EQ(memcmp(mapped, data, size), 0);
+    blob->data = mapped;
+    *ret_item = blob;
+    return 0;
+}
+
+static const pyper_item_type keeping = {
+    .size = sizeof keeping, .destroy = free, .encode = encode_big, .decode = decode_kept};
+
+TEST(what_is_kept_outlives_the_run_and_is_private) {
+    pyper_pipeline *p =
+        pyper_task(make_big, .branch = true, .type = &keeping, .multiprocess = true);
+    pyper_run *run = pyper_start(p, PTR(4), .type = &pyper_type_int);
+    kept_blob *blobs[4];
+    for (int i = 0; i < 4; i++) {
+        void *out;
+        CHECK_EQ(pyper_next(run, &out), 1);
+        blobs[i] = out;
+    }
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    CHECK(lines_with("/proc/self/maps", "memfd:pyper") > 0);
+    for (int i = 0; i < 4; i++) {
+        for (size_t k = 0; k < BIG; k++)
+            CHECK_EQ(blobs[i]->data[k], (unsigned char)((size_t)i + k * 7));
+        memset(blobs[i]->data, 99, BIG);
+    }
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(blobs[i]->data[BIG - 1], 99);
+        pyper_kept_release(blobs[i]->kept);
+        free(blobs[i]);
+    }
+    nothing_is_left();
+}
+
 static int encode_badly(void *i, pyper_transfer *to) {
     return -77;
 }

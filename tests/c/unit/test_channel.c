@@ -94,7 +94,7 @@ typedef struct fixture {
 static void setup(fixture *f, int64_t throttle, bool many_producers, bool many_consumers,
                   int64_t window) {
     memset(f, 0, sizeof *f);
-    CHECK_EQ(pyper__shm_create(pyper__channel_size(), &f->shm), 0);
+    CHECK_EQ(pyper__shm_create(pyper__channel_size(window), &f->shm), 0);
     CHECK_EQ(pyper__channel_init(&f->channel, f->shm, PYPER__SHM_FIRST, throttle, many_producers,
                                  many_consumers, window),
              0);
@@ -291,6 +291,30 @@ TEST(the_bound_of_an_order_leaves_the_last_place_to_the_turn) {
     POP_IS(&f, 10);
     POP_IS(&f, 11);
     POP_ANSWERS(&f, PYPER_ETIMEDOUT);
+    teardown(&f);
+}
+
+static void *push_out_of_turn(void *arg) {
+    fixture *f = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    CHECK_EQ(push(f, &seat, 20, 8, 2), 0);
+    return NULL;
+}
+
+TEST(who_waits_out_of_turn_for_room_gets_it) {
+    fixture f;
+    setup(&f, 3, true, true, 3);
+    CHECK_EQ(try_push(&f, 0, 8, 0), 0);
+    CHECK_EQ(try_push(&f, 10, 8, 1), 0);
+    CHECK_EQ(try_push(&f, 20, 8, 2), PYPER__AGAIN);
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, push_out_of_turn, &f), 0);
+    (void)all_asleep();
+    POP_IS(&f, 0); /* the turn is still with ticket 0 */
+    pyper__channel_settle(&f.channel);
+    pthread_join(thread, NULL);
+    CHECK_EQ(pyper__channel_pushed(&f.channel), 3);
     teardown(&f);
 }
 

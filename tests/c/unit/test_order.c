@@ -74,6 +74,48 @@ TEST(the_turn_may_come_before_the_call_is_done) {
     pyper__queue_fini(&queue, &seat);
 }
 
+TEST(with_one_output_each_the_turn_moves_with_it) {
+    open_queue(2, 2);
+    pyper__order_expect_one_each(queue.order);
+    void *item, *late = item_new(2);
+    CHECK_EQ(try_push(1, item_new(1)), 0);
+    CHECK_EQ(try_pop(&item), 0);
+    CHECK_EQ(try_push(2, late), PYPER__AGAIN); /* beyond the window */
+    CHECK_EQ(try_push(0, item_new(0)), 0);
+    CHECK_EQ(pyper__order_kept(queue.order), 0);
+    CHECK_EQ(done(0), 0); /* for those who ask: it is known */
+    for (long i = 0; i < 2; i++) {
+        CHECK_EQ(try_pop(&item), 1);
+        CHECK_EQ(item_deliver(item), i);
+    }
+    CHECK_EQ(try_pop(&item), 0);
+    CHECK_EQ(try_push(2, late), 0);
+    CHECK_EQ(try_pop(&item), 1);
+    CHECK_EQ(item_deliver(item), 2);
+    CHECK_EQ(pyper__queue_pushed(&queue), 3);
+    pyper__queue_fini(&queue, &seat);
+}
+
+/* The push has taken its item; that those behind it are stuck is told by what follows. */
+TEST(no_memory_to_move_the_turn) {
+    open_queue(0, 1024);
+    pyper__order_expect_one_each(queue.order);
+    for (long i = 1; i <= PYPER__CHUNK_SLOTS; i++) CHECK_EQ(try_push(i, item_new(i)), 0);
+    CHECK_EQ(done(1), 0);
+    atomic_store(&pyper__fail_alloc_at, 1);
+    CHECK_EQ(try_push(0, item_new(0)), 0);
+    atomic_store(&pyper__fail_alloc_at, -1);
+    CHECK_EQ(done(0), PYPER_ENOMEM);
+    void *item;
+    for (long i = 0; i < PYPER__CHUNK_SLOTS; i++) {
+        CHECK_EQ(try_pop(&item), 1);
+        CHECK_EQ(item_deliver(item), i);
+    }
+    CHECK_EQ(try_pop(&item), 0);
+    CHECK_EQ(waiting(), 1);
+    pyper__queue_fini(&queue, &seat);
+}
+
 TEST(the_last_place_is_for_the_turn) {
     static const int64_t throttles[] = {1, 2, 3, 10};
     for (int t = 0; t < 4; t++) {
@@ -204,7 +246,12 @@ TEST(random_calls_leave_in_order) {
 /* ------------------------------------------------------------------------- Several threads */
 
 static _Atomic long next_ticket;
+static bool one_each;
 enum { TICKETS = 3000 };
+
+static long outputs(long ticket) {
+    return one_each ? 1 : ticket % 3;
+}
 
 static void call_at_random(void *arg) {
     pyper__seat mine;
@@ -213,7 +260,7 @@ static void call_at_random(void *arg) {
     uint64_t state = (uint64_t)(uintptr_t)arg;
     for (long ticket; (ticket = atomic_fetch_add(&next_ticket, 1)) < TICKETS;) {
         if (random_below(&state, 10) == 0) sched_yield();
-        for (long i = 0; i < ticket % 3; i++) {
+        for (long i = 0; i < outputs(ticket); i++) {
             void *item = item_new(ticket * 10 + i);
             int rc = pyper__queue_push(&queue, item, ticket, &mine, NULL);
             if (rc == 0) continue;
@@ -229,6 +276,7 @@ static void threads_call(int64_t throttle, bool cancelled) {
     enum { THREADS = 4 };
     atomic_store(&next_ticket, 0);
     open_queue(throttle, throttle ? throttle : 32);
+    if (one_each) pyper__order_expect_one_each(queue.order);
     thread threads[THREADS];
     for (int i = 0; i < THREADS; i++) thread_start(&threads[i], call_at_random, PTR(i + 1));
     for (long ticket = 0; ticket < TICKETS; ticket++) {
@@ -236,7 +284,7 @@ static void threads_call(int64_t throttle, bool cancelled) {
             pyper__queue_set_state(&queue, PYPER__CANCELLED);
             break;
         }
-        for (long i = 0; i < ticket % 3; i++) {
+        for (long i = 0; i < outputs(ticket); i++) {
             void *item;
             int64_t place;
             CHECK_EQ(pyper__queue_pop(&queue, &item, &place, &seat, PYPER_FOREVER, false), 1);
@@ -250,10 +298,15 @@ static void threads_call(int64_t throttle, bool cancelled) {
 TEST(threads_leave_in_order) {
     static const int64_t throttles[] = {0, 1, 2, 3, 10, 1000};
     for (int t = 0; t < 6; t++) threads_call(throttles[t], false);
+    one_each = true;
+    for (int t = 0; t < 6; t++) threads_call(throttles[t], false);
 }
 
 TEST(a_cancel_wakes_those_out_of_turn) {
     static const int64_t throttles[] = {0, 1, 2, 3, 10, 1000};
     for (int round = 0; round < 5; round++)
-        for (int t = 0; t < 6; t++) threads_call(throttles[t], true);
+        for (int t = 0; t < 12; t++) {
+            one_each = t >= 6;
+            threads_call(throttles[t % 6], true);
+        }
 }

@@ -41,6 +41,94 @@ TEST(sleepers_get_the_lock) {
     }
 }
 
+/* ------------------------------------------------------------------------------- owned lock */
+
+static pyper__owned_lock owned;
+
+static void add_as_owner_or_not(void *arg) {
+    for (long i = 0; i < (long)(intptr_t)arg; i++) {
+        bool as_owner = pyper__owned_lock_take(&owned);
+        guarded++;
+        pyper__owned_lock_give(&owned, as_owner);
+    }
+}
+
+/* The first to come owns it from its second time on, until another comes; then nobody does. */
+TEST(the_first_to_come_owns_the_lock) {
+    pyper__owned_lock_init(&owned, false);
+    CHECK(pyper__can_fence_others());
+    CHECK(!pyper__owned_lock_take(&owned));
+    pyper__owned_lock_give(&owned, false);
+    for (int i = 0; i < 3; i++) {
+        CHECK(pyper__owned_lock_take(&owned));
+        pyper__owned_lock_give(&owned, true);
+    }
+    thread other;
+    thread_start(&other, add_as_owner_or_not, (void *)1);
+    thread_join(&other);
+    CHECK(!pyper__owned_lock_take(&owned));
+    pyper__owned_lock_give(&owned, false);
+    CHECK_EQ(atomic_load(&owned.owner), PYPER__NOBODY);
+    /* Where there are many from the start, nobody ever owns it. */
+    pyper__owned_lock_init(&owned, true);
+    for (int i = 0; i < 3; i++) {
+        CHECK(!pyper__owned_lock_take(&owned));
+        pyper__owned_lock_give(&owned, false);
+    }
+}
+
+/* Who comes while the owner is inside sleeps until it is out. */
+TEST(the_owner_is_waited_for) {
+    for (int round = 0; round < 20; round++) {
+        pyper__owned_lock_init(&owned, false);
+        guarded = 0;
+        pyper__owned_lock_give(&owned, pyper__owned_lock_take(&owned));
+        CHECK(pyper__owned_lock_take(&owned));
+        thread other;
+        thread_start(&other, add_as_owner_or_not, (void *)1);
+        all_asleep();
+        CHECK_EQ(guarded, 0);
+        guarded++;
+        pyper__owned_lock_give(&owned, true);
+        thread_join(&other);
+        CHECK_EQ(guarded, 2);
+    }
+}
+
+/* The moment in which the owner is disowned is another one each time. */
+TEST(the_owned_lock_excludes) {
+    long rounds = check_times(300);
+    uint64_t random = 7;
+    for (long round = 0; round < rounds; round++) {
+        long mine = (long)random_below(&random, 20000), others = 100;
+        pyper__owned_lock_init(&owned, false);
+        guarded = 0;
+        thread threads[2];
+        thread_start(&threads[0], add_as_owner_or_not, (void *)(intptr_t)others);
+        add_as_owner_or_not((void *)(intptr_t)(mine / 2));
+        thread_start(&threads[1], add_as_owner_or_not, (void *)(intptr_t)others);
+        add_as_owner_or_not((void *)(intptr_t)(mine - mine / 2));
+        for (int i = 0; i < 2; i++) thread_join(&threads[i]);
+        CHECK_EQ(guarded, mine + 2 * others);
+    }
+}
+
+static void tell_number(void *arg) {
+    *(uint64_t *)arg = pyper__number_thread();
+}
+
+TEST(no_two_threads_have_a_number) {
+    uint64_t numbers[3] = {pyper__number_thread()};
+    CHECK_EQ(pyper__number_thread(), numbers[0]);
+    CHECK_LE(PYPER__THREAD_NUMBER_FIRST, numbers[0]);
+    for (int i = 1; i < 3; i++) {
+        thread other;
+        thread_start(&other, tell_number, &numbers[i]);
+        thread_join(&other);
+        for (int k = 0; k < i; k++) CHECK(numbers[k] != numbers[i]);
+    }
+}
+
 /* --------------------------------------------------------------------------------- ping-pong */
 
 static pyper__event events[2];

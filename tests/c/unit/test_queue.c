@@ -70,6 +70,44 @@ TEST(items_leave_in_their_order_across_chunks) {
     close_queue();
 }
 
+static size_t memory_of_chunks(void) {
+    size_t size = 0;
+    for (pyper__chunk *chunk = queue.pop_chunk; chunk; chunk = chunk->next)
+        size += sizeof *chunk + (size_t)chunk->slots * sizeof(void *);
+    pyper__chunk *spare = atomic_load(&queue.spare);
+    return spare ? size + sizeof *spare + (size_t)spare->slots * sizeof(void *) : size;
+}
+
+/* Many that wait take 8 bytes each and little more, and all of it is given back. */
+TEST(memory_grows_and_goes_with_the_items) {
+    pyper__seat seat;
+    seat_init(&seat);
+    open_queue(0, false, false);
+    for (int round = 0; round < 3; round++) {
+        long many = 1000000 << round, first = pyper__queue_pushed(&queue);
+        for (long i = 0; i < many; i++) CHECK_EQ(push(&seat, PTR(i)), 0);
+        CHECK_LE(memory_of_chunks(), (size_t)many * 17 / 2);
+        for (long i = 0; i < many; i++) {
+            void *item;
+            int64_t ticket;
+            CHECK_EQ(pop(&seat, &item, &ticket), 1);
+            CHECK_EQ(INT(item), i);
+            CHECK_EQ(ticket, first + i);
+        }
+        CHECK_LE(memory_of_chunks(), PYPER__CHUNK_SIZE_MAX + 2 * PYPER__CHUNK_SIZE);
+        /* The large one goes, too, as the items go on through smaller ones. */
+        for (long i = 0; i < PYPER__CHUNK_SIZE_MAX / 4; i++) {
+            void *item;
+            int64_t ticket;
+            CHECK_EQ(push(&seat, PTR(i)), 0);
+            CHECK_EQ(pop(&seat, &item, &ticket), 1);
+        }
+        CHECK_LE(memory_of_chunks(), 3 * PYPER__CHUNK_SIZE);
+    }
+    queue.type = NULL;
+    close_queue();
+}
+
 TEST(exactly_as_many_as_there_are_places) {
     static const int64_t limits[] = {1, 2, 3, 4, 5, 511, 512, 1000};
     pyper__seat seat;

@@ -1,0 +1,275 @@
+/* costs - what a pipeline costs beside its items, in one of several systems.
+ *
+ *     costs latency PERCENT SYSTEM   items, one a millisecond, through source -> f -> sink -> seconds from
+ *                                    leaving the source to arriving, that percentile
+ *     costs wake SYSTEM              items, one each 200 us -> seconds from giving an item to a sleeping
+ *                                    consumer until it has it, the median
+ *     costs start SYSTEM             runs of three tasks and one item -> seconds a run
+ *     costs idle SYSTEM              tenths of a second that three tasks wait for their source -> processor
+ *                                    seconds that took
+ *     costs memory SYSTEM            items that wait in a queue without a bound -> bytes each
+ *     costs kept SYSTEM              the same -> bytes each that are still taken when all have left
+ *     costs growth SYSTEM            items -> the cost of one among so many, as a multiple of the cost of
+ *                                    one among a hundredth
+ *
+ * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads (start).
+ * The number of rounds and the counts come on standard input (bench.h). */
+#include <linux/futex.h>
+#include <pthread.h>
+#include <pyper.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "bench.h"
+
+static double percent = 50;
+static double *latencies; /* of the round */
+static double pause_seconds;
+static sem_t finished;
+
+static void sleep_for(double seconds) {
+    struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    nanosleep(&pause, NULL);
+}
+
+/* Without sleeping: the processor stays awake, and only the consumer sleeps. */
+static void spin_for(double seconds) {
+    double until = bench_now() + seconds;
+    while (bench_now() < until) {
+    }
+}
+
+static int64_t now_ns(void) {
+    return (int64_t)(bench_now() * 1e9);
+}
+
+/* ------------------------------------------------------------------------- latency and wake */
+
+static void (*wait_before_each)(double seconds);
+
+/* Its items are the times at which they were given away. */
+static int clock_source(pyper_worker *worker, void *items, void *bind) {
+    (void)bind;
+    for (intptr_t i = 0; i < (intptr_t)items; i++) {
+        wait_before_each(pause_seconds);
+        if (pyper_emit(worker, (void *)(intptr_t)now_ns()) < 0) return PYPER_ECANCELED;
+    }
+    return 0;
+}
+
+static int pass(pyper_worker *worker, void *item, void *bind) {
+    (void)bind;
+    return pyper_emit(worker, item);
+}
+
+static void finish(pyper_run *run) {
+    if (pyper_failed(run)) bench_fail(pyper_error_message(run));
+    pyper_close(run);
+}
+
+static void through_pyper(long items, int hops) {
+    pyper_pipeline *p = pyper_task(clock_source, .branch = true);
+    for (int i = 1; i < hops; i++) p = pyper_pipe(p, pyper_task(pass));
+    pyper_run *run = pyper_start(p, (void *)items);
+    long taken = 0;
+    for (void *sent; pyper_next(run, &sent) > 0;)
+        latencies[taken++] = (double)(now_ns() - (int64_t)(intptr_t)sent) * 1e-9;
+    finish(run);
+    pyper_unref(p);
+    if (taken != items) bench_fail("items are missing");
+}
+
+/* A hand-over by the bare system call: one place, full while `word` is 1.  A consumer that is more than
+ * a pause late is waited for without a system call of its own. */
+struct place {
+    _Atomic uint32_t word;
+    int64_t item;
+};
+
+static struct place places[2];
+
+static void give(struct place *place, int64_t item) {
+    while (atomic_load(&place->word)) sched_yield();
+    place->item = item;
+    atomic_store(&place->word, 1);
+    syscall(SYS_futex, &place->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+static int64_t take(struct place *place) {
+    while (!atomic_load(&place->word))
+        syscall(SYS_futex, &place->word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+    int64_t item = place->item;
+    atomic_store(&place->word, 0);
+    return item;
+}
+
+static void *futex_source(void *items) {
+    for (intptr_t i = 0; i < (intptr_t)items; i++) {
+        wait_before_each(pause_seconds);
+        give(&places[0], now_ns());
+    }
+    return NULL;
+}
+
+static void *futex_pass(void *items) {
+    for (intptr_t i = 0; i < (intptr_t)items; i++) give(&places[1], take(&places[0]));
+    return NULL;
+}
+
+static void through_futex(long items, int hops) {
+    pthread_t threads[2];
+    if (pthread_create(&threads[0], NULL, futex_source, (void *)items)) abort();
+    if (hops > 1 && pthread_create(&threads[1], NULL, futex_pass, (void *)items)) abort();
+    for (long i = 0; i < items; i++) {
+        int64_t sent = take(&places[hops - 1]);
+        latencies[i] = (double)(now_ns() - sent) * 1e-9;
+    }
+    for (int i = 0; i < hops; i++) pthread_join(threads[i], NULL);
+}
+
+static double hops_round(long items, bool pyper, int hops) {
+    latencies = malloc((size_t)items * sizeof *latencies);
+    if (!latencies) abort();
+    (pyper ? through_pyper : through_futex)(items, hops);
+    double figure = bench_percentile(latencies, items, percent);
+    free(latencies);
+    return figure;
+}
+
+static double latency_round(long items, void *pyper) {
+    wait_before_each = sleep_for;
+    pause_seconds = 0.001;
+    return hops_round(items, pyper != NULL, 2);
+}
+
+static double wake_round(long items, void *pyper) {
+    wait_before_each = spin_for;
+    pause_seconds = 0.0002;
+    return hops_round(items, pyper != NULL, 1);
+}
+
+/* -------------------------------------------------------------------------------------- start */
+
+static void *nothing(void *arg) {
+    return arg;
+}
+
+static void start_threads(void) {
+    pthread_t threads[3];
+    for (int i = 0; i < 3; i++)
+        if (pthread_create(&threads[i], NULL, nothing, NULL)) abort();
+    for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+}
+
+static void start_pyper(const pyper_pipeline *pipeline) {
+    pyper_run *run = pyper_start((pyper_pipeline *)pipeline, (void *)1);
+    long outputs = 0;
+    for (void *x; pyper_next(run, &x) > 0;) outputs++;
+    finish(run);
+    if (outputs != 1) bench_fail("not one output");
+}
+
+static double start_round(long runs, void *pyper) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(pass), pyper_task(pass), pyper_task(pass));
+    double started = bench_now();
+    for (long i = 0; i < runs; i++) {
+        if (pyper)
+            start_pyper(p);
+        else
+            start_threads();
+    }
+    double seconds = bench_now() - started;
+    pyper_unref(p);
+    return seconds / (double)runs;
+}
+
+/* --------------------------------------------------------------------------------------- idle */
+
+static int slow_source(pyper_worker *worker, void *tenths, void *bind) {
+    (void)bind;
+    sleep_for((double)(intptr_t)tenths / 10);
+    return pyper_emit(worker, NULL);
+}
+
+static double idle_round(long tenths, void *arg) {
+    (void)arg;
+    double cpu = bench_cpu();
+    pyper_pipeline *p = pyper_pipe(pyper_task(slow_source), pyper_task(pass), pyper_task(pass));
+    pyper_run *run = pyper_start(p, (void *)tenths);
+    for (void *x; pyper_next(run, &x) > 0;) {
+    }
+    finish(run);
+    pyper_unref(p);
+    return bench_cpu() - cpu;
+}
+
+/* ----------------------------------------------------------------------------- memory, growth */
+
+static int source(pyper_worker *worker, void *items, void *bind) {
+    (void)bind;
+    for (intptr_t i = 0; i < (intptr_t)items; i++)
+        if (pyper_emit(worker, (void *)i) < 0) return PYPER_ECANCELED;
+    sem_post(&finished);
+    return 0;
+}
+
+static double memory_round(long items, void *kept) {
+    pyper_pipeline *p = pyper_task(source, .branch = true);
+    sem_init(&finished, 0, 0);
+    double before = bench_resident();
+    pyper_run *run = pyper_start(p, (void *)items);
+    sem_wait(&finished);
+    double full = bench_resident();
+    long taken = 0;
+    for (void *x; pyper_next(run, &x) > 0;) taken++;
+    double drained = bench_resident();
+    finish(run);
+    pyper_unref(p);
+    if (taken != items) bench_fail("items are missing");
+    return ((kept ? drained : full) - before) / (double)items;
+}
+
+/* Seconds an item through source -> f -> sink, no bound. */
+static double cost_among(long items) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(source, .branch = true), pyper_task(pass));
+    sem_init(&finished, 0, 0);
+    double started = bench_now();
+    pyper_run *run = pyper_start(p, (void *)items);
+    long taken = 0;
+    for (void *x; pyper_next(run, &x) > 0;) taken++;
+    double seconds = bench_now() - started;
+    finish(run);
+    pyper_unref(p);
+    if (taken != items) bench_fail("items are missing");
+    return seconds / (double)items;
+}
+
+static double growth_round(long items, void *arg) {
+    (void)arg;
+    /* The few are run several times, so that one late wake-up does not decide. */
+    double few = 0;
+    for (int i = 0; i < 10; i++) few += cost_among(items / 100 > 0 ? items / 100 : 1) / 10;
+    return cost_among(items) / few;
+}
+
+/* --------------------------------------------------------------------------------------- main */
+
+int main(int argc, char **argv) {
+    const char *what = argc > 2 ? argv[1] : "", *system = argv[argc - 1];
+    void *pyper = strcmp(system, "pyper") == 0 ? &percent : NULL;
+    void *kept = strcmp(what, "kept") == 0 ? &percent : NULL;
+    if (strcmp(what, "latency") == 0 && argc == 4) {
+        percent = atof(argv[2]);
+        return bench_rounds(latency_round, pyper);
+    }
+    if (strcmp(what, "wake") == 0) return bench_rounds(wake_round, pyper);
+    if (strcmp(what, "start") == 0) return bench_rounds(start_round, pyper);
+    if (strcmp(what, "idle") == 0) return bench_rounds(idle_round, NULL);
+    if (kept || strcmp(what, "memory") == 0) return bench_rounds(memory_round, kept);
+    if (strcmp(what, "growth") == 0) return bench_rounds(growth_round, NULL);
+    bench_fail("usage: costs latency|wake|start|idle|memory|kept|growth ... SYSTEM");
+}

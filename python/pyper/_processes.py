@@ -1,0 +1,212 @@
+"""Workers that are processes.
+
+Imported when the first pipeline with `multiprocess=True` is called.  The extension calls `start()`
+for each worker when a run begins and `join()` when its process has ended; `_main()` is what such a
+process does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import reduction
+from multiprocessing.process import BaseProcess
+from pickle import dumps, loads
+from typing import Any
+
+from pyper._pipeline import Task
+from pyper._pyper import Plan, attach
+from pyper._types import RemoteError
+
+__all__ = ["dump_failure", "dumps", "join", "load_failure", "loads", "start"]
+
+_Fds = tuple[int, int, int]
+
+
+# ----------------------------------------------------------------------------- starting
+
+
+def _start_method() -> tuple[str, bool]:
+    """The start method that the user chose; if none, the default one, but no fork beside threads.
+
+    Returns it, and whether the user chose it.
+    """
+    chosen: str | None = multiprocessing.get_start_method(allow_none=True)
+    if chosen is not None:
+        return chosen, True
+    default = multiprocessing.get_all_start_methods()[0]
+    if default == "fork" and threading.active_count() > 1:
+        return "forkserver", False
+    return default, False
+
+
+def _nothing_chosen() -> None:
+    """Undo that multiprocessing takes the default for the user's choice whenever it is used."""
+    multiprocessing.set_start_method(None, force=True)
+
+
+class _Descriptors:
+    """Descriptors that a process started by spawn or forkserver gets duplicates of."""
+
+    def __init__(self, fds: _Fds) -> None:
+        self.fds = fds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_received, tuple(reduction.DupFd(fd) for fd in self.fds))
+
+
+def _received(*duplicates: Any) -> _Descriptors:
+    first, second, third = (duplicate.detach() for duplicate in duplicates)
+    return _Descriptors((first, second, third))
+
+
+def start(
+    task: Task,
+    func: Callable[..., Any],
+    name: str,
+    place: int,
+    count: int,
+    index: int,
+    worker: int,
+    fds: _Fds,
+) -> tuple[BaseProcess, int]:
+    """Start a worker's process; returns it and its number.
+
+    `func` is the task's function with its bound arguments, which a forked process inherits; any
+    other gets the task pickled.  Raises what pickle and multiprocessing raise.
+    """
+    method, chosen = _start_method()
+    context = multiprocessing.get_context(method)
+    forked = method == "fork"
+    what: Any = (task, func) if forked else _pickled(task)
+    process = context.Process(  # type: ignore[attr-defined]
+        target=_main,
+        args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
+        name=name,
+        daemon=False,
+    )
+    # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not chosen:
+            _nothing_chosen()
+    return process, process.pid
+
+
+def _pickled(task: Task) -> bytes:
+    try:
+        return pickle.dumps(task)
+    except Exception as error:
+        raise RuntimeError(
+            f"task {task.name!r}: its function or what is bound to it cannot be pickled, so it "
+            f"cannot go to another process: {error}"
+        ) from error
+
+
+def join(process: BaseProcess) -> int:
+    """Wait for a process that is ending; returns its exit code, or minus the signal."""
+    process.join()
+    while process.exitcode is None:  # another thread is just asking for it
+        time.sleep(0)
+        process.join()
+    code = process.exitcode
+    process.close()
+    return code
+
+
+# ------------------------------------------------------------------------ in the process
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A handler for SIGINT; SIG_IGN would be inherited by what the function starts."""
+
+
+def _main(
+    what: Any,
+    forked: bool,
+    chosen: bool,
+    place: int,
+    count: int,
+    index: int,
+    worker: int,
+    descriptors: _Descriptors,
+) -> None:
+    """What a worker's process does."""
+    signal.signal(signal.SIGINT, _nothing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if not chosen:
+        _nothing_chosen()
+    task: Task
+    if forked:
+        task, _ = what
+    else:
+        task = pickle.loads(what)
+    plan = Plan((task._child_step(),))
+    attach(plan, place, count, task.branch, task.join, index, worker, descriptors.fds)
+
+
+# ------------------------------------------------------------------------------ failures
+
+
+class _RemoteTraceback(Exception):  # noqa: N818 - shown by its name
+    """Shows the traceback of another process as the cause of an exception."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_RemoteTraceback, (self.text,))
+
+
+def dump_failure(exception: BaseException) -> bytes:
+    """An exception as bytes: itself if pickle can, its words in any case, and its traceback."""
+    process = f"in process {multiprocessing.current_process().name} ({os.getpid()})"
+    text = f"{process}:\n{''.join(traceback.format_exception(exception))}"
+    notes = [str(note) for note in getattr(exception, "__notes__", ())]
+    try:
+        message = str(exception)
+    except Exception:
+        message = "(its str() raises)"
+    words = (type(exception).__qualname__, message, text, notes)
+    try:
+        pickled = dumps(exception, protocol=5)
+        if type(loads(pickled)) is not type(exception):
+            pickled = b""
+    except Exception:
+        pickled = b""
+    return dumps((pickled, *words), protocol=5)
+
+
+def load_failure(data: bytes) -> BaseException:
+    """The exception that dump_failure() was given, or a RemoteError with its words."""
+    pickled, kind, message, text, notes = loads(data)
+    exception: BaseException | None = None
+    why = ""
+    if pickled:
+        try:
+            exception = loads(pickled)
+        except Exception as error:
+            why = f" (it cannot be unpickled here: {error!r})"
+    else:
+        why = " (it cannot be pickled)"
+    if not isinstance(exception, BaseException):
+        exception = RemoteError(f"{kind}: {message}{why}")
+    known = getattr(exception, "__notes__", ())
+    for note in notes:
+        if note not in known:
+            exception.add_note(note)
+    exception.__cause__ = _RemoteTraceback(text)
+    return exception

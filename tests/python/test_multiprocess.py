@@ -1,0 +1,859 @@
+"""Process workers (`multiprocess=True`), with each start method.
+
+The functions of the tasks stand at the top level of this module: a worker finds them by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from functools import partial
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyper
+from pyper import task
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="process workers need Linux"),
+    # We fork beside pytest's own threads; Python says so from 3.12 on.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def servers() -> None:
+    """Start what multiprocessing keeps for the whole session, so that it is not taken for ours."""
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+
+
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
+def method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The start method that "the user" has chosen."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.fixture
+def fork() -> Iterator[None]:
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+def descriptors() -> set[str]:
+    """The descriptors of this process that are of the kinds a run has."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(f"{entry.name} {entry.readlink()}")
+    return {name for name in found if "memfd:pyper" in name or "anon_inode" in name}
+
+
+def shared_memory() -> int:
+    """How many mappings of our shared memory there are."""
+    return Path("/proc/self/maps").read_text().count("memfd:pyper")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """After each test: no process, no descriptor, no shared memory."""
+    before = descriptors()
+    named = set(Path("/dev/shm").iterdir())
+    yield
+    assert [p for p in multiprocessing.active_children() if "ForkServer" not in p.name] == []
+    assert descriptors() <= before
+    assert shared_memory() == 0
+    assert set(Path("/dev/shm").iterdir()) <= named
+
+
+# --------------------------------------------------------------------------- functions of tasks
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def same(x: Any) -> Any:
+    return x
+
+
+def repeat(x: int) -> Iterator[int]:
+    for _ in range(x % 4):
+        yield x
+
+
+def total(data: Iterable[int]) -> int:
+    return sum(data)
+
+
+def scaled(x: int, by: int, plus: int = 0) -> int:
+    return x * by + plus
+
+
+def first_three(data: Iterator[int]) -> Iterator[int]:
+    for _, item in zip(range(3), data, strict=False):
+        yield item
+
+
+def endless(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def pid(_: object) -> int:
+    return os.getpid()
+
+
+def pid_and_stay(x: object) -> Iterator[int]:
+    yield os.getpid()
+    time.sleep(1000)
+
+
+def pid_too(first: int) -> Iterator[int]:
+    yield first
+    yield os.getpid()
+
+
+def raise_value_error(x: int) -> int:
+    if x == 3:
+        raise ValueError("three is bad")
+    return x
+
+
+def stop_iteration(x: int) -> int:
+    raise StopIteration(x)
+
+
+class Picky(Exception):
+    """Pickles, but cannot be unpickled."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("only the message")
+
+
+class Unpicklable(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self) -> None:
+        super().__init__("with a lock")
+        self.lock = threading.Lock()
+
+
+def raise_picky(x: int) -> int:
+    raise Picky(1, 2)
+
+
+def raise_unpicklable(x: int) -> int:
+    raise Unpicklable
+
+
+def leave_by_exit(x: int) -> int:
+    raise SystemExit(7)
+
+
+def make_lock(x: int) -> Any:
+    return threading.Lock()
+
+
+def loads_badly(x: int) -> Any:
+    return LoadsBadly()
+
+
+def _explode() -> None:
+    raise ValueError("not here")
+
+
+class LoadsBadly:
+    def __reduce__(self) -> Any:
+        return (_explode, ())
+
+
+def die_of_signal(x: int) -> int:
+    if x == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def die_by_exit(x: int) -> int:
+    if x == 5:
+        os._exit(3)
+    return x
+
+
+def printing(x: int) -> int:
+    print("from the worker", x)
+    return x
+
+
+class Adder:
+    """An object with __call__."""
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, x: int) -> int:
+        return x + self.by
+
+    def add(self, x: int) -> int:
+        return x + self.by
+
+
+@task(multiprocess=True, workers=2)
+def decorated(x: int) -> int:
+    return x * 2
+
+
+@task(branch=True)
+def numbers(n: int) -> Iterable[int]:
+    return range(n)
+
+
+def nested_processes(n: int) -> int:
+    """Runs a pipeline with processes of its own."""
+    inner = numbers | task(inc, multiprocess=True, workers=2) | task(total, join=True)
+    (result,) = inner(n)
+    return result
+
+
+def main_thread(x: int) -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def same_array(x: Any) -> Any:
+    x += 1  # writable, and private
+    return x
+
+
+def big_output(n: int) -> bytes:
+    return b"x" * n
+
+
+class Point:
+    def __init__(self, x: int, y: int) -> None:
+        self.x, self.y = x, y
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and (self.x, self.y) == (other.x, other.y)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+# -------------------------------------------------------------------------------- the options
+
+
+@pytest.mark.parametrize("where", range(1, 8))
+def test_processes_in_any_position(fork: None, where: int) -> None:
+    pipeline = (
+        task(range, branch=True, multiprocess=bool(where & 1))
+        | task(inc, multiprocess=bool(where & 2))
+        | task(inc, multiprocess=bool(where & 4))
+    )
+    assert list(pipeline(200)) == list(range(2, 202))
+
+
+def test_each_start_method(method: str) -> None:
+    pipeline = (
+        numbers
+        | task(inc, multiprocess=True, workers=2, ordered=True, throttle=10)
+        | task(repeat, branch=True, multiprocess=True)
+        | task(same)
+        | task(scaled, bind=task.bind(by=10, plus=1), multiprocess=True)
+    )
+    expected = [x * 10 + 1 for i in range(100) for x in repeat(i + 1)]
+    assert list(pipeline(100)) == expected
+    assert list(pipeline(100)) == expected
+
+
+def test_workers_are_other_processes(method: str) -> None:
+    pids = set((numbers | task(pid, multiprocess=True))(50))
+    assert len(pids) == 1
+    assert pids.isdisjoint({os.getpid()})
+
+
+def test_several_workers_lose_and_double_nothing(fork: None) -> None:
+    pipeline = numbers | task(inc, multiprocess=True, workers=4) | task(inc, workers=3)
+    assert sorted(pipeline(5000)) == list(range(2, 5002))
+
+
+@pytest.mark.parametrize("throttle", [0, 1, 7])
+def test_order_is_kept(fork: None, throttle: int) -> None:
+    pipeline = numbers | task(
+        repeat, branch=True, multiprocess=True, workers=3, ordered=True, throttle=throttle
+    )
+    assert list(pipeline(500)) == [x for i in range(500) for x in repeat(i)]
+
+
+def test_join_gives_each_item_to_one_process(fork: None) -> None:
+    pipeline = numbers | task(total, join=True, multiprocess=True, workers=3)
+    totals = list(pipeline(2000))
+    assert len(totals) == 3
+    assert sum(totals) == sum(range(2000))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_join_that_has_enough_ends_what_is_before(fork: None, before: bool) -> None:
+    pipeline = task(endless, branch=True, throttle=10, multiprocess=before) | task(
+        first_three, branch=True, join=True, multiprocess=True
+    )
+    assert list(pipeline(7)) == [7, 8, 9]
+
+
+def test_first_task_in_a_process_with_arguments(method: str) -> None:
+    assert list(task(scaled, multiprocess=True)(4, by=5, plus=2)) == [22]
+
+
+def test_all_kinds_of_callables(method: str) -> None:
+    for func in (Adder(3), Adder(3).add, partial(scaled, by=1, plus=3)):
+        assert list((numbers | task(func, multiprocess=True))(5)) == [3, 4, 5, 6, 7]
+
+
+def test_decorated_functions(method: str) -> None:
+    assert sorted((numbers | decorated)(10)) == list(range(0, 20, 2))
+    assert list(decorated.tasks[0].func.__name__) == list("decorated")
+
+
+def test_a_pipeline_is_a_function(method: str) -> None:
+    inner = numbers | task(inc)
+    pipeline = numbers | task(inner, branch=True, multiprocess=True)
+    assert list(pipeline(4)) == [1, 1, 2, 1, 2, 3]
+
+
+def test_workers_may_run_processes_of_their_own(method: str) -> None:
+    pipeline = numbers | task(nested_processes, multiprocess=True, workers=2, ordered=True)
+    assert list(pipeline(6)) == [sum(range(1, n + 1)) for n in range(6)]
+
+
+def test_functions_run_in_the_main_thread(method: str) -> None:
+    assert list((numbers | task(main_thread, multiprocess=True))(2)) == [True, True]
+
+
+def test_statistics(fork: None) -> None:
+    outputs = (numbers | task(inc, multiprocess=True, workers=2))(1000)
+    assert len(list(outputs)) == 1000
+    stats = outputs.stats()
+    assert (stats[1].name, stats[1].workers, stats[1].alive) == ("inc", 2, 0)
+    assert (stats[1].items_in, stats[1].items_out, stats[1].queued) == (1000, 1000, 0)
+    assert stats[1].busy > 0
+
+
+def test_runs_beside_each_other(fork: None) -> None:
+    pipeline = numbers | task(inc, multiprocess=True, throttle=3)
+    runs = [pipeline(100) for _ in range(3)]
+    for _ in range(100):
+        assert len({next(run) for run in runs}) == 1
+    for run in runs:
+        assert list(run) == []
+
+
+# ------------------------------------------------------------------------------------- items
+
+ITEMS: list[Any] = [
+    None, True, False, 0, -1, 2**63 - 1, -(2**63), 2**63, 10**30, 1.5, float("inf"), "", "text",
+    "ü€😀", "\udc80", "x" * 10_000_000, b"", b"bytes", b"b" * 5_000_000, bytearray(b"array"),
+    (1, "two", [3.0]), {"a": {1, 2}}, Point(1, 2), range(5), 1j, frozenset({1}), int, len,
+]  # fmt: skip
+
+
+def test_items_of_all_kinds(method: str) -> None:
+    pipeline = task(iter_items, branch=True) | task(same, multiprocess=True)
+    results = list(pipeline())
+    assert results == ITEMS
+    assert [type(item) for item in results] == [type(item) for item in ITEMS]
+
+
+def iter_items() -> Iterator[Any]:
+    yield from ITEMS
+
+
+def test_items_larger_than_everything(fork: None) -> None:
+    pipeline = task(range, branch=True) | task(big_output, multiprocess=True, throttle=1)
+    assert [len(item) for item in (pipeline | task(same, multiprocess=True))(0, 60_000_000, 2**24)]
+
+
+def test_arrays_cross_out_of_band(method: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    arrays = [
+        numpy.arange(100_000),
+        numpy.zeros(0),
+        numpy.asfortranarray(numpy.ones((300, 200))),
+        numpy.arange(7, dtype="u1"),
+    ]
+    pipeline = task(iter, branch=True) | task(same_array, multiprocess=True, workers=1)
+    for array, result in zip(arrays, pipeline(arrays), strict=True):
+        assert result.dtype == array.dtype
+        assert (result == array + 1).all()
+        result += 1  # writable, and it outlives the run
+        assert (result == array + 2).all()
+
+
+def test_what_was_received_outlives_the_run(fork: None) -> None:
+    numpy = pytest.importorskip("numpy")
+    kept = list((numbers | task(partial(numpy.full, 100_000), multiprocess=True))(20))
+    for i, array in enumerate(kept):
+        assert (array == i).all()
+
+
+def test_the_memory_of_arrays_goes_with_the_last_view(fork: None) -> None:
+    numpy = pytest.importorskip("numpy")
+    outputs = (numbers | task(partial(numpy.full, 100_000), multiprocess=True))(5)
+    first, *others = outputs
+    del others
+    part = first[10:20]
+    del first
+    assert shared_memory() > 0
+    assert (part == 0).all()
+    part += 3
+    assert (part == 3).all()
+    del part
+    assert shared_memory() == 0
+    assert outputs.stats()[1].items_out == 5
+
+
+def test_a_received_array_is_private_in_a_forked_child(fork: None) -> None:
+    numpy = pytest.importorskip("numpy")
+    (array,) = task(partial(numpy.zeros, 100_000), multiprocess=True)()
+    child = os.fork()
+    if child == 0:
+        array += 1
+        os._exit(int(array[5]))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert (array == 0).all()
+
+
+def test_read_only_arrays_stay_read_only(fork: None) -> None:
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(100_000)
+    array.setflags(write=False)
+    (result,) = task(same, multiprocess=True)(array)
+    assert (result == array).all()
+    assert not result.flags.writeable
+
+
+# ---------------------------------------------------------------------------------- refusals
+
+
+def test_functions_that_cannot_be_pickled_are_refused() -> None:
+    def local(x: int) -> int:
+        return x
+
+    for func in (lambda x: x, local, partial(local), Unpicklable().lock.acquire):
+        with pytest.raises(RuntimeError, match=r"multiprocess=True.*pickle"):
+            task(func, multiprocess=True)
+    with pytest.raises(RuntimeError, match="'local'"):
+        task(multiprocess=True)(local)
+
+
+def test_a_function_that_is_hidden_is_refused_at_the_call() -> None:
+    def make() -> Any:
+        def hidden(x: int) -> int:
+            return x
+
+        hidden.__qualname__ = "hidden"
+        return hidden
+
+    pipeline = task(multiprocess=True)(make())
+    with pytest.raises(RuntimeError, match="'hidden'"):
+        pipeline(1)
+
+
+def test_async_functions_are_refused() -> None:
+    async def coroutine(x: int) -> int:
+        return x
+
+    with pytest.raises(ValueError, match="async"):
+        task(coroutine, multiprocess=True)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "name", "kind"),
+    [
+        (numbers | task(make_lock, multiprocess=True), "make_lock", "lock"),
+        (numbers | task(make_lock) | task(same, multiprocess=True), "make_lock", "lock"),
+        (task(same, multiprocess=True), "same", "tuple"),
+    ],
+)
+def test_items_that_cannot_be_pickled_end_the_run(
+    fork: None, pipeline: Any, name: str, kind: str
+) -> None:
+    argument = threading.Lock() if name == "same" else 5
+    with pytest.raises(RuntimeError, match=rf"'{name}'.*{kind}.*cannot be pickled"):
+        list(pipeline(argument))
+
+
+def test_results_that_cannot_be_unpickled_end_the_run(method: str) -> None:
+    with pytest.raises(RuntimeError, match="cannot be unpickled") as caught:
+        list((numbers | task(loads_badly, multiprocess=True))(5))
+    assert "not here" in "".join(traceback.format_exception(caught.value))
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def test_an_exception_comes_with_its_remote_traceback(method: str) -> None:
+    outputs = (numbers | task(raise_value_error, multiprocess=True))(10)
+    assert [next(outputs) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three is bad") as caught:
+        next(outputs)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "in raise_value_error" in shown
+    assert 'raise ValueError("three is bad")' in shown
+    assert "in task 'raise_value_error' (2 of 2)" in shown
+    with pytest.raises(StopIteration):
+        next(outputs)
+
+
+def test_stop_iteration_is_loud(fork: None) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list((numbers | task(stop_iteration, multiprocess=True))(1))
+
+
+def test_system_exit_counts(fork: None) -> None:
+    with pytest.raises(SystemExit) as caught:
+        list((numbers | task(leave_by_exit, multiprocess=True))(1))
+    assert caught.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("func", "kind", "words"),
+    [(raise_picky, "Picky", "only the message"), (raise_unpicklable, "Unpicklable", "with a lock")],
+)
+def test_exceptions_that_cannot_travel(fork: None, func: Any, kind: str, words: str) -> None:
+    with pytest.raises(pyper.RemoteError, match=rf"{kind}: {words}") as caught:
+        list((numbers | task(func, multiprocess=True))(1))
+    assert f"in {func.__name__}" in "".join(traceback.format_exception(caught.value))
+    assert isinstance(caught.value, pyper.Error)
+
+
+# ------------------------------------------------------------------------------ deaths, leaving
+
+
+@pytest.mark.parametrize(
+    ("func", "code", "words"),
+    [(die_of_signal, -9, "signal 9"), (die_by_exit, 3, "exit code 3")],
+)
+def test_a_death_is_named(method: str, func: Any, code: int, words: str) -> None:
+    outputs = (numbers | task(same) | task(func, multiprocess=True))(10)
+    seen = []
+    with pytest.raises(pyper.WorkerDied, match=rf"'{func.__name__}'.*worker 1 of 1.*{words}") as c:
+        seen.extend(outputs)
+    assert c.value.exitcode == code
+    assert c.value.task == 2
+    assert isinstance(c.value, pyper.Error)
+
+
+def test_an_idle_worker_may_die(fork: None) -> None:
+    """It waits for an input, and the caller for an output: nobody else is doing anything."""
+    outputs = (
+        task(pid_and_stay, branch=True, multiprocess=True)
+        | task(pid_too, branch=True, multiprocess=True)
+    )(0)
+    first, second = next(outputs), next(outputs)
+    while outputs.stats()[1].starved == 0:
+        time.sleep(0.001)
+    assert first != second
+    os.kill(second, signal.SIGKILL)
+    with pytest.raises(pyper.WorkerDied, match="'pid_too'"):
+        next(outputs)
+
+
+def test_a_function_that_cannot_be_loaded_is_an_error_of_its_own(tmp_path: Path) -> None:
+    """Without the guard for __main__ a spawned worker runs the program again."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing
+        from pyper import task
+        def inc(x): return x + 1
+        multiprocessing.set_start_method("spawn", force=True)
+        for x in (task(range, branch=True) | task(inc, multiprocess=True))(3):
+            print(x)
+        """,
+    )
+    assert done.returncode == 1
+    assert "before it could begin" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["close", "with", "drop", "throw"])
+def test_leaving_ends_long_calls(method: str, how: str) -> None:
+    outputs = (numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=2))(10)
+    worker = next(outputs)
+    if how == "close":
+        outputs.close()
+    elif how == "with":
+        with outputs:
+            pass
+    elif how == "throw":
+        with pytest.raises(KeyError):
+            outputs.throw(KeyError)
+    else:
+        pidfd = os.pidfd_open(worker)
+        del outputs
+        wait_readable(pidfd)
+        while shared_memory():
+            time.sleep(0.001)
+        while multiprocessing.active_children():
+            time.sleep(0.001)
+
+
+def wait_readable(fd: int) -> None:
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    poll.poll()
+    os.close(fd)
+
+
+def wait_asleep(process: int) -> None:
+    """Wait until the main thread of a process sleeps, as two looks in a row find it."""
+    before = ""
+    while True:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        now = " ".join(line for line in lines if line.startswith(("State", "voluntary")))
+        if now == before and "S (sleeping)" in now:
+            return
+        before = now
+        time.sleep(0.02)
+
+
+def run_program(folder: Path, source: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program that imports pyper from where we have it."""
+    path = folder / "program.py"
+    path.write_text(textwrap.dedent(source))
+    return subprocess.run(
+        [sys.executable, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        **options,
+    )
+
+
+METHODS = ["fork", "forkserver", "spawn"]
+
+
+@pytest.mark.parametrize("chosen", METHODS)
+def test_functions_of_main_and_prints(tmp_path: Path, chosen: str) -> None:
+    done = run_program(
+        tmp_path,
+        f"""
+        import multiprocessing
+        from pyper import task
+
+        def shout(x):
+            print("from the worker", x)
+            return x + 1
+
+        @task(multiprocess=True)
+        def twice(x):
+            return 2 * x
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("{chosen}")
+            print("before")
+            pipeline = task(range, branch=True) | task(shout, multiprocess=True) | twice
+            print(list(pipeline(3)))
+        """,
+    )
+    assert done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == sorted(
+        ["before", *(f"from the worker {i}" for i in range(3)), "[2, 4, 6]"]
+    )
+
+
+@pytest.mark.parametrize("chosen", METHODS)
+def test_workers_follow_a_caller_that_is_killed(tmp_path: Path, chosen: str) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing, os, time
+            from pyper import task
+
+            def stay(x):
+                yield os.getpid()
+                time.sleep(1000)
+
+            if __name__ == "__main__":
+                multiprocessing.set_start_method("{chosen}")
+                outputs = (task(range, branch=True)
+                           | task(stay, branch=True, multiprocess=True, workers=2))(2)
+                print(next(outputs), next(outputs), flush=True)
+                next(outputs)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, text=True, env=environment
+    ) as caller:
+        assert caller.stdout is not None
+        pidfds = [os.pidfd_open(int(word)) for word in caller.stdout.readline().split()]
+        assert len(pidfds) == 2
+        caller.kill()
+        for pidfd in pidfds:
+            wait_readable(pidfd)
+
+
+@pytest.mark.parametrize("chosen", METHODS)
+def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing, os, time
+            from pyper import task
+
+            def stay(x):
+                yield os.getpid()
+                time.sleep(1000)
+
+            if __name__ == "__main__":
+                multiprocessing.set_start_method("{chosen}")
+                outputs = (task(range, branch=True)
+                           | task(stay, branch=True, multiprocess=True, workers=2))(2)
+                try:
+                    print(next(outputs), next(outputs), flush=True)
+                    next(outputs)
+                except KeyboardInterrupt:
+                    print("interrupted", flush=True)
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as caller:
+        assert caller.stdout is not None
+        assert caller.stderr is not None
+        pidfds = [os.pidfd_open(int(word)) for word in caller.stdout.readline().split()]
+        assert len(pidfds) == 2
+        wait_asleep(caller.pid)
+        os.killpg(caller.pid, signal.SIGINT)
+        assert caller.stdout.readline() == "interrupted\n"
+        for pidfd in pidfds:
+            wait_readable(pidfd)
+        assert caller.wait() == 0
+        assert caller.stderr.read() == ""
+
+
+def test_threads_alone_do_not_pay(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import sys, threading
+        from pyper import task
+        outputs = (task(range, branch=True) | task(str))(100)
+        next(outputs)
+        assert len(list(outputs)) == 99
+        for name in ("multiprocessing", "pickle", "pyper._processes"):
+            print(name, name in sys.modules)
+        """,
+    )
+    assert "multiprocessing False" in done.stdout
+    assert "pyper._processes False" in done.stdout
+
+
+def test_beside_threads_nothing_is_forked_unasked(tmp_path: Path) -> None:
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, os, threading
+        from pyper import task
+
+        def parent(x):
+            return os.getppid()
+
+        if __name__ == "__main__":
+            pipeline = task(range, branch=True) | task(parent, multiprocess=True)
+            print(set(pipeline(2)) == {os.getpid()})
+            leave = threading.Event()
+            thread = threading.Thread(target=leave.wait)
+            thread.start()
+            print(set(pipeline(2)) == {os.getpid()})
+            leave.set()
+            thread.join()
+            print(multiprocessing.get_start_method(allow_none=True))
+        """,
+    )
+    assert done.stderr == ""
+    first = "True" if multiprocessing.get_all_start_methods()[0] == "fork" else "False"
+    assert done.stdout.split() == [first, "False", "None"]
+
+
+def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
+    """What a run reserves leaves room for others, and for the stacks of threads."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, resource
+        from pyper import task
+
+        def inc(x):
+            return x + 1
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("fork")
+            hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+            resource.setrlimit(resource.RLIMIT_AS, (8 << 30, hard))
+            pipeline = (task(range, branch=True) | task(inc, multiprocess=True, workers=2)
+                        | task(str, workers=20))
+            runs = [pipeline(100) for _ in range(4)]
+            for run in runs:
+                next(run)
+            print([len(list(run)) for run in runs])
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[99, 99, 99, 99]\n"
+
+
+def test_a_hundred_kills(fork: None) -> None:
+    """Whatever a worker is doing when it is killed, the caller is told, and nothing hangs."""
+    import random
+
+    seed = int(os.environ.get("PYPER_TEST_SEED", time.time_ns() % 2**32))
+    print(f"PYPER_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    for _ in range(100):
+        pipeline = (
+            task(endless, branch=True, throttle=rng.choice([1, 10, 1000]))
+            | task(same, multiprocess=True, workers=2, throttle=10, ordered=rng.random() < 0.5)
+            | task(same, multiprocess=rng.random() < 0.5, throttle=10)
+        )
+        outputs = pipeline(0)
+        for _ in range(rng.randrange(1, 200)):
+            next(outputs)
+        for _ in range(rng.randrange(20000)):
+            pass
+        victim = rng.choice(multiprocessing.active_children())
+        os.kill(victim.pid or 0, signal.SIGKILL)
+        with pytest.raises(pyper.WorkerDied, match="was killed by signal 9"):
+            for _ in outputs:
+                pass
+        outputs.close()
