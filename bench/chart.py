@@ -84,11 +84,7 @@ def chart(data: dict[str, Any], note: str) -> str:
     """The SVG of condensed results (publish.py)."""
     shown = []
     for row in data["rows"]:
-        others = {
-            name: system
-            for name, system in row["systems"].items()
-            if system.get("ratio", 0) > 0 and system["low"] > 0
-        }
+        others = {name: system for name, system in row["systems"].items() if "ratio" in system}
         if others:
             shown.append((row, others))
     ratios = [s[part] for _, others in shown for s in others.values() for part in ("low", "high")]

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from model import System
@@ -51,6 +52,7 @@ class Machine:
         self.packages = self._install_packages() if peers else {}
         self.c = self._build_c(peers, fastflow)
         self.loops_per_us = self._calibrate()
+        os.environ["BENCH_LOOPS_PER_US"] = str(python_loops_per_us())  # for serving.py
         self.free_threaded = self._free_threaded() if peers else None
         self.fast = fast
         self._peers = peers
@@ -89,6 +91,10 @@ class Machine:
         """What can be had without any library."""
         command = (sys.executable, self.script("bare_asyncio.py"), scenario)
         return System.of(name, *command, kind="floor")
+
+    def pool_alone(self, name: str, scenario: str) -> System:
+        """CPython's own pool of processes, with the best chunks found by hand."""
+        return System.of(name, sys.executable, self.script("bare_pool.py"), scenario, kind="floor")
 
     def package(self, name: str, scenario: str) -> list[System]:
         """Another package, if it is here."""
@@ -152,7 +158,7 @@ class Machine:
         programs: dict[str, str] = {}
         library = ROOT / "build" / "src" / "libpyper.a"
         flags = ["-std=gnu11", "-O2", f"-I{ROOT / 'include'}"]
-        for name in ("chain", "costs"):
+        for name in ("chain", "costs", "processes"):
             source = BENCH / "c" / f"{name}.c"
             programs[name] = str(WORK / name)
             command = ["cc", *flags, source, "-o", programs[name], library, "-pthread"]
@@ -197,6 +203,19 @@ class Machine:
     def _calibrate(self) -> int:
         command = [self.c["chain"], "calibrate"]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def python_loops_per_us() -> int:
+    """Turns of an empty loop in a microsecond, in the fastest of many tries."""
+
+    def seconds(loops: int) -> float:
+        started = time.perf_counter()
+        for _ in range(loops):
+            pass
+        return time.perf_counter() - started
+
+    loops = 2000
+    return max(1, round(loops / (min(seconds(loops) for _ in range(500)) * 1e6)))
 
 
 def _processor() -> str:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from model import OURS, Row, System, Target
 
-PATIENCE = 90.0  # seconds for one round; who takes longer hangs
+# Seconds for one round; who takes longer hangs, or is not worth the wait.
+PATIENCE = {"ours": 300.0, "peer": 30.0, "floor": 30.0}
 
 
 class ProgramError(Exception):
@@ -54,9 +55,10 @@ class Program:
         assert self._process.stdout
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(PATIENCE):
+            patience = PATIENCE[self.system.kind]
+            if not selector.select(patience):
                 self.kill()
-                raise ProgramError(f"gave no answer in {PATIENCE:g} seconds")
+                raise ProgramError(f"gave no answer in {patience:g} seconds")
         return self._process.stdout.readline()
 
     def _why(self) -> str:
@@ -131,11 +133,20 @@ class Result:
     failed: dict[str, str]
 
     def ratios(self, name: str) -> list[float]:
-        """How many times as much (of time, say) the other takes as ours, round by round."""
-        pairs = zip(self.systems[name].figures, self.systems[OURS].figures, strict=False)
+        """How many times as much (of time, say) the other takes as ours, round by round.
+
+        What is nothing (memory that stays, say) has no ratio.
+        """
+        both = zip(self.systems[name].figures, self.systems[OURS].figures, strict=False)
+        pairs = [(theirs, ours) for theirs, ours in both if theirs > 0 and ours > 0]
         if self.row.unit.more_is_better:
             return [ours / theirs for theirs, ours in pairs]
         return [theirs / ours for theirs, ours in pairs]
+
+    def ratio(self, name: str) -> float | None:
+        """The median of the ratios, if there is one."""
+        ratios = self.ratios(name) if name in self.systems else []
+        return statistics.median(ratios) if ratios else None
 
     def peers(self) -> list[str]:
         return [s.name for s in self.row.systems if s.kind == "peer" and s.name in self.systems]
@@ -145,12 +156,10 @@ class Result:
         if target.kind == "at most":
             return self.systems[OURS].median
         if target.kind == "best":
-            each = [statistics.median(self.ratios(name)) for name in self.peers()]
+            each = [r for r in map(self.ratio, self.peers()) if r is not None]
             return min(each) if each else None
-        if target.against not in self.systems:
-            return None
-        ratio = statistics.median(self.ratios(target.against))
-        return 1 / ratio if target.kind == "within" else ratio
+        ratio = self.ratio(target.against)
+        return 1 / ratio if ratio and target.kind == "within" else ratio
 
     def met(self, target: Target) -> bool | None:
         reached = self.reached(target)

@@ -12,9 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from serving import Measured, percentile, serve
-
-LOOPS_PER_US = 25  # as in scenarios.py
+from serving import LOOPS_PER_US, Measured, percentile, serve
 
 Function = Callable[[int], int]
 Source = Callable[[int], Iterable[int]]
@@ -25,7 +23,7 @@ def inc(x: int) -> int:
 
 
 class Work:
-    """So many microseconds of Python, about."""
+    """So many microseconds of Python, on a processor of its own."""
 
     def __init__(self, us: int):
         self.loops = LOOPS_PER_US * us
@@ -201,15 +199,6 @@ def total(stages: list[tuple[Function, int]], source: Source = range):
     return lambda outputs: lambda n: drain(outputs, source, stages, n) * n
 
 
-def further_task(outputs: Outputs) -> Measured:
-    def measure(n: int) -> float:
-        call = drain(plain_loop, range, [(inc, 1)], n) - drain(plain_loop, range, [], n)
-        six, two = (drain(outputs, range, [(inc, 1)] * k, n) for k in (5, 1))
-        return (six - two) / 4 - call
-
-    return measure
-
-
 def one_call(outputs: Outputs) -> Measured:
     def measure(n: int) -> float:
         started = time.perf_counter()
@@ -282,7 +271,6 @@ SCENARIOS: dict[str, Callable[[Outputs], Measured]] = {
     "four tasks": each([(inc, 1)] * 3),
     "8 tasks": each([(inc, 1)] * 7),
     "16 tasks": each([(inc, 1)] * 15),
-    "further task": further_task,
     **{f"throttle {t}": each([(inc, 1)], throttle=t) for t in (1, 10, 100, 1000)},
     "1 worker": each([(inc, 1), (inc, 1)]),
     **{f"{w} workers": each([(inc, w), (inc, 1)]) for w in (2, 4, 8, 64)},

@@ -94,12 +94,12 @@ def provenance(data: dict[str, Any]) -> str:
 # --------------------------------------------------------------------------------- the tables
 
 
-def others(row: dict[str, Any], kinds: tuple[str, ...] = ("peer", "floor")) -> str:
+def others(row: dict[str, Any]) -> str:
     """The other systems of a row, with their ratios."""
     parts = [
         f"{name} {number(s['ratio'])} ({number(s['low'])}..{number(s['high'])})"
         for name, s in row["systems"].items()
-        if s["kind"] in kinds
+        if "ratio" in s
     ]
     return ", ".join(parts) or "-"
 
@@ -169,7 +169,7 @@ def misses(data: dict[str, Any]) -> str:
         f"- {row['name']}: {name}, {number(system['ratio'])}"
         for row in data["rows"]
         for name, system in row["systems"].items()
-        if system["kind"] == "peer" and system["ratio"] < 1
+        if system["kind"] == "peer" and system.get("ratio", 1) < 1
     ]
     lines.append("Where a peer is ahead of pyper (it takes so many times as much):\n")
     lines += ahead or ["- nowhere"]
@@ -219,7 +219,7 @@ def short(data: dict[str, Any]) -> str:
             peers = ", ".join(
                 f"{other} {number(s['ratio'])}"
                 for other, s in row["systems"].items()
-                if s["kind"] == "peer"
+                if s["kind"] == "peer" and "ratio" in s
             )
             what = f"{row['name']}: {row['what']}".replace("|", "\\|")
             lines.append(f"| {what} | {number(ours['median'])} {row['unit']} | {peers} |")

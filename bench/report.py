@@ -40,8 +40,7 @@ def lines(result: Result) -> list[str]:
         line += f" {measured.peak / 2**20:6.0f} MiB"
         if system.name == OURS:
             line += f"   ({number(min(measured.figures))}..{number(max(measured.figures))})"
-        else:
-            ratios = result.ratios(system.name)
+        elif ratios := result.ratios(system.name):
             spread = f"({number(min(ratios))}..{number(max(ratios))})"
             line += f"   x{number(statistics.median(ratios))} {spread}"
         text.append(line)
@@ -95,8 +94,8 @@ def losses(results: list[Result]) -> list[str]:
     found = []
     for result in results:
         for name in result.peers():
-            ratio = statistics.median(result.ratios(name))
-            if ratio < 1:
+            ratio = result.ratio(name)
+            if ratio is not None and ratio < 1:
                 found.append(f"{result.row.name}: {name} x{number(ratio)}")
     return found
 

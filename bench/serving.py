@@ -1,9 +1,13 @@
 """What the Python programs of the benchmark share: they do a round for each line of their input."""
 
+import os
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# How many turns of an empty loop are a microsecond of Python; run.py has measured it.
+LOOPS_PER_US = int(os.environ.get("BENCH_LOOPS_PER_US", "50"))
 
 # Does a scenario with so many items; the figure, in seconds mostly.
 Measured = Callable[[int], float]

@@ -1,22 +1,37 @@
 /* channel - see channel.h.
  *
- * A chunk is a block of the shared memory.  A record in it begins with a word that says how many
- * bytes follow, and whether these are the item itself, or its size and the offset of its extent, or
- * (of the last record of a chunk) the offset of the next chunk. */
+ * A lane is a list of chunks, blocks of the shared memory.  A chunk begins with its size; a record in
+ * it begins with a word that says how many bytes follow, and whether these are the item itself, or
+ * its size and the offset of its extent, or (behind the last record of a chunk) the offset of the
+ * next chunk. */
 #include "channel.h"
 
 #if PYPER__PROCESSES
 
 #include <string.h>
 
-#define CHUNK ((uint32_t)65536)
+/* The first chunk of a lane is small, because a lane may not see many items. */
+#define CHUNK_FIRST ((uint64_t)4096)
+#define CHUNK ((uint64_t)65536)
+
+/* A bound beyond this is none, and leaves room for the sums of counters. */
+#define LIMIT_MAX (INT64_MAX / 4)
+
+/* With several lanes so many items are taken from one before the next has its turn. */
+#define TURN 64
+
+/* What a hand holds at most, and how long its owner should be busy with it: so long may an item lie
+ * there behind others that are not older.  The exact number does not matter much. */
+#define HAND_ITEMS PYPER__HAND_ITEMS
+#define HAND_BYTES 4096
+#define HAND_NS 100000
 
 /* The kinds of records. */
 enum { INSIDE, EXTENT, LINK };
 
 struct word {
     uint32_t kind;
-    uint32_t size; /* INSIDE: of the item */
+    uint32_t size; /* of the bytes that follow */
 };
 
 struct extent {
@@ -24,19 +39,44 @@ struct extent {
 };
 
 /* Behind each record there is room for a link. */
-#define LINK_SIZE ((uint32_t)(sizeof(struct word) + sizeof(uint64_t)))
+#define LINK_SIZE (sizeof(struct word) + sizeof(uint64_t))
 
-/* Where an end stands. */
-struct position {
-    uint64_t chunk;
-    uint32_t at;
+/* Where the consuming end of a lane stands, and how many records it has taken. */
+struct place {
+    uint64_t chunk, at;
+    int64_t head;
 };
 
-/* An output that is kept for its turn: its record, which is the item itself or its extent. */
+/* The way of one producer's items, see the header for who may touch what. */
+struct lane {
+    /* The producer. */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
+    int64_t room_until;
+    _Atomic int64_t in_line; /* its number, while it waits for a place beside others; else 0 */
+    uint64_t chunk, at, end;
+
+    /* The consuming end. */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
+    int64_t seen;
+    _Atomic uint64_t steps;
+    struct place places[2];
+};
+
+/* What a consumer among several processes has claimed: records, one behind the other.  `state` is how
+ * many it has ever started, << 8, and how many of those in the hand are left. */
+struct hand {
+    _Alignas(PYPER__CACHE_LINE) _Atomic uint64_t state;
+    uint64_t origin;  /* how many had been started when it was filled */
+    uint64_t noticed; /* how many had been started when somebody looked last */
+    int64_t ticket;   /* of the first record */
+    uint16_t at[HAND_ITEMS + 1];
+    _Alignas(PYPER__CACHE_LINE) unsigned char bytes[HAND_BYTES];
+};
+
+/* An output that is kept for its turn: its record. */
 struct kept {
     uint64_t next;
     struct word word;
-    struct extent extent;
     unsigned char bytes[];
 };
 
@@ -54,42 +94,86 @@ struct order {
     _Atomic int64_t turn;
     _Atomic int64_t kept;
     _Atomic int64_t blocked; /* how many tickets are */
-    _Atomic bool broken;     /* somebody has died with the lock */
+    _Atomic bool broken;     /* somebody has died with the lock, or what was kept could not join the
+                              * channel for lack of memory (who has found that out says so) */
     struct ticket ring[];
 };
 
+/* Who the consumers are: one worker; several threads of one process; several processes. */
+enum { ALONE, TOGETHER, APART };
+
 struct pyper__channel_shared {
     int64_t limit, block; /* see queue.h */
-    bool many_producers, many_consumers;
-    uint64_t order; /* 0: none */
+    int64_t lanes, hands;
+    int consumers;
+    bool one_at_a_time;
+    uint64_t hands_at, order; /* 0: none */
     _Atomic int state;
-    pyper__event items, places;
-
-    /* The producing end. */
-    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
-    _Atomic int64_t room_until;
-    struct position push[2];
+    _Alignas(PYPER__CACHE_LINE) pyper__event items;
+    _Alignas(PYPER__CACHE_LINE) pyper__event places;
+    int64_t pushed, line; /* if there are several lanes and a bound */
+    _Atomic int64_t waiting;
     pyper__shared_lock push_lock;
 
     /* The consuming end. */
-    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
-    _Atomic int64_t seen;
-    struct position pop[2];
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t given_back;
+    _Atomic int64_t popped;
+    _Atomic int64_t lost; /* of these, on the way into a hand */
+    int64_t current;      /* lane */
     pyper__shared_lock pop_lock;
-    _Atomic int64_t given_back;
+
+    struct lane lane[];
 };
 
 /* ------------------------------------------------------------------------------- life time */
 
-uint64_t pyper__channel_size(int64_t order_window) {
-    uint64_t order = sizeof(struct order) + (uint64_t)order_window * sizeof(struct ticket);
-    uint64_t size = sizeof(struct pyper__channel_shared) + (order_window > 0 ? order : 0);
+static uint64_t align(uint64_t size) {
     return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
+}
+
+/* An order has one lane, which its producers share. */
+static int64_t lanes_of(const pyper__channel_shape *shape) {
+    return shape->order_window > 0 ? 1 : shape->producers;
+}
+
+static int64_t hands_of(const pyper__channel_shape *shape) {
+    return shape->apart && shape->consumers > 1 ? shape->consumers : 0;
+}
+
+static uint64_t size_of_order(const pyper__channel_shape *shape) {
+    if (shape->order_window == 0) return 0;
+    return align(sizeof(struct order) + (uint64_t)shape->order_window * sizeof(struct ticket));
+}
+
+static uint64_t size_of_lanes(const pyper__channel_shape *shape) {
+    return sizeof(struct pyper__channel_shared) + (uint64_t)lanes_of(shape) * sizeof(struct lane);
+}
+
+uint64_t pyper__channel_size(const pyper__channel_shape *shape) {
+    return size_of_lanes(shape) + size_of_order(shape) +
+           (uint64_t)hands_of(shape) * sizeof(struct hand);
 }
 
 static struct order *order_of(const pyper__channel *channel) {
     uint64_t offset = channel->shared->order;
     return offset ? pyper__shm_at(channel->shm, offset) : NULL;
+}
+
+static struct hand *hand_of(const pyper__channel *channel, int64_t number) {
+    return (struct hand *)pyper__shm_at(channel->shm, channel->shared->hands_at) + number;
+}
+
+static inline int64_t started(uint64_t state) {
+    return (int64_t)(state >> 8);
+}
+
+static inline uint32_t left_of(uint64_t state) {
+    return state & 255;
+}
+
+static struct lane *lane_of(const pyper__channel *channel, int64_t number) {
+    struct pyper__channel_shared *shared = channel->shared;
+    return &shared->lane[shared->lanes == 1 ? 0 : number];
 }
 
 static void init_order(pyper__channel *channel, uint64_t offset, int64_t window) {
@@ -99,30 +183,50 @@ static void init_order(pyper__channel *channel, uint64_t offset, int64_t window)
     channel->shared->order = offset;
 }
 
-int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset, int64_t throttle,
-                        bool many_producers, bool many_consumers, int64_t order_window) {
-    pyper__channel_attach(channel, shm, offset, NULL);
+static uint64_t new_chunk(pyper__shm *shm, uint64_t size) {
+    uint64_t chunk = pyper__shm_alloc(shm, size);
+    if (chunk) memcpy(pyper__shm_at(shm, chunk), &size, sizeof size);
+    return chunk;
+}
+
+static int init_lane(struct lane *lane, pyper__shm *shm) {
+    lane->chunk = lane->places[0].chunk = new_chunk(shm, CHUNK_FIRST);
+    lane->at = lane->places[0].at = sizeof(uint64_t);
+    lane->end = CHUNK_FIRST;
+    return lane->chunk ? 0 : PYPER_ENOMEM;
+}
+
+int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
+                        const pyper__channel_shape *shape) {
+    pyper__channel_attach(channel, shm, offset, NULL, 0);
     struct pyper__channel_shared *shared = channel->shared;
-    shared->limit = throttle > 0 ? throttle : INT64_MAX;
-    shared->block = throttle >= 4 ? throttle / 4 : 1;
-    shared->many_producers = many_producers || order_window > 0;
-    shared->many_consumers = many_consumers;
+    bool bounded = shape->throttle > 0 && shape->throttle < LIMIT_MAX;
+    shared->limit = bounded ? shape->throttle : INT64_MAX;
+    shared->block = bounded && shape->throttle >= 4 ? shape->throttle / 4 : 1;
+    shared->lanes = lanes_of(shape);
+    shared->hands = hands_of(shape);
+    shared->consumers = shape->consumers == 1 ? ALONE : shape->apart ? APART : TOGETHER;
+    shared->one_at_a_time = shape->one_at_a_time;
+    offset += size_of_lanes(shape);
+    if (shape->order_window > 0) init_order(channel, offset, shape->order_window);
+    shared->hands_at = offset + size_of_order(shape);
     pyper__event_init_shared(&shared->items);
     pyper__event_init_shared(&shared->places);
-    shared->push[0].chunk = shared->pop[0].chunk = pyper__shm_alloc(shm, CHUNK);
-    if (!shared->push[0].chunk) return PYPER_ENOMEM;
+    for (int64_t i = 0; i < shared->lanes; i++)
+        if (init_lane(&shared->lane[i], shm) < 0) return PYPER_ENOMEM;
     if (pyper__shared_lock_init(&shared->push_lock) < 0 ||
         pyper__shared_lock_init(&shared->pop_lock) < 0)
         return PYPER_ENOMEM;
-    if (order_window > 0) init_order(channel, offset + sizeof *shared, order_window);
     return 0;
 }
 
 void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
-                           pyper__waker *waker) {
-    channel->shm = shm;
-    channel->shared = pyper__shm_at(shm, offset);
-    channel->waker = waker;
+                           pyper__waker *waker, int64_t hand) {
+    *channel = (pyper__channel){
+        .shm = shm, .shared = pyper__shm_at(shm, offset), .waker = waker, .hand = hand};
+    atomic_init(&channel->told, PYPER__OPEN);
+    channel->claim = 1;
+    pyper__owned_lock_init(&channel->pop_lock, false);
 }
 
 pyper__event *pyper__channel_items(const pyper__channel *channel) {
@@ -133,25 +237,10 @@ pyper__event *pyper__channel_places(const pyper__channel *channel) {
     return &channel->shared->places;
 }
 
-/* pyper__event_notify() for the events that a loop may wait for. */
+/* pyper__event_notify(), or pyper__event_notify_all(), for the events that a loop may wait for. */
 static inline void notify(const pyper__channel *channel, pyper__event *event, uint32_t count) {
-    if (pyper__likely(!pyper__event_has_waiters(event))) return;
+    if (pyper__likely(count != UINT32_MAX && !pyper__event_has_waiters(event))) return;
     pyper__event_notify_through(event, count, event->looped ? channel->waker : NULL);
-}
-
-/* ---------------------------------------------------------------------------------- records */
-
-int pyper__record_reserve(const pyper__channel *channel, pyper__record *record, uint64_t size) {
-    record->size = size;
-    record->extent = 0;
-    if (size <= PYPER__RECORD_BYTES) return 0;
-    record->extent = pyper__shm_alloc(channel->shm, size);
-    return record->extent ? 0 : PYPER_ENOMEM;
-}
-
-void pyper__record_drop(const pyper__channel *channel, pyper__record *record) {
-    if (record->extent) pyper__shm_free(channel->shm, record->extent, record->size);
-    record->extent = 0;
 }
 
 /* ------------------------------------------------------------------------------------ state */
@@ -169,12 +258,14 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     int before = atomic_load(&shared->state);
     while (before < state && !atomic_compare_exchange_weak(&shared->state, &before, state)) {
     }
-    if (before >= state) return;
+    /* A process that had set it before may have died before it told anybody. */
+    if (atomic_load(&channel->told) >= state) return;
     notify(channel, &shared->items, UINT32_MAX);
     notify(channel, &shared->places, UINT32_MAX);
     struct order *order = order_of(channel);
     for (int64_t i = 0; order && i < order->window; i++)
         pyper__event_notify_all(&order->ring[i].turn);
+    atomic_store(&channel->told, state);
 }
 
 static struct ticket *ticket_of(struct order *order, int64_t ticket) {
@@ -186,43 +277,61 @@ static int64_t kept_in(const pyper__channel *channel) {
     return order ? atomic_load(&order->kept) : 0;
 }
 
+/* How many records are in the lanes, those included that were taken. */
+static int64_t published_in(const pyper__channel *channel) {
+    const struct pyper__channel_shared *shared = channel->shared;
+    int64_t sum = 0;
+    for (int64_t i = 0; i < shared->lanes; i++) sum += atomic_load(&shared->lane[i].tail);
+    return sum;
+}
+
 int64_t pyper__channel_pushed(const pyper__channel *channel) {
-    return atomic_load(&channel->shared->tail) + kept_in(channel);
+    return published_in(channel) + kept_in(channel);
 }
 
 int64_t pyper__channel_popped(const pyper__channel *channel) {
-    return atomic_load(&channel->shared->head);
+    const struct pyper__channel_shared *shared = channel->shared;
+    if (shared->consumers != APART) return atomic_load(&shared->popped);
+    int64_t sum = atomic_load(&shared->lost);
+    for (int64_t i = 0; i < shared->hands; i++)
+        sum += started(atomic_load(&hand_of(channel, i)->state));
+    return sum;
 }
 
 int64_t pyper__channel_there(const pyper__channel *channel) {
-    /* Popped before pushed, so that it is never negative. */
-    int64_t head = atomic_load(&channel->shared->head);
-    return atomic_load(&channel->shared->tail) - head;
+    /* Popped before published, so that it is never negative. */
+    int64_t popped = pyper__channel_popped(channel);
+    return published_in(channel) - popped;
+}
+
+/* The places that are in use.  Of a bounded channel. */
+static int64_t places_taken(const pyper__channel *channel) {
+    return pyper__channel_pushed(channel) - atomic_load(&channel->shared->given_back);
 }
 
 int64_t pyper__channel_room(const pyper__channel *channel) {
     const struct pyper__channel_shared *shared = channel->shared;
-    if (shared->limit == INT64_MAX) return INT64_MAX;
-    return shared->limit -
-           (atomic_load(&shared->tail) + kept_in(channel) - atomic_load(&shared->given_back));
+    return shared->limit == INT64_MAX ? INT64_MAX : shared->limit - places_taken(channel);
 }
 
 void pyper__channel_rouse(const pyper__channel *channel) {
-    pyper__event_rouse(&channel->shared->items);
-    pyper__event_rouse(&channel->shared->places);
+    notify(channel, &channel->shared->items, UINT32_MAX);
+    notify(channel, &channel->shared->places, UINT32_MAX);
     struct order *order = order_of(channel);
-    for (int64_t i = 0; order && i < order->window; i++) pyper__event_rouse(&order->ring[i].turn);
+    for (int64_t i = 0; order && i < order->window; i++)
+        pyper__event_notify_all(&order->ring[i].turn);
 }
 
 /* ----------------------------------------------------------------------------------- places */
 
-/* See queue.c. */
-static void wake_producers(pyper__channel *channel, int64_t given_back, bool all) {
+/* See queue.c.  Of a bounded channel. */
+static void wake_producers(pyper__channel *channel, bool all) {
     struct pyper__channel_shared *shared = channel->shared;
-    int64_t waiting = atomic_load(&shared->tail) + kept_in(channel) - given_back;
-    int64_t free_places = shared->limit - waiting;
+    int64_t free_places = shared->limit - places_taken(channel);
     if (free_places <= 0 || (!all && free_places < shared->limit / 2)) return;
-    notify(channel, &shared->places, free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+    /* Of those in a line the first must be among the woken. */
+    bool all_of_them = shared->lanes > 1 || free_places > INT32_MAX;
+    notify(channel, &shared->places, all_of_them ? UINT32_MAX : (uint32_t)free_places);
     /* Those out of turn may have all places but the last. */
     struct order *order = order_of(channel);
     int64_t left = order ? atomic_load(&order->blocked) : 0;
@@ -235,77 +344,141 @@ static void wake_producers(pyper__channel *channel, int64_t given_back, bool all
     }
 }
 
+/* Give the places back of what has been started, if they are `least` or more.  Of a bounded
+ * channel. */
+static bool give_back(pyper__channel *channel, int64_t least) {
+    struct pyper__channel_shared *shared = channel->shared;
+    int64_t started = pyper__channel_popped(channel);
+    int64_t before = atomic_load(&shared->given_back);
+    if (started - before < least) return false;
+    if (shared->consumers != APART)
+        atomic_store(&shared->given_back, started);
+    else
+        while (before < started &&
+               !atomic_compare_exchange_weak(&shared->given_back, &before, started)) {
+        }
+    return true;
+}
+
 void pyper__channel_settle(pyper__channel *channel) {
     struct pyper__channel_shared *shared = channel->shared;
     if (shared->limit == INT64_MAX) return;
-    if (shared->many_consumers) pyper__shared_lock_take(&shared->pop_lock);
-    int64_t head = atomic_load_explicit(&shared->head, memory_order_relaxed);
-    if (atomic_load_explicit(&shared->given_back, memory_order_relaxed) != head)
-        atomic_store(&shared->given_back, head);
-    if (shared->many_consumers) pyper__shared_lock_give(&shared->pop_lock);
-    wake_producers(channel, head, true);
+    bool together = shared->consumers == TOGETHER;
+    bool as_owner = together && pyper__owned_lock_take(&channel->pop_lock);
+    give_back(channel, 1);
+    if (together) pyper__owned_lock_give(&channel->pop_lock, as_owner);
+    wake_producers(channel, true);
 }
 
-static bool has_room(struct pyper__channel_shared *shared, int64_t waiting_end) {
-    if (pyper__likely(waiting_end <
-                      atomic_load_explicit(&shared->room_until, memory_order_relaxed)))
-        return true;
+static bool has_room(struct pyper__channel_shared *shared, struct lane *lane, int64_t waiting_end) {
+    if (pyper__likely(waiting_end < lane->room_until)) return true;
     int64_t given_back = atomic_load(&shared->given_back);
-    int64_t until = shared->limit > INT64_MAX - given_back ? INT64_MAX : given_back + shared->limit;
-    atomic_store_explicit(&shared->room_until, until, memory_order_relaxed);
-    return waiting_end < until;
+    lane->room_until = shared->limit == INT64_MAX ? INT64_MAX : given_back + shared->limit;
+    return waiting_end < lane->room_until;
 }
 
 /* ---------------------------------------------------------------------------------- pushing */
 
-static unsigned char *at(const pyper__channel *channel, const struct position *position) {
-    return (unsigned char *)pyper__shm_at(channel->shm, position->chunk) + position->at;
+static unsigned char *at(const pyper__channel *channel, uint64_t chunk, uint64_t offset) {
+    return (unsigned char *)pyper__shm_at(channel->shm, chunk) + offset;
 }
 
-/* Write a record behind the last one and publish it.  The producing end only: 0 or PYPER_ENOMEM. */
-static int append(pyper__channel *channel, struct word word, const void *body, uint32_t size) {
-    struct pyper__channel_shared *shared = channel->shared;
-    int64_t tail = atomic_load_explicit(&shared->tail, memory_order_relaxed);
-    struct position here = shared->push[tail & 1];
-    uint32_t step = (uint32_t)sizeof word + (size + 7) / 8 * 8;
-    if (pyper__unlikely(here.at + step + LINK_SIZE > CHUNK)) {
-        struct position next = {.chunk = pyper__shm_alloc(channel->shm, CHUNK)};
-        if (!next.chunk) return PYPER_ENOMEM;
-        struct word link = {.kind = LINK};
-        memcpy(at(channel, &here), &link, sizeof link);
-        memcpy(at(channel, &here) + sizeof link, &next.chunk, sizeof next.chunk);
-        here = next;
-    }
-    unsigned char *place = at(channel, &here);
-    memcpy(place, &word, sizeof word);
-    memcpy(place + sizeof word, body, size);
-    here.at += step;
-    shared->push[(tail + 1) & 1] = here;
-    pyper__shm_hand_over(channel->shm);
-    atomic_store(&shared->tail, tail + 1);
+/* What a record with `size` bytes takes. */
+static inline uint64_t step_of(uint32_t size) {
+    return sizeof(struct word) + (size + 7) / 8 * 8;
+}
+
+static PYPER__COLD int add_chunk(pyper__channel *channel, struct lane *lane) {
+    uint64_t chunk = new_chunk(channel->shm, CHUNK);
+    if (!chunk) return PYPER_ENOMEM;
+    const struct word link = {.kind = LINK};
+    unsigned char *place = at(channel, lane->chunk, lane->at);
+    memcpy(place, &link, sizeof link);
+    memcpy(place + sizeof link, &chunk, sizeof chunk);
+    lane->chunk = chunk;
+    lane->at = sizeof(uint64_t);
+    lane->end = CHUNK;
     return 0;
 }
 
-static int append_record(pyper__channel *channel, const pyper__record *record) {
-    if (record->extent) {
+/* Where the next record is to be written, with room for `size` bytes; NULL: there is no memory.  The
+ * producing end only. */
+static inline unsigned char *place_for(pyper__channel *channel, struct lane *lane, uint32_t size) {
+    if (pyper__unlikely(lane->at + step_of(size) + LINK_SIZE > lane->end) &&
+        add_chunk(channel, lane) < 0)
+        return NULL;
+    return at(channel, lane->chunk, lane->at);
+}
+
+/* Publish the record whose `size` bytes have been written there.  The producing end only. */
+static inline void publish(pyper__channel *channel, struct lane *lane, unsigned char *place,
+                           uint32_t kind, uint32_t size) {
+    const struct word word = {.kind = kind, .size = size};
+    memcpy(place, &word, sizeof word);
+    lane->at += step_of(size);
+    pyper__shm_hand_over(channel->shm);
+    int64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
+    atomic_store(&lane->tail, tail + 1);
+}
+
+/* Write and publish: 0 or PYPER_ENOMEM. */
+static int append(pyper__channel *channel, struct lane *lane, uint32_t kind, const void *bytes,
+                  uint32_t size) {
+    unsigned char *place = place_for(channel, lane, size);
+    if (!place) return PYPER_ENOMEM;
+    memcpy(place + sizeof(struct word), bytes, size);
+    publish(channel, lane, place, kind, size);
+    return 0;
+}
+
+static inline int append_record(pyper__channel *channel, struct lane *lane,
+                                const pyper__record *record) {
+    if (pyper__unlikely(record->extent != 0)) {
         struct extent extent = {.size = record->size, .offset = record->extent};
-        return append(channel, (struct word){.kind = EXTENT}, &extent, sizeof extent);
+        return append(channel, lane, EXTENT, &extent, sizeof extent);
     }
-    struct word word = {.kind = INSIDE, .size = (uint32_t)record->size};
-    return append(channel, word, record->bytes, word.size);
+    unsigned char *place = at(channel, lane->chunk, lane->at);
+    if (pyper__unlikely(record->data != place + sizeof(struct word)))
+        return append(channel, lane, INSIDE, record->data, (uint32_t)record->size);
+    publish(channel, lane, place, INSIDE, (uint32_t)record->size);
+    return 0;
+}
+
+int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *record,
+                          uint64_t size) {
+    record->size = size;
+    record->extent = 0;
+    if (pyper__unlikely(size > PYPER__RECORD_BYTES)) {
+        record->extent = pyper__shm_alloc(channel->shm, size);
+        record->data = pyper__shm_at(channel->shm, record->extent);
+        return record->extent ? 0 : PYPER_ENOMEM;
+    }
+    /* A producer has its lane to itself, unless there is an order. */
+    record->data = record->bytes;
+    if (channel->shared->order) return 0;
+    unsigned char *place = place_for(channel, lane_of(channel, lane), (uint32_t)size);
+    if (!place) return PYPER_ENOMEM;
+    record->data = place + sizeof(struct word);
+    return 0;
+}
+
+void pyper__record_drop(const pyper__channel *channel, pyper__record *record) {
+    if (record->extent) pyper__shm_free(channel->shm, record->extent, record->size);
+    record->extent = 0;
 }
 
 /* One more output for a ticket whose turn has not come.  With push_lock. */
 static int keep_locked(pyper__channel *channel, struct order *order, struct ticket *ticket,
                        const pyper__record *record) {
-    uint64_t inside = record->extent ? 0 : record->size;
-    uint64_t offset = pyper__shm_alloc(channel->shm, sizeof(struct kept) + inside);
+    struct extent extent = {.size = record->size, .offset = record->extent};
+    const void *bytes = record->extent ? (void *)&extent : record->data;
+    uint32_t size = record->extent ? (uint32_t)sizeof extent : (uint32_t)record->size;
+    uint64_t offset = pyper__shm_alloc(channel->shm, sizeof(struct kept) + size);
     if (!offset) return PYPER_ENOMEM;
     struct kept *kept = pyper__shm_at(channel->shm, offset);
     kept->next = 0;
-    kept->word = (struct word){.kind = record->extent ? EXTENT : INSIDE, .size = (uint32_t)inside};
-    kept->extent = (struct extent){.size = record->size, .offset = record->extent};
-    memcpy(kept->bytes, record->bytes, inside);
+    kept->word = (struct word){.kind = record->extent ? EXTENT : INSIDE, .size = size};
+    memcpy(kept->bytes, bytes, size);
     if (ticket->count == 0)
         ticket->first = offset;
     else
@@ -327,15 +500,14 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
                                    pyper__channel_wait *ret_wait) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t turn = atomic_load(&order->turn);
-    int64_t waiting = atomic_load_explicit(&shared->tail, memory_order_relaxed) +
-                      atomic_load(&order->kept) - atomic_load(&shared->given_back);
+    int64_t waiting = places_taken(channel);
     struct ticket *ticket = ticket_of(order, number);
     bool within = number < turn + order->window;
     if (within) set_blocked_locked(order, ticket, false);
     if (number == turn) {
         ret_wait->room = true;
         if (waiting >= shared->limit) return PYPER__AGAIN;
-        return record ? append_record(channel, record) : 0;
+        return record ? append_record(channel, shared->lane, record) : 0;
     }
     ret_wait->event = &ticket->turn;
     ret_wait->turn = number;
@@ -352,40 +524,100 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
     return record ? keep_locked(channel, order, ticket, record) : 0;
 }
 
-/* Take push_lock, if this end is shared.  False: the order is broken; wait until it is all over. */
-static bool begin_push(pyper__channel *channel, pyper__channel_wait *ret_wait) {
-    struct pyper__channel_shared *shared = channel->shared;
-    *ret_wait = (pyper__channel_wait){.channel = channel, .event = &shared->places, .turn = -1};
-    bool died = shared->many_producers && pyper__shared_lock_take(&shared->push_lock);
-    struct order *order = order_of(channel);
-    if (!order) return true;
-    if (died) atomic_store(&order->broken, true);
+/* Take push_lock.  False: the order is broken; wait until it is all over. */
+static bool begin_push(pyper__channel *channel, struct order *order) {
+    if (pyper__shared_lock_take(&channel->shared->push_lock)) atomic_store(&order->broken, true);
     return !atomic_load_explicit(&order->broken, memory_order_relaxed);
 }
 
 static void end_push(pyper__channel *channel) {
     pyper__shm_hand_over(channel->shm); /* what was kept for a later turn */
-    if (channel->shared->many_producers) pyper__shared_lock_give(&channel->shared->push_lock);
+    pyper__shared_lock_give(&channel->shared->push_lock);
 }
 
-int pyper__channel_try_push(pyper__channel *channel, const pyper__record *record, int64_t ticket,
-                            pyper__channel_wait *ret_wait) {
+static PYPER__NOINLINE int try_push_ordered(pyper__channel *channel, struct order *order,
+                                            const pyper__record *record, int64_t ticket,
+                                            pyper__channel_wait *ret_wait) {
     struct pyper__channel_shared *shared = channel->shared;
-    struct order *order = order_of(channel);
     int rc = PYPER__AGAIN;
-    bool whole = begin_push(channel, ret_wait);
-    int64_t before = atomic_load_explicit(&shared->tail, memory_order_relaxed);
-    if (atomic_load_explicit(&shared->state, memory_order_acquire) != PYPER__OPEN) {
+    bool whole = begin_push(channel, order);
+    int64_t before = atomic_load_explicit(&shared->lane->tail, memory_order_relaxed);
+    *ret_wait = (pyper__channel_wait){.channel = channel, .event = &shared->places, .turn = -1};
+    if (atomic_load(&shared->state) != PYPER__OPEN)
         rc = PYPER_ECANCELED;
-    } else if (whole && order) {
+    else if (whole)
         rc = try_push_ordered_locked(channel, order, record, ticket, ret_wait);
-    } else if (whole) {
-        ret_wait->room = true;
-        if (has_room(shared, before)) rc = record ? append_record(channel, record) : 0;
-    }
-    bool published = atomic_load_explicit(&shared->tail, memory_order_relaxed) != before;
+    bool published = atomic_load_explicit(&shared->lane->tail, memory_order_relaxed) != before;
     end_push(channel);
     if (published) notify(channel, &shared->items, 1);
+    return rc;
+}
+
+/* How many other lanes have been waiting for a place for longer.  Of several that share a bound. */
+static int64_t before_me(const struct pyper__channel_shared *shared, const struct lane *me) {
+    int64_t mine = atomic_load(&me->in_line), count = 0;
+    if (atomic_load(&shared->waiting) == 0) return 0;
+    for (int64_t i = 0; i < shared->lanes; i++) {
+        int64_t other = atomic_load(&shared->lane[i].in_line);
+        count += other != 0 && (mine == 0 || other < mine);
+    }
+    return count;
+}
+
+static void stand_in_line(struct pyper__channel_shared *shared, struct lane *lane, bool stands) {
+    if ((atomic_load(&lane->in_line) != 0) == stands) return;
+    atomic_store(&lane->in_line, stands ? ++shared->line : 0);
+    atomic_fetch_add(&shared->waiting, stands ? 1 : -1);
+}
+
+/* Several lanes share a bound: whoever waits has a place kept for him, or one that others were quick to
+ * take would leave him waiting for ever. */
+static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane *lane,
+                                            const pyper__record *record) {
+    struct pyper__channel_shared *shared = channel->shared;
+    if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
+    int64_t taken = shared->pushed - atomic_load(&shared->given_back);
+    int rc = PYPER__AGAIN;
+    if (taken + before_me(shared, lane) < shared->limit) {
+        rc = record ? append_record(channel, lane, record) : 0;
+        shared->pushed += rc == 0 && record;
+    }
+    stand_in_line(shared, lane, rc == PYPER__AGAIN);
+    pyper__shared_lock_give(&shared->push_lock);
+    return rc;
+}
+
+void pyper__channel_bury(pyper__channel *channel, int64_t number) {
+    struct pyper__channel_shared *shared = channel->shared;
+    if (shared->order) return;
+    if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
+    stand_in_line(shared, lane_of(channel, number), false);
+    pyper__shared_lock_give(&shared->push_lock);
+    notify(channel, &shared->places, UINT32_MAX);
+}
+
+int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper__record *record,
+                            int64_t ticket, pyper__channel_wait *ret_wait) {
+    struct pyper__channel_shared *shared = channel->shared;
+    struct lane *lane = lane_of(channel, number);
+    struct order *order = order_of(channel);
+    if (pyper__unlikely(order != NULL))
+        return try_push_ordered(channel, order, record, ticket, ret_wait);
+    if (pyper__unlikely(atomic_load_explicit(&shared->state, memory_order_acquire) != PYPER__OPEN))
+        return PYPER_ECANCELED;
+    int64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
+    int rc;
+    if (shared->lanes > 1 && shared->limit != INT64_MAX)
+        rc = try_push_bounded(channel, lane, record);
+    else if (pyper__likely(has_room(shared, lane, tail)))
+        rc = record ? append_record(channel, lane, record) : 0;
+    else
+        rc = PYPER__AGAIN;
+    if (pyper__unlikely(rc == PYPER__AGAIN))
+        *ret_wait = (pyper__channel_wait){
+            .channel = channel, .event = &shared->places, .turn = -1, .room = true, .lane = number};
+    else if (pyper__likely(rc == 0))
+        notify(channel, &shared->items, record ? 1 : 0);
     return rc;
 }
 
@@ -394,31 +626,32 @@ static int publish_locked(pyper__channel *channel, struct order *order, struct t
     while (ticket->count > 0) {
         uint64_t offset = ticket->first;
         struct kept *kept = pyper__shm_at(channel->shm, offset);
-        const void *body = kept->word.kind == EXTENT ? (void *)&kept->extent : kept->bytes;
-        uint32_t size = kept->word.kind == EXTENT ? (uint32_t)sizeof kept->extent : kept->word.size;
+        struct word word = kept->word;
         /* kept before tail: seen from outside an item is never counted twice. */
         atomic_fetch_sub(&order->kept, 1);
-        int rc = append(channel, kept->word, body, size);
+        int rc = append(channel, channel->shared->lane, word.kind, kept->bytes, word.size);
         if (rc < 0) {
             atomic_fetch_add(&order->kept, 1);
             return rc;
         }
         ticket->first = kept->next;
         ticket->count--;
-        pyper__shm_free(channel->shm, offset, sizeof *kept + kept->word.size);
+        pyper__shm_free(channel->shm, offset, sizeof *kept + word.size);
     }
     return 0;
 }
 
+/* If it fails the order goes no further: later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__channel *channel, struct order *order) {
     int64_t turn = atomic_load(&order->turn);
-    while (ticket_of(order, turn)->done) {
+    int rc = 0;
+    while (rc == 0 && ticket_of(order, turn)->done) {
         ticket_of(order, turn)->done = false;
         atomic_store(&order->turn, ++turn);
-        int rc = publish_locked(channel, order, ticket_of(order, turn));
-        if (rc < 0) return rc;
+        rc = publish_locked(channel, order, ticket_of(order, turn));
     }
-    return 0;
+    if (rc < 0) atomic_store(&order->broken, true);
+    return rc;
 }
 
 int pyper__channel_try_done(pyper__channel *channel, int64_t number,
@@ -426,9 +659,10 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t number,
     struct pyper__channel_shared *shared = channel->shared;
     struct order *order = order_of(channel);
     int rc = PYPER__AGAIN;
-    bool whole = begin_push(channel, ret_wait);
-    int64_t tail = atomic_load_explicit(&shared->tail, memory_order_relaxed);
+    bool whole = begin_push(channel, order);
+    int64_t tail = atomic_load_explicit(&shared->lane->tail, memory_order_relaxed);
     int64_t before = atomic_load(&order->turn);
+    *ret_wait = (pyper__channel_wait){.channel = channel, .event = &shared->places, .turn = -1};
     if (atomic_load(&shared->state) != PYPER__OPEN) {
         rc = PYPER_ECANCELED;
     } else if (whole && number >= before + order->window) {
@@ -439,7 +673,7 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t number,
         rc = number == before ? move_turn_locked(channel, order) : 0;
     }
     int64_t after = atomic_load(&order->turn);
-    int64_t published = atomic_load_explicit(&shared->tail, memory_order_relaxed) - tail;
+    int64_t published = atomic_load_explicit(&shared->lane->tail, memory_order_relaxed) - tail;
     end_push(channel);
     if (published > 0) notify(channel, &shared->items, (uint32_t)published);
     /* Wake whoever waits for a place in the ring that is free now, and the one who has the turn. */
@@ -456,9 +690,8 @@ bool pyper__channel_may_try_again(const void *arg) {
     if (order && atomic_load(&order->broken)) return false;
     if (wait->turn >= 0 && atomic_load(&order->turn) >= wait->turn) return true;
     if (!wait->room && !wait->or_room) return false;
-    int64_t waiting =
-        atomic_load(&shared->tail) + kept_in(wait->channel) - atomic_load(&shared->given_back);
-    return waiting < shared->limit - (wait->or_room ? 1 : 0);
+    int64_t before = shared->lanes > 1 ? before_me(shared, lane_of(wait->channel, wait->lane)) : 0;
+    return places_taken(wait->channel) + before < shared->limit - (wait->or_room ? 1 : 0);
 }
 
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
@@ -468,85 +701,307 @@ void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
 
 /* ---------------------------------------------------------------------------------- popping */
 
-/* Take the first record: 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end
- * only.  *ret_chunk is a chunk that is used up now, or 0. */
-static int take(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
-                uint64_t *ret_chunk) {
+/* Has the lane a record that was not taken?  The consuming end only. */
+static inline bool has_item(struct lane *lane) {
+    int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
+    if (pyper__likely(head < lane->seen)) return true;
+    lane->seen = atomic_load(&lane->tail);
+    return head < lane->seen;
+}
+
+static inline struct place place_of(const struct lane *lane) {
+    return lane->places[atomic_load_explicit(&lane->steps, memory_order_relaxed) & 1];
+}
+
+/* Commit where the consuming end of a lane stands. */
+static inline void stand(struct lane *lane, struct place place) {
+    uint64_t steps = atomic_load_explicit(&lane->steps, memory_order_relaxed) + 1;
+    lane->places[steps & 1] = place;
+    atomic_store_explicit(&lane->steps, steps, memory_order_release);
+    atomic_store_explicit(&lane->head, place.head, memory_order_relaxed);
+}
+
+static PYPER__COLD void next_chunk(pyper__channel *channel, struct lane *lane) {
+    struct place place = place_of(lane);
+    uint64_t size, used_up = place.chunk;
+    memcpy(&place.chunk, at(channel, used_up, place.at + sizeof(struct word)), sizeof place.chunk);
+    place.at = sizeof(uint64_t);
+    stand(lane, place);
+    memcpy(&size, at(channel, used_up, 0), sizeof size);
+    pyper__shm_free(channel->shm, used_up, size);
+}
+
+static inline struct word word_at(const unsigned char *place) {
+    struct word word;
+    memcpy(&word, place, sizeof word);
+    return word;
+}
+
+/* Find the lane to take from, in turn: its first record, or NULL.  The consuming end only. */
+static inline unsigned char *find(pyper__channel *channel, struct lane **ret_lane) {
     struct pyper__channel_shared *shared = channel->shared;
-    int state = atomic_load_explicit(&shared->state, memory_order_acquire);
-    if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
-    int64_t head = atomic_load_explicit(&shared->head, memory_order_relaxed);
-    if (head >= atomic_load_explicit(&shared->seen, memory_order_relaxed)) {
-        /* state was read before tail: if it said ended, this is the last tail. */
-        int64_t tail = atomic_load(&shared->tail);
-        if (head == tail) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
-        /* Another producer's store to tail may be the one that was seen; all are seq_cst. */
-        atomic_store_explicit(&shared->seen, tail, memory_order_relaxed);
+    struct lane *lane = &shared->lane[shared->current];
+    for (int64_t i = 1; !has_item(lane); i++) {
+        if (i >= shared->lanes) return NULL;
+        shared->current = (shared->current + 1) % shared->lanes;
+        lane = &shared->lane[shared->current];
     }
     pyper__shm_take_over(channel->shm);
-    struct position here = shared->pop[head & 1];
-    struct word word;
-    memcpy(&word, at(channel, &here), sizeof word);
-    if (pyper__unlikely(word.kind == LINK)) {
-        *ret_chunk = here.chunk;
-        struct position next = {.chunk = 0};
-        memcpy(&next.chunk, at(channel, &here) + sizeof word, sizeof next.chunk);
-        here = next;
-        memcpy(&word, at(channel, &here), sizeof word);
+    *ret_lane = lane;
+    struct place place = place_of(lane);
+    unsigned char *first = at(channel, place.chunk, place.at);
+    if (pyper__likely(word_at(first).kind != LINK)) return first;
+    next_chunk(channel, lane);
+    place = place_of(lane);
+    return at(channel, place.chunk, place.at);
+}
+
+/* The record at `first` as somebody's who has popped it. */
+static inline void show(const pyper__channel *channel, unsigned char *first,
+                        pyper__record *ret_record) {
+    struct word word = word_at(first);
+    ret_record->size = word.size;
+    ret_record->extent = 0;
+    ret_record->data = first + sizeof word;
+    if (pyper__likely(word.kind == INSIDE)) return;
+    struct extent extent;
+    memcpy(&extent, first + sizeof word, sizeof extent);
+    ret_record->size = extent.size;
+    ret_record->extent = extent.offset;
+    ret_record->data = pyper__shm_at(channel->shm, extent.offset);
+}
+
+/* The first record of the lane has been taken. */
+static inline void step_over(pyper__channel *channel, struct lane *lane) {
+    struct pyper__channel_shared *shared = channel->shared;
+    struct place place = place_of(lane);
+    place.at += step_of(word_at(at(channel, place.chunk, place.at)).size);
+    place.head++;
+    stand(lane, place);
+    if (shared->lanes > 1 && place.head % TURN == 0)
+        shared->current = (shared->current + 1) % shared->lanes;
+    int64_t popped = atomic_load_explicit(&shared->popped, memory_order_relaxed);
+    atomic_store_explicit(&shared->popped, popped + 1, memory_order_release);
+}
+
+/* A lone consumer looks at the record where it lies; it steps over it when it is done with it. */
+static inline bool pop_alone(pyper__channel *channel, pyper__record *ret_record,
+                             int64_t *ret_ticket) {
+    struct lane *lane;
+    unsigned char *first = find(channel, &lane);
+    if (!first) return false;
+    show(channel, first, ret_record);
+    *ret_ticket = atomic_load_explicit(&channel->shared->popped, memory_order_relaxed);
+    return true;
+}
+
+/* Several threads of one process: each takes a copy. */
+static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
+    struct pyper__channel_shared *shared = channel->shared;
+    struct lane *lane;
+    bool as_owner = pyper__owned_lock_take(&channel->pop_lock);
+    unsigned char *first = find(channel, &lane);
+    bool given_back = false;
+    if (first) {
+        show(channel, first, ret_record);
+        if (!ret_record->extent) {
+            memcpy(ret_record->bytes, ret_record->data, ret_record->size);
+            ret_record->data = ret_record->bytes;
+        }
+        *ret_ticket = atomic_load_explicit(&shared->popped, memory_order_relaxed);
+        step_over(channel, lane);
+        given_back = shared->limit != INT64_MAX && give_back(channel, shared->block);
     }
-    const unsigned char *body = at(channel, &here) + sizeof word;
-    uint32_t size = word.size;
-    if (word.kind == EXTENT) {
-        struct extent extent;
-        size = sizeof extent;
-        memcpy(&extent, body, sizeof extent);
-        ret_record->size = extent.size;
-        ret_record->extent = extent.offset;
-    } else {
-        ret_record->size = size;
-        ret_record->extent = 0;
-        memcpy(ret_record->bytes, body, size);
+    pyper__owned_lock_give(&channel->pop_lock, as_owner);
+    if (given_back) wake_producers(channel, false);
+    return first != NULL;
+}
+
+/* ------------------------------------------------------------------------------------ hands */
+
+/* How many records to claim, going by how long the last ones have taken: one at a time if they are
+ * slow.  They were claimed when they were, so waiting counts as well. */
+static int64_t size_of_claim(pyper__channel *channel) {
+    int64_t now = pyper_now(), size = channel->claim;
+    int64_t each = (now - channel->claimed_ns) / (channel->claimed > 0 ? channel->claimed : 1);
+    if (each * size > HAND_NS)
+        size = HAND_NS / each;
+    else if (each * size * 2 <= HAND_NS)
+        size *= 2;
+    if (size < 1) size = 1;
+    if (size > HAND_ITEMS) size = HAND_ITEMS;
+    channel->claimed_ns = now;
+    channel->claim = size;
+    return size;
+}
+
+/* Fill my hand with as many of the first records of a lane as are my share: how many.  With
+ * pop_lock. */
+static uint32_t claim_locked(pyper__channel *channel, struct hand *hand, int64_t most) {
+    struct pyper__channel_shared *shared = channel->shared;
+    struct lane *lane;
+    const unsigned char *first = find(channel, &lane);
+    if (!first) return 0;
+    struct place place = place_of(lane);
+    int64_t share = (lane->seen - place.head) / shared->hands;
+    if (share > most) share = most;
+    if (share < 1 || shared->one_at_a_time) share = 1;
+    uint32_t count = 0;
+    uint64_t size = 0;
+    do {
+        struct word word = word_at(first + size);
+        if (word.kind == LINK || size + step_of(word.size) > HAND_BYTES) break;
+        hand->at[count++] = (uint16_t)size;
+        size += step_of(word.size);
+    } while (count < share);
+    hand->at[count] = (uint16_t)size;
+    memcpy(hand->bytes, first, size);
+    hand->ticket = atomic_load_explicit(&shared->popped, memory_order_relaxed);
+    place.at += size;
+    place.head += count;
+    stand(lane, place);
+    atomic_store_explicit(&shared->popped, hand->ticket + count, memory_order_relaxed);
+    shared->current = (shared->current + 1) % shared->lanes;
+    return count;
+}
+
+/* Take half of what another has claimed and not started, into my hand: how many.  With pop_lock. */
+static uint32_t steal_from_locked(struct hand *hand, struct hand *other) {
+    uint64_t before = atomic_load(&other->state);
+    uint32_t count = (left_of(before) + 1) / 2;
+    while (count > 0 && !atomic_compare_exchange_weak(&other->state, &before, before - count))
+        count = (left_of(before) + 1) / 2;
+    if (count == 0) return 0;
+    uint32_t first = (uint32_t)(started(before) - (int64_t)other->origin) + left_of(before) - count;
+    uint16_t from = other->at[first];
+    for (uint32_t i = 0; i <= count; i++) hand->at[i] = (uint16_t)(other->at[first + i] - from);
+    memcpy(hand->bytes, other->bytes + from, hand->at[count]);
+    hand->ticket = other->ticket + first;
+    return count;
+}
+
+/* The same, from whoever has something; or only from who is `stuck`: has started nothing since I looked
+ * last, which is a hand ago. */
+static uint32_t steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) {
+    struct pyper__channel_shared *shared = channel->shared;
+    for (int64_t i = 0; i < shared->hands; i++) {
+        struct hand *other = hand_of(channel, i);
+        uint64_t state = atomic_load(&other->state);
+        bool moves = state >> 8 != other->noticed;
+        other->noticed = state >> 8;
+        if (left_of(state) == 0 || (stuck && moves)) continue;
+        uint32_t count = steal_from_locked(hand, other);
+        if (count > 0) return count;
     }
-    here.at += (uint32_t)sizeof word + (size + 7) / 8 * 8;
-    shared->pop[(head + 1) & 1] = here;
-    *ret_ticket = head;
-    atomic_store(&shared->head, head + 1);
-    return 1;
+    return 0;
+}
+
+/* Whoever has died with the lock has stopped somewhere between two stores: what has left a lane, or a
+ * hand, and has not got into another one, is lost. */
+static PYPER__COLD void mend_locked(pyper__channel *channel) {
+    struct pyper__channel_shared *shared = channel->shared;
+    int64_t popped = 0, known = 0;
+    for (int64_t i = 0; i < shared->lanes; i++) {
+        struct lane *lane = &shared->lane[i];
+        atomic_store(&lane->head, place_of(lane).head);
+        popped += place_of(lane).head;
+    }
+    for (int64_t i = 0; i < shared->hands; i++) {
+        uint64_t state = atomic_load(&hand_of(channel, i)->state);
+        known += started(state) + left_of(state);
+    }
+    atomic_store(&shared->popped, popped);
+    atomic_store(&shared->lost, popped - known);
+}
+
+/* The record with this index in my hand is what has been popped. */
+static inline void show_in_hand(const pyper__channel *channel, struct hand *hand, uint64_t index,
+                                pyper__record *ret_record, int64_t *ret_ticket) {
+    show(channel, hand->bytes + hand->at[index], ret_record);
+    *ret_ticket = hand->ticket + (int64_t)index;
+}
+
+/* Fill my hand, which is empty, and start its first record. */
+static PYPER__NOINLINE bool refill(pyper__channel *channel, struct hand *hand,
+                                   pyper__record *ret_record, int64_t *ret_ticket) {
+    struct pyper__channel_shared *shared = channel->shared;
+    int64_t most = size_of_claim(channel);
+    if (pyper__shared_lock_take(&shared->pop_lock)) mend_locked(channel);
+    uint32_t count = steal_locked(channel, hand, true);
+    if (count == 0) count = claim_locked(channel, hand, most);
+    if (count == 0) count = steal_locked(channel, hand, false);
+    if (count > 0) {
+        uint64_t before = atomic_load_explicit(&hand->state, memory_order_relaxed) >> 8;
+        hand->origin = before;
+        atomic_store(&hand->state, (before + 1) << 8 | (count - 1));
+        show_in_hand(channel, hand, 0, ret_record, ret_ticket);
+    }
+    pyper__shared_lock_give(&shared->pop_lock);
+    channel->claimed = count;
+    /* Whoever found nothing while they went from there to here looks again. */
+    if (count > 1) notify(channel, &shared->items, count - 1);
+    return count > 0;
+}
+
+static bool pop_apart(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
+    struct pyper__channel_shared *shared = channel->shared;
+    struct hand *hand = hand_of(channel, channel->hand);
+    uint64_t before = atomic_load_explicit(&hand->state, memory_order_relaxed);
+    while (left_of(before) > 0 &&
+           !atomic_compare_exchange_weak(&hand->state, &before, before + (1 << 8) - 1))
+        continue;
+    if (left_of(before) > 0)
+        show_in_hand(channel, hand, (before >> 8) - hand->origin, ret_record, ret_ticket);
+    else if (!refill(channel, hand, ret_record, ret_ticket))
+        return false;
+    if (shared->limit != INT64_MAX && ++channel->ungiven * shared->hands >= shared->block) {
+        channel->ungiven = 0;
+        if (give_back(channel, 1)) wake_producers(channel, false);
+    }
+    return true;
 }
 
 int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
                            int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
-    uint64_t used_up = 0;
-    int64_t given_back = -1;
-    if (shared->many_consumers) pyper__shared_lock_take(&shared->pop_lock);
-    int rc = take(channel, ret_record, ret_ticket, &used_up);
-    if (rc > 0 && shared->limit != INT64_MAX &&
-        *ret_ticket + 1 - atomic_load_explicit(&shared->given_back, memory_order_relaxed) >=
-            shared->block) {
-        given_back = *ret_ticket + 1;
-        atomic_store(&shared->given_back, given_back);
-    }
-    if (shared->many_consumers) pyper__shared_lock_give(&shared->pop_lock);
-    if (given_back >= 0) wake_producers(channel, given_back, false);
-    if (used_up) pyper__shm_free(channel->shm, used_up, CHUNK);
-    return rc;
+    /* Read before the lanes: if it says ended, there will be no more in them than now. */
+    int state = atomic_load_explicit(&shared->state, memory_order_acquire);
+    if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
+    bool popped = shared->consumers == ALONE      ? pop_alone(channel, ret_record, ret_ticket)
+                  : shared->consumers == TOGETHER ? pop_together(channel, ret_record, ret_ticket)
+                                                  : pop_apart(channel, ret_record, ret_ticket);
+    if (pyper__likely(popped)) return 1;
+    return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
+}
+
+void pyper__channel_release(pyper__channel *channel, pyper__record *record) {
+    struct pyper__channel_shared *shared = channel->shared;
+    pyper__record_drop(channel, record);
+    if (shared->consumers != ALONE) return;
+    step_over(channel, &shared->lane[shared->current]);
+    if (shared->limit != INT64_MAX && give_back(channel, shared->block))
+        wake_producers(channel, false);
 }
 
 static bool items_or_over(const void *arg) {
-    const struct pyper__channel_shared *shared = arg;
-    return atomic_load(&shared->state) != PYPER__OPEN ||
-           atomic_load(&shared->tail) != atomic_load(&shared->head);
+    const pyper__channel *channel = arg;
+    const struct pyper__channel_shared *shared = channel->shared;
+    if (atomic_load(&shared->state) != PYPER__OPEN) return true;
+    for (int64_t i = 0; i < shared->lanes; i++)
+        if (atomic_load(&shared->lane[i].tail) != atomic_load(&shared->lane[i].head)) return true;
+    for (int64_t i = 0; i < shared->hands; i++)
+        if (left_of(atomic_load(&hand_of(channel, i)->state)) > 0) return true;
+    return false;
 }
 
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible) {
     for (;;) {
         int rc = pyper__channel_try_pop(channel, ret_record, ret_ticket);
-        if (rc != PYPER__AGAIN) return rc;
+        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
         pyper__channel_settle(channel);
-        rc = pyper__await(seat, &channel->shared->items, items_or_over, channel->shared,
-                          deadline_ns, PYPER__STARVED, interruptible);
+        rc = pyper__await(seat, &channel->shared->items, items_or_over, channel, deadline_ns,
+                          PYPER__STARVED, interruptible);
         if (rc < 0) return rc;
     }
 }

@@ -1,25 +1,36 @@
 /* channel - an edge between processes: a queue (queue.h) whose items are bytes in shared memory.
  *
- * A list of chunks that are filled with records, with one end for the task that produces and one for
- * whoever consumes; threads and processes may mix at each.  A small item lies in its record; of a
- * larger one the record says where it lies: an *extent*, a block of the shared memory that its
- * producer has filled without any lock and that its consumer gives back.  So the locks protect
- * indices and the copying of a few bytes; an end with a single worker takes none.
+ * Each producer has a *lane* of its own: a list of chunks that are filled with records, which it
+ * writes without any lock; with an order (order.h) all share one lane, and a lock.  A small item lies
+ * in its record; of a larger one the record says where it lies: an *extent*, a block of the shared
+ * memory that its producer has filled and that its consumer gives back.
+ *
+ * A lone consumer reads the records where they lie.  Several threads of one process take one after
+ * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share of
+ * it, into their *hands*, and go on from there without any lock: one item at a time where items are
+ * slow, many where they are quick.  Whoever finds the lanes empty takes half of what another has in
+ * his hand and has not started; and so does whoever sees that another has started nothing meanwhile.
+ * So nobody waits for an item that lies in the hand of somebody who is slow, no item is overtaken for
+ * long, and nobody has to know beforehand which will be slow.
  *
  * Promises
- *   - What queue.h promises: an item is visible when push returns; throttle is exact; a producer
- *     resumes at the latest when half of the places are free; items leave in the order in which
- *     they were pushed, or, `ordered`, in the order of their tickets (see order.h: the same rules,
- *     kept in shared memory).
+ *   - What queue.h promises: an item is visible when push returns; throttle is exact, what is in a
+ *     hand counts as waiting; a producer resumes at the latest when half of the places are free,
+ *     and those that wait get places in the order in which they have come.
+ *     Items of one producer leave in the order in which they were pushed (when there are hands: are
+ *     claimed in that order), or, `ordered`, all in the order of their tickets (the same rules as in
+ *     order.h, kept in shared memory).
  *   - An item of any size passes, as long as there is memory.
  *   - A peer may die at any moment.  What it has pushed is there, and is delivered once; what it has
- *     popped, or not pushed yet, is gone; everybody else goes on.  An order in which it has died is
- *     not mended: all its producers wait until the channel is ended or cancelled.
+ *     popped, or not pushed yet, is gone; everybody else goes on.  (If it dies while it fills its
+ *     hand, what it was about to claim is gone.  If it was a producer, see pyper__channel_bury().)  An order in which it has died is not mended: all
+ *     its producers wait until the channel is ended or cancelled.
  *   - No waiting without a futex; a change of state wakes everybody.
  *
- * How a death leaves the indices whole: each end has two records of where it stands, and the number
- * of its steps so far (head, tail) says by its lowest bit which of the two counts.  A step writes
- * the other one, and commits with one store to that number.
+ * How a death leaves a lane whole: its consuming end has two records of where it stands, and the
+ * number of its steps says by its lowest bit which of the two counts.  A step writes the other one,
+ * and commits with one store to that number.  A producing end needs no such thing: nobody goes on
+ * where a dead producer stood.
  *
  * An end may belong to an event loop of the process that has made the channel (loop.h): it never
  * waits here, and whoever has something for it, in whatever process, wakes it through the waker of
@@ -28,17 +39,26 @@
  * What it does not do: it knows no items, only bytes; no tasks and no runs.
  *
  * Synchronization (in the shared memory)
- *   limit, block, many_producers, many_consumers, order   set by init, never change.
+ *   limit, block, lanes, hands, consumers, one_at_a_time, order   set by init, never change.
  *   state        atomic; only grows, see queue.h.
- *   tail         atomic; written by the producing end after the record (seq_cst; pairs with every
- *                read of it by the consuming end).
+ *   lane.tail    atomic; written by the producer after the record (seq_cst; pairs with every read of
+ *                it by the consuming end).
+ *   lane.room_until, chunk, at, end   the producer's own (with an order: push_lock).
+ *   lane.head    atomic; written by the consuming end, read by its own waiters.
+ *   lane.seen, steps, places, current   the consuming end's own.
+ *   popped       atomic; written by the consuming end: how many were taken out of the lanes.
+ *   hand.state   atomic; its owner takes the first of what is left, others, with pop_lock, the last
+ *                ones; it is filled again by its owner, with pop_lock.
+ *   hand.at, bytes, origin, ticket   written by its owner with pop_lock; read by him, and by others
+ *                with pop_lock.  hand.noticed   pop_lock.
+ *   lost         atomic; pop_lock.
+ *   pushed, line push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
- *   head         atomic; written by the consuming end, read by statistics and by its own waiters.
- *   room_until, push   the producing end's own (push_lock, if many_producers).
- *   seen, pop          the consuming end's own (pop_lock, if many_consumers).
- *   order->*           push_lock; turn, kept and blocked are also read without (atomic): who waits
+ *   order->*     push_lock; turn, kept and blocked are also read without (atomic): who waits
  *                out of turn for room says so before he looks for it, and who makes room looks there
  *                after he has made it.
+ * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads) or
+ * under the shared one (processes).
  * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap. */
 #ifndef PYPER_CHANNEL_H
 #define PYPER_CHANNEL_H
@@ -49,11 +69,15 @@
 /* An item of up to this many bytes lies in its record. */
 #define PYPER__RECORD_BYTES 512
 
+/* A process that consumes beside others claims up to this many items at once. */
+#define PYPER__HAND_ITEMS 64
+
 /* An item as bytes, on its way in or out. */
 typedef struct pyper__record {
     uint64_t size;
-    uint64_t extent; /* where it lies in the shared memory; 0: in `bytes` */
-    _Alignas(16) unsigned char bytes[PYPER__RECORD_BYTES];
+    uint64_t extent;     /* where it lies in the shared memory; 0: in a record */
+    unsigned char *data; /* where it lies for this process */
+    _Alignas(8) unsigned char bytes[PYPER__RECORD_BYTES]; /* on the way, maybe */
 } pyper__record;
 
 struct pyper__channel_shared;
@@ -62,8 +86,22 @@ struct pyper__channel_shared;
 typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
-    pyper__waker *waker; /* of the run's event loop, borrowed; NULL: nobody needs it */
+    pyper__waker *waker;        /* of the run's event loop, borrowed; NULL: nobody needs it */
+    pyper__owned_lock pop_lock; /* of the threads of this process that consume together */
+    _Atomic int told; /* this process has told everybody that the state is at least this */
+    /* Of a process that consumes beside others: the number of its hand; how many items it has started
+     * since it gave places back; how many records to claim at once; how many it has claimed last,
+     * and when. */
+    int64_t hand, ungiven, claim, claimed, claimed_ns;
 } pyper__channel;
+
+typedef struct pyper__channel_shape {
+    int64_t throttle;
+    int64_t producers, consumers; /* how many; an event loop is one */
+    bool apart;                   /* the consumers are processes */
+    bool one_at_a_time;           /* each claims one item at a time */
+    int64_t order_window;         /* > 0: there is an order */
+} pyper__channel_shape;
 
 /* What somebody who got PYPER__AGAIN waits for. */
 typedef struct pyper__channel_wait {
@@ -72,31 +110,29 @@ typedef struct pyper__channel_wait {
     int64_t turn; /* for an order: the turn must have reached this; -1: not that */
     bool room;    /* there must be room */
     bool or_room; /* or there must be room for one out of turn */
+    int64_t lane; /* of several */
 } pyper__channel_wait;
 
-/* What a channel takes, the records apart; with room for an order, if order_window > 0. */
-uint64_t pyper__channel_size(int64_t order_window);
+/* What a channel takes, the records apart. */
+uint64_t pyper__channel_size(const pyper__channel_shape *shape);
 
 /* In zeroed shared memory of pyper__channel_size() bytes at `offset`: 0 or PYPER_ENOMEM. */
-int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset, int64_t throttle,
-                        bool many_producers, bool many_consumers, int64_t order_window);
+int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
+                        const pyper__channel_shape *shape);
 
 /* The door to a channel that another process has made. */
 void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
-                           pyper__waker *waker);
+                           pyper__waker *waker, int64_t hand);
 
 /* What the consuming (the producing) end waits for.  For a loop, which marks them as `looped`
  * before there is another process. */
 pyper__event *pyper__channel_items(const pyper__channel *channel);
 pyper__event *pyper__channel_places(const pyper__channel *channel);
 
-/* The bytes of a record. */
-static inline void *pyper__record_data(const pyper__channel *channel, pyper__record *record) {
-    return record->extent ? pyper__shm_at(channel->shm, record->extent) : record->bytes;
-}
-
-/* Make room for `size` bytes in a record: 0 or PYPER_ENOMEM. */
-int pyper__record_reserve(const pyper__channel *channel, pyper__record *record, uint64_t size);
+/* Make room for `size` bytes in a record that the producer `lane` is going to push next; they are to
+ * be written to record->data.  0 or PYPER_ENOMEM. */
+int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *record,
+                          uint64_t size);
 
 /* Give the extent of a record back, if it has one. */
 void pyper__record_drop(const pyper__channel *channel, pyper__record *record);
@@ -106,8 +142,11 @@ void pyper__record_drop(const pyper__channel *channel, pyper__record *record);
  *
  * Returns 0, PYPER_ECANCELED (the channel is not open), PYPER_ENOMEM, or PYPER__AGAIN: see
  * pyper__channel_await(). */
-int pyper__channel_try_push(pyper__channel *channel, const pyper__record *record, int64_t ticket,
-                            pyper__channel_wait *ret_wait);
+int pyper__channel_try_push(pyper__channel *channel, int64_t lane, const pyper__record *record,
+                            int64_t ticket, pyper__channel_wait *ret_wait);
+
+/* The producer of this lane has died: nobody needs to wait behind it any more. */
+void pyper__channel_bury(pyper__channel *channel, int64_t lane);
 
 /* An order: the call with this ticket is done; answers as pyper__channel_try_push(). */
 int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__channel_wait *ret_wait);
@@ -116,12 +155,16 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__chan
 bool pyper__channel_may_try_again(const void *wait);
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat);
 
-/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty). */
+/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  What
+ * has been popped must be released before this consumer pops again. */
 int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket);
 
 /* The same, but wait for one.  Returns as pyper__queue_pop(). */
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible);
+
+/* A popped record is not needed any more; gives its extent back, unless it was kept. */
+void pyper__channel_release(pyper__channel *channel, pyper__record *record);
 
 /* The consumer is about to wait, for whatever: give all free places back. */
 void pyper__channel_settle(pyper__channel *channel);

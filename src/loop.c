@@ -500,11 +500,12 @@ static void look(pyper__loop *loop) {
     for (size_t i = loop->count; i-- > 0;) {
         pyper__crew *crew = &loop->crews[i];
         if (!crew->told && pyper__run_stopped(run, crew->stage->index)) tell(crew);
-        /* Those that are blocked by what they have just taken must be counted in, too. */
+        /* Who had an input may have found no room for what came of it: then the loop must count
+         * itself in there as well. */
         do {
             serve_blocked(crew);
             serve_starved(crew);
-        } while (crew->blocked.first && !crew->places.in && loop->budget > 0);
+        } while (loop->budget > 0 && crew->blocked.first && !crew->places.in);
     }
 }
 

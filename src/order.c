@@ -21,7 +21,7 @@ struct pyper__order {
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     _Atomic int64_t waiting; /* how many threads wait for a turn */
-    _Atomic int trouble;     /* a code: the turn could not be moved on after a push */
+    _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     bool one_each;
     struct record ring[];
 };
@@ -45,6 +45,10 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
 
 void pyper__order_expect_one_each(pyper__order *order) {
     order->one_each = true;
+}
+
+static int trouble(const pyper__order *order) {
+    return atomic_load_explicit(&order->trouble, memory_order_relaxed);
 }
 
 static void reset(struct record *record) {
@@ -94,6 +98,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    if (trouble(order) < 0) return trouble(order);
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
@@ -141,15 +146,17 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
     return 0;
 }
 
+/* If it fails the order goes no further: later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__order *order, int64_t *published) {
     int64_t turn = atomic_load(&order->turn);
-    while (record_of(order, turn)->done) {
+    int rc = 0;
+    while (rc == 0 && record_of(order, turn)->done) {
         reset(record_of(order, turn));
         atomic_store(&order->turn, ++turn);
-        int rc = publish_locked(order, record_of(order, turn), published);
-        if (rc < 0) return rc;
+        rc = publish_locked(order, record_of(order, turn), published);
     }
-    return 0;
+    if (rc < 0) atomic_store(&order->trouble, rc);
+    return rc;
 }
 
 /* The ticket, below turn + window, has no more outputs. */
@@ -177,8 +184,8 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
         int64_t pushed = atomic_load_explicit(&order->pushed, memory_order_relaxed);
         atomic_store_explicit(&order->pushed, pushed + 1, memory_order_relaxed);
         if (order->one_each) {
-            int bad = done_locked(order, ticket, &published);
-            if (bad) atomic_store(&order->trouble, bad);
+            /* What goes wrong the worker learns when it is done. */
+            (void)done_locked(order, ticket, &published);
         }
     }
     int64_t after = atomic_load(&order->turn);
@@ -188,13 +195,13 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
 }
 
 int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
-    if (order->one_each) return atomic_load_explicit(&order->trouble, memory_order_relaxed);
+    if (order->one_each) return trouble(order);
     pyper__queue *queue = order->queue;
     int64_t published = 0;
     pyper__lock_take(&queue->push_lock);
     int64_t before = atomic_load(&order->turn);
     bool beyond = ticket >= before + order->window;
-    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : 0;
+    int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : trouble(order);
     if (rc == 0 && !beyond) rc = done_locked(order, ticket, &published);
     int64_t after = atomic_load(&order->turn);
     pyper__lock_give(&queue->push_lock);

@@ -100,10 +100,16 @@ bool pyper__fence_others(void) {
     return syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
 }
 
+/* Which of the processes that were forked from each other has found out that it can (1 + forks). */
+static _Atomic uint64_t can_fence;
+
 bool pyper__can_fence_others(void) {
-    return pyper__fence_others() ||
-           (syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0 &&
-            pyper__fence_others());
+    uint64_t here = (uint64_t)atomic_load_explicit(&pyper__forks, memory_order_relaxed) + 1;
+    if (atomic_load_explicit(&can_fence, memory_order_relaxed) == here) return true;
+    bool can = syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0 &&
+               pyper__fence_others();
+    if (can) atomic_store_explicit(&can_fence, here, memory_order_relaxed);
+    return can;
 }
 
 int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {

@@ -58,8 +58,8 @@ void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared);
 
 /* Let every thread of this process that runs now pass a full memory fence (Linux: membarrier).  false:
  * there is no way to do that here.  It costs the caller a system call, and the others nothing until
- * then; pyper__can_fence_others() tries it, and once it is true it stays true but for a process that
- * forbids itself the call later. */
+ * then; pyper__can_fence_others() has tried it, and once it is true it stays true but for a process
+ * that forbids itself the call later. */
 bool pyper__fence_others(void);
 bool pyper__can_fence_others(void);
 

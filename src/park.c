@@ -112,18 +112,16 @@ void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__wak
     uint32_t woken;
     do {
         uint32_t waiters = (uint32_t)(word >> 32);
-        if (waiters == 0) return;
-        woken = waiters < count ? waiters : count;
-        next = (uint64_t)(waiters - woken) << 32 | (uint32_t)((uint32_t)word + 1);
+        bool all = event->shared && count == UINT32_MAX;
+        if (waiters == 0 && !all) return;
+        woken = waiters < count && !all ? waiters : count;
+        next = (uint64_t)(waiters < woken ? 0 : waiters - woken) << 32 |
+               (uint32_t)((uint32_t)word + 1);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
     if (waker) pyper__waker_wake(waker);
     if (!event->no_sleepers)
         pyper__futex_wake(sleeping_word(event), woken > INT_MAX ? INT_MAX : (int)woken,
                           event->shared);
-}
-
-void pyper__event_rouse(pyper__event *event) {
-    pyper__futex_wake(sleeping_word(event), INT_MAX, event->shared);
 }
 
 /* Count myself in; returns the notification count to compare with.  If the system has taken the fence
@@ -244,8 +242,14 @@ static int yield_and_sleep(struct wait *wait) {
     for (;;) {
         uint32_t seen = pyper__event_enter(event);
         int rc = 0;
-        if (!wait->ready(wait->arg))
+        if (!wait->ready(wait->arg)) {
             rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
+            /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who
+             * has been counted out (a thread of a higher priority is woken first).  Have everybody
+             * look again, him among them; waking him alone cannot be asked for. */
+            if (rc == 0 && !pyper__event_notified(event, seen))
+                pyper__event_notify_slow(event, UINT32_MAX);
+        }
         pyper__event_leave(event, seen);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;

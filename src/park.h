@@ -162,7 +162,8 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *   word    atomic; low half: how many notifications there were (what the futex compares), high
  *           half: how many have counted themselves in and were not notified since.  The high half
  *           may be too large for a while (somebody left on his own while being notified), which
- *           costs a system call; never too small, which would cost a wake-up.
+ *           costs a system call; never too small, which would cost a wake-up (but see
+ *           pyper__event_notify_all()).
  *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
@@ -200,10 +201,6 @@ PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 PYPER__COLD void pyper__event_notify_through(pyper__event *event, uint32_t count,
                                              pyper__waker *waker);
 
-/* Have all sleepers look again: somebody may have died after counting them out, and before waking
- * them. */
-PYPER__COLD void pyper__event_rouse(pyper__event *event);
-
 static inline bool pyper__event_has_waiters(pyper__event *event) {
     return atomic_load(&event->word) >> 32 != 0;
 }
@@ -219,8 +216,11 @@ static inline void pyper__event_notify(pyper__event *event, uint32_t count) {
     if (pyper__unlikely(pyper__event_has_waiters(event))) pyper__event_notify_slow(event, count);
 }
 
+/* In memory that processes share the count is not to be trusted when all are meant: a process that has
+ * counted others out may have died before it woke them. */
 static inline void pyper__event_notify_all(pyper__event *event) {
-    pyper__event_notify(event, UINT32_MAX);
+    if (event->shared || pyper__event_has_waiters(event))
+        pyper__event_notify_slow(event, UINT32_MAX);
 }
 
 /* ---------------------------------------------------------------------------------- seat */

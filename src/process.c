@@ -160,10 +160,28 @@ static uint64_t align(uint64_t size) {
     return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
 }
 
-/* The window of an edge with an order, or 0. */
-static int64_t window_of(const pyper_pipeline *pipeline, size_t edge) {
+static int64_t crowd(const pyper__task *task) {
+    return pyper__task_is_crowded(task) ? task->workers : 1;
+}
+
+/* What the channel of an edge is like. */
+static pyper__channel_shape shape_of(const pyper_pipeline *pipeline, size_t edge) {
     const pyper__task *from = edge > 0 ? pipeline->tasks[edge - 1] : NULL;
-    return from && from->ordered && crosses(pipeline, edge) ? pyper__run_window(from->throttle) : 0;
+    const pyper__task *to = edge < pipeline->count ? pipeline->tasks[edge] : NULL;
+    return (pyper__channel_shape){
+        .throttle = from ? from->throttle : 0,
+        .producers = crowd(from),
+        .consumers = to ? crowd(to) : 2, /* any number of threads may ask for outputs */
+        .apart = to && to->multiprocess,
+        .one_at_a_time = to && to->ordered,
+        .order_window = from && from->ordered ? pyper__run_window(from->throttle) : 0,
+    };
+}
+
+/* How much memory it takes; 0: the edge crosses nothing. */
+static uint64_t size_of_channel(const pyper_pipeline *pipeline, size_t edge) {
+    pyper__channel_shape shape = shape_of(pipeline, edge);
+    return crosses(pipeline, edge) ? pyper__channel_size(&shape) : 0;
 }
 
 /* Lay the board out and fill it in. */
@@ -177,7 +195,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         PYPER__SHM_FIRST + align(sizeof(struct board) + count * sizeof(struct post));
     uint64_t channels_at = seats_at + (uint64_t)seats * sizeof(struct seat);
     uint64_t size = channels_at - PYPER__SHM_FIRST;
-    for (size_t i = 0; i <= count; i++) size += pyper__channel_size(window_of(pipeline, i));
+    for (size_t i = 0; i <= count; i++) size += size_of_channel(pipeline, i);
     all->board_size = size;
     int rc = pyper__shm_create(size, &all->shm);
     if (rc < 0) return rc;
@@ -194,7 +212,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         post->branch = task->branch;
         post->join = task->join;
         post->input = channels_at;
-        channels_at += pyper__channel_size(window_of(pipeline, i));
+        channels_at += size_of_channel(pipeline, i);
         post->output = channels_at;
         post->workers = task->workers;
         post->first_seat = seat;
@@ -213,14 +231,11 @@ static int make_channels(pyper_run *run, struct pyper__processes *all) {
     uint64_t at = board_at(all->shm)->posts[0].input;
     for (size_t i = 0; i <= pipeline->count; i++) {
         uint64_t here = at;
-        at += pyper__channel_size(window_of(pipeline, i));
+        at += size_of_channel(pipeline, i);
         if (!crosses(pipeline, i)) continue;
         const pyper__task *from = i > 0 ? pipeline->tasks[i - 1] : NULL;
-        const pyper__task *to = i < pipeline->count ? pipeline->tasks[i] : NULL;
-        int64_t throttle = from ? from->throttle : 0;
-        int rc = pyper__channel_init(&all->doors[i], all->shm, here, throttle,
-                                     pyper__task_is_crowded(from),
-                                     !to || pyper__task_is_crowded(to), window_of(pipeline, i));
+        pyper__channel_shape shape = shape_of(pipeline, i);
+        int rc = pyper__channel_init(&all->doors[i], all->shm, here, &shape);
         if (rc < 0) return rc;
         pyper__queue_cross(&run->queues[i], &all->doors[i], from && from->ordered);
     }
@@ -331,7 +346,7 @@ static void child_stop(struct pyper__child *child, uint64_t upto) {
         struct post *post = &board->posts[i];
         if (!post->multiprocess && !(i > 0 && board->posts[i - 1].multiprocess)) continue;
         pyper__channel input;
-        pyper__channel_attach(&input, child->shm, post->input, &child->waker);
+        pyper__channel_attach(&input, child->shm, post->input, &child->waker, 0);
         pyper__channel_set_state(&input, PYPER__CANCELLED);
     }
     ring(child->bell);
@@ -414,8 +429,8 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
         return rc;
     }
     pyper__channel input, output;
-    pyper__channel_attach(&input, shm, post->input, &child.waker);
-    pyper__channel_attach(&output, shm, post->output, &child.waker);
+    pyper__channel_attach(&input, shm, post->input, &child.waker, options->worker);
+    pyper__channel_attach(&output, shm, post->output, &child.waker, 0);
     pyper__queue from = {.type = options->input_type};
     pyper__queue to = {.type = options->output_type};
     pyper__queue_cross(&from, &input, false);
@@ -586,9 +601,10 @@ static const char *signal_text(int number) {
     return text ? text : "unknown signal";
 }
 
-/* A process has died: those whom it was just about to wake do not know. */
-static void rouse(pyper_run *run) {
+/* A process has died: those who wait behind it, or whom it was just about to wake, do not know. */
+static void rouse(pyper_run *run, const struct process *dead) {
     struct pyper__processes *all = run->processes;
+    pyper__channel_bury(&all->doors[dead->stage + 1], dead->worker);
     for (size_t i = 0; i <= run->count; i++)
         if (run->queues[i].channel) pyper__channel_rouse(&all->doors[i]);
     if (all->waker) pyper__waker_wake_again(all->waker);
@@ -601,7 +617,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
     struct post *post = &board->posts[process->stage];
     int state = atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state);
     if (state == LEFT) return;
-    rouse(run);
+    rouse(run, process);
     pyper__clock *clock = &seat_at(all->shm, post->first_seat + process->worker)->clock;
     if (!atomic_load_explicit(&clock->left_ns, memory_order_relaxed))
         atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);

@@ -333,7 +333,7 @@ static int put_argument(pyper_run *run, void *argument) {
     int rc;
 #if PYPER__PROCESSES
     if (first->channel)
-        rc = pyper__send(run, &run->stages[0], first, argument, 0, &run->callers, NULL);
+        rc = pyper__send(run, &run->stages[0], first, 0, argument, 0, &run->callers, NULL);
     else
 #endif
         rc = pyper__queue_push(first, argument, 0, &run->callers, NULL);

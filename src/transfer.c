@@ -52,14 +52,15 @@ struct pyper_transfer {
     pyper_run *run;
     const pyper__stage *stage;
     pyper__channel *channel;
+    int64_t lane;
     pyper__record record;
     bool failed; /* and said so */
 };
 
 void *pyper_transfer_reserve(pyper_transfer *to, size_t size) {
     pyper__record_drop(to->channel, &to->record);
-    if (pyper__record_reserve(to->channel, &to->record, size) < 0) return NULL;
-    return pyper__record_data(to->channel, &to->record);
+    if (pyper__record_reserve(to->channel, to->lane, &to->record, size) < 0) return NULL;
+    return to->record.data;
 }
 
 int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message, const void *data,
@@ -126,11 +127,12 @@ static int failed(pyper_transfer *transfer, const char *what, int rc) {
     return PYPER_EFAILED;
 }
 
-static void begin(pyper_transfer *transfer, pyper_run *run, const pyper__stage *stage,
-                  pyper__channel *channel) {
+static inline void begin(pyper_transfer *transfer, pyper_run *run, const pyper__stage *stage,
+                         pyper__channel *channel, int64_t lane) {
     transfer->run = run;
     transfer->stage = stage;
     transfer->channel = channel;
+    transfer->lane = lane;
     transfer->failed = false;
     transfer->record.size = 0;
     transfer->record.extent = 0;
@@ -156,15 +158,15 @@ static int pushed(pyper_transfer *transfer, const pyper_item_type *type, void *i
     return rc;
 }
 
-int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
-                int64_t ticket, pyper__seat *seat, pyper__queue *input) {
+int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, int64_t lane,
+                void *item, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
     pyper_transfer transfer;
-    begin(&transfer, run, stage, output->channel);
+    begin(&transfer, run, stage, output->channel, lane);
     int rc = encode(&transfer, output->type, item);
     if (rc < 0) return rc;
     for (;;) {
         pyper__channel_wait wait;
-        rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, &wait);
+        rc = pyper__channel_try_push(output->channel, lane, &transfer.record, ticket, &wait);
         if (pyper__likely(rc != PYPER__AGAIN)) break;
         if (input) pyper__edge_settle(input);
         pyper__channel_await(&wait, seat);
@@ -174,13 +176,13 @@ int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output,
 
 int pyper__try_send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
                     int64_t ticket, pyper__channel_wait *ret_wait) {
-    int rc = pyper__channel_try_push(output->channel, NULL, ticket, ret_wait);
+    int rc = pyper__channel_try_push(output->channel, 0, NULL, ticket, ret_wait);
     if (rc < 0) return rc;
     pyper_transfer transfer;
-    begin(&transfer, run, stage, output->channel);
+    begin(&transfer, run, stage, output->channel, 0);
     rc = encode(&transfer, output->type, item);
     if (rc < 0) return rc;
-    rc = pyper__channel_try_push(output->channel, &transfer.record, ticket, ret_wait);
+    rc = pyper__channel_try_push(output->channel, 0, &transfer.record, ticket, ret_wait);
     return pushed(&transfer, output->type, item, rc);
 }
 
@@ -196,10 +198,9 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
 
 /* Decode what has been popped: 1 or PYPER_EFAILED. */
 static int decode(pyper_transfer *transfer, const pyper_item_type *type, void **ret_item) {
-    int rc = type->decode(transfer, pyper__record_data(transfer->channel, &transfer->record),
-                          transfer->record.size, ret_item);
+    int rc = type->decode(transfer, transfer->record.data, transfer->record.size, ret_item);
     if (rc < 0) rc = failed(transfer, "an item from another process could not be decoded", rc);
-    pyper__record_drop(transfer->channel, &transfer->record);
+    pyper__channel_release(transfer->channel, &transfer->record);
     return rc < 0 ? rc : 1;
 }
 
@@ -207,7 +208,7 @@ int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *inpu
                    int64_t *ret_ticket, pyper__seat *seat, int64_t deadline_ns,
                    bool interruptible) {
     pyper_transfer transfer;
-    begin(&transfer, run, stage, input->channel);
+    begin(&transfer, run, stage, input->channel, 0);
     int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
                                 interruptible);
     return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
@@ -216,7 +217,7 @@ int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *inpu
 int pyper__try_receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input,
                        void **ret_item, int64_t *ret_ticket) {
     pyper_transfer transfer;
-    begin(&transfer, run, stage, input->channel);
+    begin(&transfer, run, stage, input->channel, 0);
     int rc = pyper__channel_try_pop(input->channel, &transfer.record, ret_ticket);
     return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
 }

@@ -6,13 +6,14 @@
 #include "edge.h"
 #include "run.h"
 
-/* Encode an item into the channel of `output` and destroy it; waits for room.
+/* Encode an item into the channel of `output` and destroy it; waits for room.  `lane` is the number
+ * of the worker.
  *
  * Returns 0, or PYPER_ECANCELED, PYPER_ENOMEM, PYPER_EFAILED (it could not be encoded: the run has
  * failed): then the item is still the caller's.  `stage` is the one to blame; `input` is the edge
  * that this producer consumes, or NULL: before waiting, its free places are given back. */
-int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
-                int64_t ticket, pyper__seat *seat, pyper__queue *input);
+int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, int64_t lane,
+                void *item, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
 /* The same without waiting: PYPER__AGAIN, and *ret_wait says what to wait for.  Encodes nothing before
  * there is room. */

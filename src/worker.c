@@ -140,8 +140,8 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     int rc;
 #if PYPER__PROCESSES
     if (output->channel)
-        rc = pyper__send(worker->run, worker->stage, output, item, worker->ticket, &worker->seat,
-                         input);
+        rc = pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,
+                         &worker->seat, input);
     else
 #endif
         rc = pyper__queue_push(output, item, worker->ticket, &worker->seat, input);

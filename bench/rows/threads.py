@@ -60,8 +60,9 @@ def rows(machine: Machine) -> list[Row]:
 
     def throttle(places: int, wanted: float, items: int, **more: object) -> Row:
         what = "range | inc, at most so many items waiting behind each"
-        targets = (pyper(wanted), best(3))
-        return row(f"throttle {places}", what, CHAINS, targets, items=items, **more)
+        return row(
+            f"throttle {places}", what, CHAINS, (pyper(wanted), best(3)), items=items, **more
+        )
 
     def grain(us: int, items: int, **more: object) -> Row:
         what = "range | so much Python in 4 workers; the plain loop has no overhead"
@@ -102,12 +103,11 @@ def rows(machine: Machine) -> list[Row]:
         row(
             "further task",
             "what one more task costs, over the call of its function",
-            ("pypeln", "by hand"),
+            (),
             (at_most(30),),
             unit=NS,
-            items=50_000,
-            fast_items=20_000,
-            whole=True,
+            items=100_000,
+            peer=False,  # a difference, which may be nothing: no ratio
         ),
         throttle(1, 2, 5_000),
         throttle(10, 2.5, 20_000, fast=False),

@@ -15,6 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
+from copyreg import dispatch_table
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
@@ -24,7 +26,16 @@ from pyper._pipeline import Task
 from pyper._pyper import Plan, attach
 from pyper._types import RemoteError
 
-__all__ = ["dump_failure", "dumps", "join", "load_failure", "loads", "start"]
+__all__ = [
+    "dispatch_table",
+    "dump_failure",
+    "dumps",
+    "join",
+    "load_failure",
+    "loads",
+    "newobj",
+    "start",
+]
 
 _Fds = tuple[int, int, int, int]
 

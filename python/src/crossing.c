@@ -9,6 +9,7 @@
  *   'f'           a float
  *   's'           a str, as UTF-8
  *   'b' 'a'       bytes, bytearray
+ *   'c'           a small form (small.c)
  *   'p'           a pickle
  *   'P'           a pickle with buffers: their number and sizes, the size of the pickle, the pickle,
  *                 the buffers, each aligned to 64 bytes
@@ -147,6 +148,41 @@ static int encode_pickled(module_state *state, PyObject *item, pyper_transfer *t
     return rc;
 }
 
+/* The names of a run, made when they are needed first; NULL: there is no memory. */
+static struct names *names_of(python_run *python) {
+    struct names *names = atomic_load(&python->names), *none = NULL;
+    if (names || !(names = names_new())) return names;
+    if (atomic_compare_exchange_strong(&python->names, &none, names)) return names;
+    names_free(names);
+    return none;
+}
+
+/* So many items of a type are pickled without further ado after one that had no small form. */
+#define LARGE_TYPE_ITEMS 1000
+
+/* 1: it has been encoded in its small form; 0: it has none; a code; or -1 with an exception.  (PYPER_
+ * codes are never -1.) */
+static int encode_small(python_run *python, PyObject *item, pyper_transfer *to) {
+    PyTypeObject *type = Py_TYPE(item);
+    if (atomic_load_explicit(&python->large_type, memory_order_relaxed) == type) {
+        int left = atomic_load_explicit(&python->large_left, memory_order_relaxed);
+        atomic_store_explicit(&python->large_left, left - 1, memory_order_relaxed);
+        if (left > 0) return 0;
+    }
+    struct names *names = names_of(python);
+    if (!names) return PYPER_ENOMEM;
+    char room[SMALL_MAX];
+    Py_ssize_t size = small_write(python->plan->state, names, item, room);
+    if (size < 0) return -1;
+    if (size == 0) {
+        atomic_store_explicit(&python->large_left, LARGE_TYPE_ITEMS, memory_order_relaxed);
+        atomic_store_explicit(&python->large_type, type, memory_order_relaxed);
+        return 0;
+    }
+    int rc = put(to, 'c', room, (size_t)size);
+    return rc < 0 ? rc : 1;
+}
+
 static int encode(void *memory, pyper_transfer *to) {
     PyObject *item = memory;
     if (item == Py_None) return put(to, 'N', NULL, 0);
@@ -171,7 +207,9 @@ static int encode(void *memory, pyper_transfer *to) {
         return put(to, 'a', PyByteArray_AS_STRING(item), (size_t)PyByteArray_GET_SIZE(item));
     }
     python_run *python = pyper_transfer_host_data(to);
-    int rc = encode_pickled(python->plan->state, item, to);
+    int rc = encode_small(python, item, to);
+    if (rc > 0) return 0;
+    if (rc == 0) rc = encode_pickled(python->plan->state, item, to);
     if (rc != -1) return rc;
     return refuse(to,
                   "task '%s': an item of type %s cannot be pickled, so it cannot go to "
@@ -325,6 +363,12 @@ static int decode(pyper_transfer *from, const void *memory, size_t all, void **r
     case 'a':
         item = PyByteArray_FromStringAndSize(data, size);
         break;
+    case 'c': {
+        struct names *names = names_of(python);
+        if (!names) return PYPER_ENOMEM;
+        item = small_read(python->plan->state, names, data, (size_t)size);
+        break;
+    }
     case 'p':
         item = load(python->plan->state, data, (size_t)size, NULL);
         break;

@@ -30,6 +30,7 @@ void python_run_unref(python_run *self) {
     if (atomic_fetch_sub(&self->references, 1) > 1) return;
     Py_XDECREF(atomic_load(&self->pending));
     Py_XDECREF(atomic_load(&self->start_error));
+    names_free(atomic_load(&self->names));
     Py_DECREF(self->context);
     Py_DECREF((PyObject *)self->plan);
     PyMem_RawFree(self);

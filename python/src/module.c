@@ -167,6 +167,10 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->dumps);
     Py_CLEAR(state->loads);
     Py_CLEAR(state->name_append);
+    Py_CLEAR(state->dispatch_table);
+    Py_CLEAR(state->newobj);
+    Py_CLEAR(state->name_reduce_ex);
+    Py_CLEAR(state->name_setstate);
     Py_CLEAR(state->five);
     Py_CLEAR(state->dumps_names);
     Py_CLEAR(state->loads_names);

@@ -30,6 +30,13 @@ int processes_import(module_state *state) {
         rc = (state->dumps_names = Py_BuildValue("(ss)", "protocol", "buffer_callback")) ? 0 : -1;
     if (rc == 0 && !state->loads_names)
         rc = (state->loads_names = Py_BuildValue("(s)", "buffers")) ? 0 : -1;
+    if (rc == 0 && !state->dispatch_table)
+        rc = take(module, "dispatch_table", &state->dispatch_table);
+    if (rc == 0 && !state->newobj) rc = take(module, "newobj", &state->newobj);
+    if (rc == 0 && !state->name_reduce_ex)
+        rc = (state->name_reduce_ex = PyUnicode_InternFromString("__reduce_ex__")) ? 0 : -1;
+    if (rc == 0 && !state->name_setstate)
+        rc = (state->name_setstate = PyUnicode_InternFromString("__setstate__")) ? 0 : -1;
     if (rc == 0 && !state->loads) {
         state->dumps = dumps;
         state->loads = loads; /* the last one: it says that all are there */

@@ -11,6 +11,7 @@
  *   host.c      the host: the GIL, threading.Thread, contextvars
  *   failure.c   exceptions that leave a task's function
  *   crossing.c  objects on their way between processes, as bytes
+ *   small.c     the small form of such objects
  *   process.c   workers that are processes
  *   awaiting.c  what our awaitable objects have in common
  *   async_outputs.c  AsyncOutputs: one execution of a plan with asynchronous tasks
@@ -74,6 +75,12 @@ typedef char short_lock;
 #define LOCK_GIVE(lock) ((void)(lock))
 #endif
 
+/* Against other threads that change an object meanwhile, in builds without the GIL. */
+#ifndef Py_BEGIN_CRITICAL_SECTION
+#define Py_BEGIN_CRITICAL_SECTION(object) {
+#define Py_END_CRITICAL_SECTION() }
+#endif
+
 /* ------------------------------------------------------------------------------- the module */
 
 typedef struct outputs outputs;
@@ -107,6 +114,8 @@ typedef struct module_state {
     /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See process.c. */
     PyObject *start_process, *join_process, *dump_failure, *load_failure;
     PyObject *name_append, *five, *dumps_names, *loads_names, *dumps, *loads;
+    PyObject *dispatch_table, *newobj; /* of copyreg */
+    PyObject *name_reduce_ex, *name_setstate;
     PyObject *worker_died; /* pyper._types.WorkerDied */
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
@@ -257,6 +266,11 @@ struct python_run {
     struct nested *nested;
 
     struct driver *driver; /* of a run with asynchronous tasks, borrowed; NULL: it is gone */
+
+    _Atomic(struct names *) names; /* of a run with processes, once needed; see small.c */
+    /* Items of this type turn out to have no small form: so many more are pickled at once.  A hint. */
+    _Atomic(PyTypeObject *) large_type;
+    atomic_int large_left;
 };
 
 /* An Outputs inside a branching call; lives on the stack of that call, which holds a reference. */
@@ -431,6 +445,23 @@ PyObject *failure_text(const char *prefix, PyObject *exception);
 
 /* The item type of Python objects. */
 extern const pyper_item_type object_items;
+
+/* --------------------------------------------------------------------------------- small.c */
+
+/* What a small form takes at most. */
+#define SMALL_MAX 448
+
+/* The names that a run has looked up; each call may use and change it. */
+struct names;
+struct names *names_new(void); /* NULL: there is no memory; no exception */
+void names_free(struct names *names);
+
+/* Write a value's small form to SMALL_MAX bytes of room: its size; 0: it has none; -1 with an
+ * exception. */
+Py_ssize_t small_write(module_state *state, struct names *names, PyObject *value, char *room);
+
+/* The value of a small form: a new reference, or NULL with an exception. */
+PyObject *small_read(module_state *state, struct names *names, const char *data, size_t size);
 
 /* ------------------------------------------------------------------------------- process.c */
 

@@ -5,9 +5,17 @@ The functions of the tasks stand at the top level of this module: a worker finds
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copyreg
+import datetime
+import decimal
+import enum
+import fractions
 import multiprocessing
 import os
+import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -15,6 +23,7 @@ import textwrap
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterable, Iterator
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
@@ -383,6 +392,169 @@ def test_items_of_all_kinds(method: str) -> None:
 
 def iter_items() -> Iterator[Any]:
     yield from ITEMS
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Slots:
+    __slots__ = ("a", "b")
+
+    def __init__(self, a: int) -> None:
+        self.a, self.b = a, [a]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slots) and (self.a, self.b) == (other.a, other.b)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Stateful:
+    """Counts how often it has crossed."""
+
+    def __init__(self) -> None:
+        self.crossed = 0
+
+    def __getstate__(self) -> list[int]:
+        return [self.crossed]
+
+    def __setstate__(self, state: list[int]) -> None:
+        self.crossed = state[0] + 1
+
+
+class WithNew:
+    def __new__(cls, *args: int) -> WithNew:
+        made = super().__new__(cls)
+        made.args = args
+        return made
+
+    args: tuple[int, ...]
+
+    def __getnewargs__(self) -> tuple[int, ...]:
+        return self.args
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WithNew) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Pair = collections.namedtuple("Pair", "first second")
+
+
+class ListOfSorts(list[int]):
+    extra = None
+
+
+OBJECTS: list[Any] = [
+    Point(1, [2, {"three": None}]), Colour.RED, Slots(3), WithNew(1, 2), Pair(1, [2]), Point, same,
+    datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC), datetime.timedelta(3),
+    decimal.Decimal("1.5"), fractions.Fraction(1, 3), uuid.UUID(int=7), pathlib.PurePath("a/b"),
+    collections.OrderedDict(a=1, b=2), collections.defaultdict(list, a=[1]), collections.deque([1]),
+    collections.Counter("aab"), ListOfSorts([1, 2]), {Point: [Colour.RED]}, (), [], {}, set(),
+    [1] * 300, ["x" * 300, "y" * 300], "x" * 446, ("x" * 200, "ü" * 100), {(1, (2,)): {3}},
+    [2**70], ["\udc80"], bytearray(b"x"), [b"x", bytearray(b"y")], slice(1, 2), Ellipsis,
+    type(None),
+]  # fmt: skip
+
+
+def iter_objects() -> Iterator[Any]:
+    yield from OBJECTS
+
+
+def test_objects_of_all_kinds(method: str) -> None:
+    pipeline = task(iter_objects, branch=True) | task(same, multiprocess=True)
+    results = list(pipeline())
+    assert results == OBJECTS
+    assert [type(item) for item in results] == [type(item) for item in OBJECTS]
+    assert results[-2] is Ellipsis
+
+
+def test_pickles_methods_are_used(fork: None) -> None:
+    (result,) = task(same, multiprocess=True)(Stateful())
+    assert result.crossed == 2
+
+
+def reduce_to_eleven(x: SpeaksForItself) -> Any:
+    return (int, ("11",))
+
+
+class SpeaksForItself:
+    """Says by copyreg what it becomes."""
+
+
+copyreg.pickle(SpeaksForItself, reduce_to_eleven)
+
+
+def test_copyregs_table_is_used(fork: None) -> None:
+    (result,) = task(same, multiprocess=True)([SpeaksForItself()])
+    assert result == [11]
+
+
+def tangle(rng: random.Random, depth: int, seen: list[Any]) -> Any:
+    """Some structure that refers to parts of itself now and then."""
+    if seen and rng.random() < 0.1:
+        return rng.choice(seen)
+    if depth == 0 or rng.random() < 0.3:
+        return rng.choice([None, True, 7, -(2**40), 2**80, 0.5, "text", b"bytes", Colour.RED])
+    parts = [tangle(rng, depth - 1, seen) for _ in range(rng.randrange(4))]
+    made: Any = rng.choice(
+        [
+            list,
+            tuple,
+            lambda parts: dict(enumerate(parts)),
+            lambda parts: Point(len(parts), parts),
+            lambda parts: Pair(parts, None),
+        ]
+    )(parts)
+    seen.append(made)
+    if isinstance(made, list) and rng.random() < 0.05:
+        made.append(made)
+    return made
+
+
+def outline(value: Any, numbers: dict[int, int], kept: list[Any]) -> Any:
+    """What a structure looks like, with what is in it twice as such."""
+    if isinstance(value, (list, dict, Point)):
+        if id(value) in numbers:
+            return f"again {numbers[id(value)]}"
+        numbers[id(value)] = len(numbers)
+        kept.append(value)
+    if isinstance(value, Point):
+        return "point", outline(value.__dict__, numbers, kept)
+    if isinstance(value, dict):
+        return "dict", [(key, outline(item, numbers, kept)) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, [outline(item, numbers, kept) for item in value]
+    return value
+
+
+def tangles(seed: int, count: int) -> Iterator[Any]:
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield tangle(rng, 4, [])
+
+
+def test_what_is_in_an_item_twice_is_in_it_twice_at_the_other_end(fork: None) -> None:
+    seed = int(os.environ.get("PYPER_TEST_SEED", time.time_ns() % 2**32))
+    print(f"PYPER_TEST_SEED={seed}")
+    outputs = (task(tangles, branch=True) | task(same, multiprocess=True))(seed, 3000)
+    for before, after in zip(tangles(seed, 3000), outputs, strict=True):
+        assert outline(before, {}, []) == outline(after, {}, [])
+
+
+def growing(n: int) -> Iterator[list[int]]:
+    numbers: list[int] = []
+    for i in range(n):
+        numbers.append(i)
+        yield numbers
+
+
+@pytest.mark.parametrize("where", [False, True])
+def test_an_item_is_what_it_was_when_it_was_emitted(fork: None, where: bool) -> None:
+    pipeline = task(growing, branch=True, multiprocess=where) | task(same, multiprocess=not where)
+    assert list(pipeline(100)) == [list(range(i + 1)) for i in range(100)]
 
 
 def test_items_larger_than_everything(fork: None) -> None:
@@ -837,8 +1009,6 @@ def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
 
 def test_a_hundred_kills(fork: None) -> None:
     """Whatever a worker is doing when it is killed, the caller is told, and nothing hangs."""
-    import random
-
     seed = int(os.environ.get("PYPER_TEST_SEED", time.time_ns() % 2**32))
     print(f"PYPER_TEST_SEED={seed}")
     rng = random.Random(seed)

@@ -262,6 +262,24 @@ EACH_HOST(a_paused_async_worker_resumes_when_a_thread_takes) {
     }
 }
 
+/* What becomes of its outputs is nothing that the caller would be woken for. */
+static int drop_item(pyper_worker *w, void *item, void *bind) {
+    item_deliver(item);
+    return 0;
+}
+
+EACH_HOST(a_paused_async_worker_resumes_when_its_outputs_come_to_nothing) {
+    for (int64_t throttle = 1; throttle <= 4; throttle += 3) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                       pyper_task(pass, .async = true, .throttle = throttle, .type = &item_type),
+                       pyper_task(drop_item, .branch = true, .type = &item_type));
+        pyper_run *run = START(p, PTR(3000));
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
+
 /* ------------------------------------------------------------------------------------- Join */
 
 typedef struct total {

@@ -52,6 +52,15 @@ static bool kill_one(uint64_t *seed) {
     return false;
 }
 
+/* A run that was dropped ends by itself; until then its processes note their numbers. */
+static void no_process_is_left(void) {
+    bool mine = kit_detach();
+    siginfo_t child;
+    while (waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) == 0) sched_yield();
+    CHECK_EQ(errno, ECHILD);
+    kit_attach(mine);
+}
+
 static void one_run(uint64_t *seed, elsewhere *e) {
     memset((void *)pids, 0, TASKS_MAX * WORKERS_MAX * sizeof *pids);
     long items = random_below(seed, 300), count = 1 + random_below(seed, TASKS_MAX - 1);
@@ -103,6 +112,7 @@ static void one_run(uint64_t *seed, elsewhere *e) {
     else
         CHECK_EQ(pyper_close(run), 0);
     pyper_unref(p);
+    if (end == DROP) no_process_is_left();
 }
 
 EACH_HOST(random_mixed_pipelines) {
@@ -119,11 +129,5 @@ EACH_HOST(random_mixed_pipelines) {
         e.lifo = i % 2;
         one_run(&seed, &e);
     }
-    /* Runs that were dropped end by themselves. */
-    bool mine = kit_detach();
-    siginfo_t child;
-    while (waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) == 0) sched_yield();
-    CHECK_EQ(errno, ECHILD);
-    kit_attach(mine);
     elsewhere_end(&e);
 }

@@ -91,14 +91,19 @@ typedef struct fixture {
     pyper__seat seat;
 } fixture;
 
+static void setup_shape(fixture *f, const pyper__channel_shape *shape) {
+    memset(f, 0, sizeof *f);
+    CHECK_EQ(pyper__shm_create(pyper__channel_size(shape), &f->shm), 0);
+    CHECK_EQ(pyper__channel_init(&f->channel, f->shm, PYPER__SHM_FIRST, shape), 0);
+    pyper__seat_init(&f->seat, NULL, NULL);
+}
+
 static void setup(fixture *f, int64_t throttle, bool many_producers, bool many_consumers,
                   int64_t window) {
-    memset(f, 0, sizeof *f);
-    CHECK_EQ(pyper__shm_create(pyper__channel_size(window), &f->shm), 0);
-    CHECK_EQ(pyper__channel_init(&f->channel, f->shm, PYPER__SHM_FIRST, throttle, many_producers,
-                                 many_consumers, window),
-             0);
-    pyper__seat_init(&f->seat, NULL, NULL);
+    setup_shape(f, &(pyper__channel_shape){.throttle = throttle,
+                                           .producers = many_producers ? 3 : 1,
+                                           .consumers = many_consumers ? 3 : 1,
+                                           .order_window = window});
 }
 
 static void teardown(fixture *f) {
@@ -106,40 +111,41 @@ static void teardown(fixture *f) {
 }
 
 /* Fill a record with a number and `size` bytes that follow from it. */
-static void fill(fixture *f, pyper__record *record, uint64_t number, uint64_t size) {
-    CHECK_EQ(pyper__record_reserve(&f->channel, record, size), 0);
-    unsigned char *bytes = pyper__record_data(&f->channel, record);
+static void fill(fixture *f, int64_t lane, pyper__record *record, uint64_t number, uint64_t size) {
+    CHECK_EQ(pyper__record_reserve(&f->channel, lane, record, size), 0);
+    unsigned char *bytes = record->data;
     for (uint64_t i = 0; i < size; i++) bytes[i] = (unsigned char)(number + i * 31);
     if (size >= sizeof number) memcpy(bytes, &number, sizeof number);
 }
 
-/* The number in a record, whose other bytes must be right; gives the extent back. */
-static uint64_t unfill(fixture *f, pyper__record *record) {
+/* The number in a record, whose other bytes must be right; releases it. */
+static uint64_t unfill(pyper__channel *channel, pyper__record *record) {
     uint64_t number = 0;
-    unsigned char *bytes = pyper__record_data(&f->channel, record);
+    unsigned char *bytes = record->data;
     CHECK_GE(record->size, sizeof number);
     memcpy(&number, bytes, sizeof number);
     for (uint64_t i = sizeof number; i < record->size; i++)
         CHECK_EQ(bytes[i], (unsigned char)(number + i * 31));
-    pyper__record_drop(&f->channel, record);
+    pyper__channel_release(channel, record);
     return number;
 }
 
 static int try_push(fixture *f, uint64_t number, uint64_t size, int64_t ticket) {
     pyper__record record;
     pyper__channel_wait wait;
-    fill(f, &record, number, size);
-    int rc = pyper__channel_try_push(&f->channel, &record, ticket, &wait);
+    fill(f, 0, &record, number, size);
+    int rc = pyper__channel_try_push(&f->channel, 0, &record, ticket, &wait);
     if (rc != 0) pyper__record_drop(&f->channel, &record);
     return rc;
 }
 
-static int push(fixture *f, pyper__seat *seat, uint64_t number, uint64_t size, int64_t ticket) {
+static int push(fixture *f, int64_t lane, pyper__seat *seat, uint64_t number, uint64_t size,
+                int64_t ticket) {
     pyper__record record;
     pyper__channel_wait wait;
-    fill(f, &record, number, size);
+    fill(f, lane, &record, number, size);
     for (;;) {
-        int rc = pyper__channel_try_push(&f->channel, &record, ticket, &wait);
+        int rc = pyper__channel_try_push(&f->channel, lane, &record, ticket, &wait);
         if (rc != PYPER__AGAIN) {
             if (rc != 0) pyper__record_drop(&f->channel, &record);
             return rc;
@@ -156,11 +162,11 @@ static int done(fixture *f, pyper__seat *seat, int64_t ticket) {
     return rc;
 }
 
-static int pop_until(fixture *f, pyper__seat *seat, uint64_t *ret_number, int64_t *ret_ticket,
-                     int64_t deadline_ns) {
+static int pop_until(pyper__channel *channel, pyper__seat *seat, uint64_t *ret_number,
+                     int64_t *ret_ticket, int64_t deadline_ns) {
     pyper__record record;
-    int rc = pyper__channel_pop(&f->channel, &record, ret_ticket, seat, deadline_ns, false);
-    if (rc > 0) *ret_number = unfill(f, &record);
+    int rc = pyper__channel_pop(channel, &record, ret_ticket, seat, deadline_ns, false);
+    if (rc > 0) *ret_number = unfill(channel, &record);
     return rc;
 }
 
@@ -168,7 +174,7 @@ static int pop_until(fixture *f, pyper__seat *seat, uint64_t *ret_number, int64_
     do {                                                                                           \
         uint64_t pop_number = 0;                                                                   \
         int64_t pop_ticket;                                                                        \
-        CHECK_EQ(pop_until(f, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT), 1);             \
+        CHECK_EQ(pop_until(&(f)->channel, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT), 1); \
         CHECK_EQ(pop_number, value);                                                               \
     } while (0)
 
@@ -176,7 +182,8 @@ static int pop_until(fixture *f, pyper__seat *seat, uint64_t *ret_number, int64_
     do {                                                                                           \
         uint64_t pop_number = 0;                                                                   \
         int64_t pop_ticket;                                                                        \
-        CHECK_EQ(pop_until(f, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT), code);          \
+        CHECK_EQ(pop_until(&(f)->channel, &(f)->seat, &pop_number, &pop_ticket, PYPER_NOWAIT),     \
+                 code);                                                                            \
     } while (0)
 
 static const uint64_t some_sizes[] = {8, 9, 64, 511, 512, 513, 4096, 65536, 70000, 3000000};
@@ -203,8 +210,8 @@ TEST(an_empty_item_is_an_item) {
     pyper__record record;
     pyper__channel_wait wait;
     int64_t ticket;
-    CHECK_EQ(pyper__record_reserve(&f.channel, &record, 0), 0);
-    CHECK_EQ(pyper__channel_try_push(&f.channel, &record, 0, &wait), 0);
+    CHECK_EQ(pyper__record_reserve(&f.channel, 0, &record, 0), 0);
+    CHECK_EQ(pyper__channel_try_push(&f.channel, 0, &record, 0, &wait), 0);
     record.size = 5;
     CHECK_EQ(pyper__channel_pop(&f.channel, &record, &ticket, &f.seat, PYPER_NOWAIT, false), 1);
     CHECK_EQ(record.size, 0);
@@ -298,7 +305,7 @@ static void *push_out_of_turn(void *arg) {
     fixture *f = arg;
     pyper__seat seat = {0};
     pyper__seat_init(&seat, NULL, NULL);
-    CHECK_EQ(push(f, &seat, 20, 8, 2), 0);
+    CHECK_EQ(push(f, 0, &seat, 20, 8, 2), 0);
     return NULL;
 }
 
@@ -318,6 +325,162 @@ TEST(who_waits_out_of_turn_for_room_gets_it) {
     teardown(&f);
 }
 
+/* ------------------------------------------------------------------------------------ hands */
+
+/* Two consumers that are processes, as two doors of this one. */
+typedef struct pair {
+    fixture f;
+    pyper__channel other;
+} pair;
+
+static void setup_pair(pair *p, int64_t throttle) {
+    setup_shape(&p->f, &(pyper__channel_shape){
+                           .throttle = throttle, .producers = 1, .consumers = 2, .apart = true});
+    pyper__channel_attach(&p->other, p->f.shm, PYPER__SHM_FIRST, NULL, 1);
+}
+
+/* What the door pops, or minus the answer. */
+static int64_t popped_by(pair *p, pyper__channel *door) {
+    uint64_t number = 0;
+    int64_t ticket;
+    int rc = pop_until(door, &p->f.seat, &number, &ticket, PYPER_NOWAIT);
+    return rc == 1 ? (int64_t)number : rc < 0 ? rc : -1;
+}
+
+/* Let both doors know that items are quick: they claim `claim` at once from now on. */
+static void quicken(pair *p, int64_t claim) {
+    int64_t now = pyper_now();
+    p->f.channel.claim = p->other.claim = claim;
+    p->f.channel.claimed = p->other.claimed = 64;
+    p->f.channel.claimed_ns = p->other.claimed_ns = now;
+}
+
+TEST(a_share_is_claimed_and_half_of_it_taken_away) {
+    pair p;
+    setup_pair(&p, 0);
+    for (uint64_t i = 0; i < 20; i++) CHECK_EQ(try_push(&p.f, i, 8 + i * 40, 0), 0);
+    pyper__channel_set_state(&p.f.channel, PYPER__ENDED);
+    quicken(&p, 64);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 9 */
+    quicken(&p, 64);
+    for (int64_t i = 10; i < 15; i++) CHECK_EQ(popped_by(&p, &p.other), i);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 1); /* not stuck */
+    quicken(&p, 64);
+    CHECK_EQ(popped_by(&p, &p.other), 15);
+    CHECK_EQ(popped_by(&p, &p.other), 16);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 2);
+    CHECK_EQ(pyper__channel_popped(&p.f.channel), 10);
+    int64_t sum = 0, item, last = -1;
+    while ((item = popped_by(&p, &p.other)) >= 0) {
+        CHECK(item != last);
+        sum += last = item;
+    }
+    CHECK_EQ(item, -1);
+    CHECK_EQ(sum, 3 + 4 + 5 + 6 + 7 + 8 + 9 + 17 + 18 + 19);
+    CHECK_EQ(popped_by(&p, &p.f.channel), -1);
+    CHECK_EQ(pyper__channel_popped(&p.f.channel), 20);
+    teardown(&p.f);
+}
+
+TEST(one_is_claimed_at_a_time_until_they_are_quick) {
+    pair p;
+    setup_pair(&p, 0);
+    for (uint64_t i = 0; i < 1000; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0);
+    CHECK_EQ(popped_by(&p, &p.other), 1);
+    p.f.channel.claimed_ns -= 1000000; /* it has taken a millisecond */
+    CHECK_EQ(popped_by(&p, &p.f.channel), 2);
+    CHECK_EQ(p.f.channel.claimed, 1);
+    quicken(&p, 4);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 3);
+    CHECK_EQ(p.f.channel.claimed, 8);
+    p.f.channel.claimed_ns -= 400000; /* 50 us each, and more */
+    for (int64_t i = 4; i < 12; i++) CHECK_EQ(popped_by(&p, &p.f.channel), i);
+    CHECK_EQ(p.f.channel.claimed, 1);
+    teardown(&p.f);
+}
+
+TEST(nothing_is_overtaken_for_long) {
+    pair p;
+    setup_pair(&p, 0);
+    for (uint64_t i = 0; i < 1000; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    quicken(&p, 8);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 15, and starts no other */
+    int64_t at[16] = {0};
+    for (int64_t i = 0; i < 200; i++) {
+        int64_t item = popped_by(&p, &p.other);
+        if (item < 16) at[item] = i;
+        p.other.claim = 8;
+    }
+    for (int i = 1; i < 16; i++) CHECK(at[i] > 0 && at[i] < 100);
+    teardown(&p.f);
+}
+
+TEST(what_is_in_a_hand_counts_as_waiting) {
+    pair p;
+    setup_pair(&p, 8);
+    for (uint64_t i = 0; i < 8; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    quicken(&p, 64);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 3 */
+    CHECK_EQ(pyper__channel_there(&p.f.channel), 7);
+    CHECK_EQ(try_push(&p.f, 8, 8, 0), 0);
+    CHECK_EQ(try_push(&p.f, 9, 8, 0), PYPER__AGAIN);
+    for (int64_t i = 1; i < 4; i++) CHECK_EQ(popped_by(&p, &p.f.channel), i);
+    for (uint64_t i = 9; i < 12; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    CHECK_EQ(try_push(&p.f, 12, 8, 0), PYPER__AGAIN);
+    teardown(&p.f);
+}
+
+static void *pop_the_rest(void *arg) {
+    pair *p = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    uint64_t number;
+    int64_t ticket;
+    while (pop_until(&p->other, &seat, &number, &ticket, PYPER_FOREVER) > 0) continue;
+    return NULL;
+}
+
+/* One starts an item and is never heard of again; the other one does all the rest. */
+TEST(nobody_waits_for_what_lies_in_the_hand_of_another) {
+    pair p;
+    setup_pair(&p, 0);
+    pthread_t thread;
+    CHECK_EQ(pthread_create(&thread, NULL, pop_the_rest, &p), 0);
+    (void)all_asleep();
+    for (uint64_t i = 0; i < 100; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    (void)popped_by(&p, &p.f.channel); /* and a share of them lies in this hand, if it was quick */
+    pyper__channel_set_state(&p.f.channel, PYPER__ENDED);
+    pthread_join(thread, NULL);
+    CHECK_EQ(pyper__channel_popped(&p.f.channel), 100);
+    teardown(&p.f);
+}
+
+/* ------------------------------------------------------------------------------------ lanes */
+
+TEST(each_lane_has_its_turn) {
+    fixture f;
+    setup(&f, 0, true, false, 0);
+    for (uint64_t i = 0; i < 300; i++)
+        for (int64_t lane = 0; lane < 3; lane++) {
+            pyper__record record;
+            pyper__channel_wait wait;
+            fill(&f, lane, &record, (uint64_t)lane * 1000 + i, 8 + i);
+            CHECK_EQ(pyper__channel_try_push(&f.channel, lane, &record, 0, &wait), 0);
+        }
+    uint64_t next[3] = {0, 0, 0};
+    for (int i = 0; i < 900; i++) {
+        uint64_t number = 0;
+        int64_t ticket;
+        CHECK_EQ(pop_until(&f.channel, &f.seat, &number, &ticket, PYPER_NOWAIT), 1);
+        CHECK_EQ(ticket, i);
+        CHECK_EQ(number % 1000, next[number / 1000]++);
+        if (i == 3 * 64) CHECK(next[0] >= 64 && next[1] >= 64 && next[2] >= 64);
+    }
+    POP_ANSWERS(&f, PYPER_ETIMEDOUT);
+    teardown(&f);
+}
+
 /* -------------------------------------------------------------------------- peers at work */
 
 #define PRODUCERS 3
@@ -327,7 +490,7 @@ TEST(who_waits_out_of_turn_for_room_gets_it) {
 typedef struct party {
     fixture f;
     long n; /* items of each producer */
-    bool ordered;
+    bool ordered, apart;
     _Atomic long next_ticket, popped, left;
     _Atomic unsigned char *seen; /* how often each item was popped */
 } party;
@@ -346,20 +509,25 @@ static void produce(party *p, long who) {
             ticket = atomic_fetch_add(&p->next_ticket, 1);
             number = (uint64_t)ticket;
         }
-        if (push(&p->f, &seat, number, size_of_item(number), ticket) < 0) return;
+        if (push(&p->f, who, &seat, number, size_of_item(number), ticket) < 0) return;
         if (p->ordered && done(&p->f, &seat, ticket) < 0) return;
     }
     if (atomic_fetch_add(&p->left, 1) == PRODUCERS - 1)
         pyper__channel_set_state(&p->f.channel, PYPER__ENDED);
 }
 
-static void consume(party *p) {
+static void consume(party *p, long who) {
     pyper__seat seat = {0};
     pyper__seat_init(&seat, NULL, NULL);
     uint64_t number = 0;
     int64_t ticket = 0, last = -1;
-    while (pop_until(&p->f, &seat, &number, &ticket, PYPER_FOREVER) > 0) {
-        CHECK(ticket > last);
+    pyper__channel own, *door = &p->f.channel;
+    if (p->apart) {
+        pyper__channel_attach(&own, p->f.shm, PYPER__SHM_FIRST, NULL, who - PRODUCERS);
+        door = &own;
+    }
+    while (pop_until(door, &seat, &number, &ticket, PYPER_FOREVER) > 0) {
+        if (!p->apart) CHECK(ticket > last); /* what was taken from others may be older */
         last = ticket;
         if (p->ordered) CHECK_EQ(number, ticket);
         CHECK(number < (uint64_t)(PRODUCERS * p->n));
@@ -368,15 +536,20 @@ static void consume(party *p) {
     }
 }
 
-static party *party_new(int64_t throttle, bool ordered, long n) {
+static party *party_new(int64_t throttle, bool ordered, bool apart, long n) {
     party *p = mmap(NULL, sizeof *p, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(p != MAP_FAILED);
     p->n = n;
     p->ordered = ordered;
+    p->apart = apart;
     p->seen = mmap(NULL, (size_t)(PRODUCERS * n), PROT_READ | PROT_WRITE,
                    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK((void *)p->seen != MAP_FAILED);
-    setup(&p->f, throttle, true, true, ordered ? 16 : 0);
+    setup_shape(&p->f, &(pyper__channel_shape){.throttle = throttle,
+                                               .producers = PRODUCERS,
+                                               .consumers = CONSUMERS,
+                                               .apart = apart,
+                                               .order_window = ordered ? 16 : 0});
     return p;
 }
 
@@ -396,12 +569,12 @@ static void *member_main(void *arg) {
     if (m->who < PRODUCERS)
         produce(m->p, m->who);
     else
-        consume(m->p);
+        consume(m->p, m->who);
     return NULL;
 }
 
-static void with_threads(int64_t throttle, bool ordered) {
-    party *p = party_new(throttle, ordered, check_times(5000));
+static void with_threads(int64_t throttle, bool ordered, bool apart) {
+    party *p = party_new(throttle, ordered, apart, check_times(5000));
     pthread_t threads[PRODUCERS + CONSUMERS];
     member members[PRODUCERS + CONSUMERS];
     for (long i = 0; i < PRODUCERS + CONSUMERS; i++) {
@@ -410,11 +583,12 @@ static void with_threads(int64_t throttle, bool ordered) {
     }
     for (long i = 0; i < PRODUCERS + CONSUMERS; i++) pthread_join(threads[i], NULL);
     CHECK_EQ(atomic_load(&p->popped), PRODUCERS * p->n);
+    CHECK_EQ(pyper__channel_popped(&p->f.channel), PRODUCERS * p->n);
     party_free(p);
 }
 
 static void with_processes(int64_t throttle, bool ordered) {
-    party *p = party_new(throttle, ordered, check_times(5000));
+    party *p = party_new(throttle, ordered, true, check_times(5000));
     pid_t pids[PRODUCERS + CONSUMERS];
     for (long i = 0; i < PRODUCERS + CONSUMERS; i++) {
         pids[i] = fork();
@@ -430,20 +604,31 @@ static void with_processes(int64_t throttle, bool ordered) {
         CHECK_EQ(status, 0);
     }
     CHECK_EQ(atomic_load(&p->popped), PRODUCERS * p->n);
+    CHECK_EQ(pyper__channel_popped(&p->f.channel), PRODUCERS * p->n);
     party_free(p);
 }
 
 TEST(threads_lose_and_double_nothing) {
-    with_threads(0, false);
+    with_threads(0, false, false);
 }
 TEST(threads_with_a_bound) {
-    with_threads(3, false);
+    with_threads(3, false, false);
 }
 TEST(threads_with_an_order) {
-    with_threads(0, true);
+    with_threads(0, true, false);
 }
 TEST(threads_with_an_order_and_a_bound) {
-    with_threads(4, true);
+    with_threads(4, true, false);
+}
+/* As processes would, with hands: where ThreadSanitizer sees it. */
+TEST(threads_with_hands) {
+    with_threads(0, false, true);
+}
+TEST(threads_with_hands_and_a_bound) {
+    with_threads(30, false, true);
+}
+TEST(threads_with_hands_and_an_order) {
+    with_threads(0, true, true);
 }
 TEST(processes_lose_and_double_nothing) {
     with_processes(0, false);
@@ -463,7 +648,7 @@ static void *one_alone(void *arg) {
     pyper__seat seat = {0};
     pyper__seat_init(&seat, NULL, NULL);
     for (long i = 0; i < p->n; i++)
-        CHECK_EQ(push(&p->f, &seat, (uint64_t)i, size_of_item((uint64_t)i), 0), 0);
+        CHECK_EQ(push(&p->f, 0, &seat, (uint64_t)i, size_of_item((uint64_t)i), 0), 0);
     pyper__channel_set_state(&p->f.channel, PYPER__ENDED);
     return NULL;
 }
@@ -471,23 +656,29 @@ static void *one_alone(void *arg) {
 TEST(one_producer_and_one_consumer_need_no_lock) {
     static const int64_t throttles[] = {0, 1, 7, 1000};
     for (size_t t = 0; t < 4; t++) {
-        party *p = party_new(0, false, check_times(5000));
+        party *p = party_new(0, false, false, check_times(5000));
         teardown(&p->f);
         setup(&p->f, throttles[t], false, false, 0);
         pthread_t thread;
         CHECK_EQ(pthread_create(&thread, NULL, one_alone, p), 0);
-        consume(p);
+        consume(p, 0);
         pthread_join(thread, NULL);
         CHECK_EQ(atomic_load(&p->popped), p->n);
         party_free(p);
     }
 }
 
+/* Each producer in a lane of its own. */
+typedef struct blocked {
+    fixture *f;
+    int64_t lane;
+} blocked;
+
 static void *push_blocked(void *arg) {
-    fixture *f = arg;
+    const blocked *b = arg;
     pyper__seat seat = {0};
     pyper__seat_init(&seat, NULL, NULL);
-    CHECK_EQ(push(f, &seat, 2, 8, 0), PYPER_ECANCELED);
+    CHECK_EQ(push(b->f, b->lane, &seat, 2, 8, 0), PYPER_ECANCELED);
     return NULL;
 }
 
@@ -497,7 +688,7 @@ static void *pop_starved(void *arg) {
     pyper__seat_init(&seat, NULL, NULL);
     uint64_t number;
     int64_t ticket;
-    CHECK_EQ(pop_until(f, &seat, &number, &ticket, PYPER_FOREVER), PYPER_ECANCELED);
+    CHECK_EQ(pop_until(&f->channel, &seat, &number, &ticket, PYPER_FOREVER), PYPER_ECANCELED);
     return NULL;
 }
 
@@ -507,10 +698,12 @@ TEST(a_change_of_state_wakes_everybody) {
     setup(&empty, 1, true, true, 0);
     CHECK_EQ(try_push(&full, 1, 8, 0), 0);
     pthread_t threads[6];
-    for (int i = 0; i < 6; i++)
-        CHECK_EQ(pthread_create(&threads[i], NULL, i % 2 ? push_blocked : pop_starved,
-                                i % 2 ? &full : &empty),
-                 0);
+    blocked producers[3];
+    for (int i = 0; i < 3; i++) {
+        producers[i] = (blocked){&full, i};
+        CHECK_EQ(pthread_create(&threads[i], NULL, push_blocked, &producers[i]), 0);
+        CHECK_EQ(pthread_create(&threads[3 + i], NULL, pop_starved, &empty), 0);
+    }
     (void)all_asleep();
     pyper__channel_set_state(&full.channel, PYPER__CANCELLED);
     pyper__channel_set_state(&empty.channel, PYPER__CANCELLED);

@@ -161,6 +161,12 @@ TEST(memory_that_cannot_be_had) {
     atomic_store(&pyper__fail_alloc_at, 1);
     CHECK_EQ(done(0), PYPER_ENOMEM);
     atomic_store(&pyper__fail_alloc_at, -1);
+    /* Nor does anything pass what is left, by somebody who does not know yet that the run has failed. */
+    void *late = item_new(1500);
+    CHECK_EQ(try_push(1, late), PYPER_ENOMEM);
+    CHECK_EQ(try_push(2, late), PYPER_ENOMEM);
+    item_deliver(late);
+    CHECK_EQ(done(1), PYPER_ENOMEM);
     pyper__queue_fini(&queue, &seat);
     CHECK_EQ(atomic_load(&items_destroyed), 1500);
 }
