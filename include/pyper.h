@@ -451,7 +451,9 @@ PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *messa
                                const void *data, size_t size);
 
 /* Has the run (or this part of it) been told to stop?  A long call that asks now and then, and
- * returns PYPER_ECANCELED, makes a quick end.  Cheap.  Thread safety: shared. */
+ * returns PYPER_ECANCELED, makes a quick end.  Once it is true, no thread of this
+ * process begins another call of the task (an asynchronous one's loop may).  Cheap.  Thread safety:
+ * shared. */
 PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
 /* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run is
