@@ -989,9 +989,8 @@ static void start_with_few_descriptors(pyper_pipeline *p, bool loop, long at_lea
     CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
     few.rlim_max = before.rlim_max;
     long open = check_entries("/proc/self/fd"), refused = 0;
+    few.rlim_cur = 1;
     for (int rc = -1; rc < 0; few.rlim_cur++) {
-        if (refused == 0)
-            few.rlim_cur = (rlim_t)(open - 3); /* without ., .. and the folder itself */
         CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
         pyper_run *run = pyper_start(p, PTR(1), .loop = loop);
         CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
