@@ -15,6 +15,7 @@ was broken; then the seed, and how to repeat it, are printed as well.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,7 +56,7 @@ class Soaker(threading.Thread):
         )
         self.last_run = "none"
         self.last_word = time.monotonic()
-        self.hangs = False
+        self.hangs = self.stopped = False
         self.runs = self.items = 0
         self.ends: Counter[str] = Counter()
         self.in_time: Counter[str] = Counter()
@@ -82,7 +83,21 @@ class Soaker(threading.Thread):
             elif word == "state":
                 self.states.append({k: int(v) for k, v in (w.split("=") for w in words)})
         self.process.wait()
+        if self.failed():
+            end_session(self.process.pid)
+            self._complaints.join()
+            print(f"BROKEN: {self.name}", self.last_run, self.errors[-20_000:], sep="\n")
         self._complaints.join()
+
+    def failed(self) -> bool:
+        """Has it ended, badly, and not because it was told to?"""
+        return not self.stopped and self.process.poll() not in (None, 0)
+
+    def stop(self) -> None:
+        """Another one has failed: enough."""
+        self.stopped = self.process.poll() is None
+        if self.stopped:
+            end_session(self.process.pid)
 
     def _count(self, items: int, in_time: bool) -> None:
         self.runs += 1
@@ -95,9 +110,9 @@ class Soaker(threading.Thread):
 
     def look(self) -> None:
         """End it if it says nothing any more; Python says then where each thread was."""
-        if not self.hangs and time.monotonic() - self.last_word > HANG:
+        if self.is_alive() and not self.hangs and time.monotonic() - self.last_word > HANG:
             self.hangs = True
-            os.killpg(self.process.pid, signal.SIGABRT)
+            self.process.send_signal(signal.SIGABRT)
 
     def figure(self, name: str) -> tuple[int, int] | None:
         """The least there was in the second and in the last quarter of the time."""
@@ -109,10 +124,12 @@ class Soaker(threading.Thread):
 
     def broken(self) -> list[str]:
         """What went wrong, in words."""
-        found = []
+        found: list[str] = []
+        if self.stopped:
+            return found
         if self.hangs:
             found.append(f"hangs (nothing was heard for {HANG} s)")
-        elif self.process.returncode != 0:
+        elif self.failed():
             found.append(f"ended with {self.process.returncode}")
         for name, most in GROWTH.items():
             before_after = self.figure(name)
@@ -123,12 +140,17 @@ class Soaker(threading.Thread):
             found.append(f"leaves processes: {left}")
         return found
 
-    def report(self) -> None:
-        """Say what happened in the last run, and how it can be had again."""
+    def again(self) -> str:
+        """How its last run can be had again."""
         seed = self.last_run.split()[1] if " " in self.last_run else "?"
-        print(self.last_run)
-        print(self.errors[-20_000:])
-        print(f"again: {' '.join(self.command)} {seed} --times 1000")
+        return f"{' '.join(self.command)} {seed} --times 1000"
+
+
+def end_session(session: int) -> None:
+    """End what a soaker that has failed has left behind."""
+    for process in processes_of(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def processes_of(session: int) -> list[int]:
@@ -218,6 +240,9 @@ def main() -> int:
         for soaker in soakers:
             soaker.look()
             soaker.join(1)
+        if any(soaker.failed() for soaker in soakers):
+            for soaker in soakers:
+                soaker.stop()
 
     rows = list(table(soakers))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -229,12 +254,11 @@ def main() -> int:
     for soaker in soakers:
         for words in soaker.broken():
             failed = True
-            print(f"\nBROKEN: {soaker.name} {words}")
-            soaker.report()
+            print(f"BROKEN: {soaker.name} {words}; again: {soaker.again()}")
     left = wait_until_empty(lambda: names_in_shared_memory() - shared_before)
     if left:
         failed = True
-        print(f"\nBROKEN: left in /dev/shm: {left}")
+        print(f"BROKEN: left in /dev/shm: {left}")
     if not failed:
         print("after each run nothing was left: threads, processes, descriptors, mappings, items")
     return 1 if failed else 0
