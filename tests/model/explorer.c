@@ -74,8 +74,8 @@ static size_t stack_size = STACK;
 static struct range {
     uintptr_t begin, end;
     char name[48];
-} ranges[RANGES], names[NAMES];
-static int range_count, name_count;
+} ranges[RANGES], owned[RANGES], names[NAMES];
+static int range_count, owned_count, name_count;
 static struct local {
     void *variable;
     size_t size;
@@ -178,6 +178,11 @@ void model_private(const void *memory, size_t size) {
     add_range(ranges, &range_count, RANGES, memory, size, "");
 }
 
+void model_own(const void *memory, size_t size) {
+    if (owned_count == RANGES) wrong("too many ranges that belong to somebody");
+    add_range(owned, &owned_count, RANGES, memory, size, "");
+}
+
 void model_name(const void *memory, size_t size, const char *name) {
     add_range(names, &name_count, NAMES, memory, size, name);
 }
@@ -190,6 +195,7 @@ void model_thread_local(void *variable, size_t size) {
 }
 
 static void swap_locals(int from, int to) {
+    model_switch(to < THREADS ? to : -1);
     for (int i = 0; i < local_count; i++) {
         memcpy(locals[i].values[from], locals[i].variable, locals[i].size);
         memcpy(locals[i].variable, locals[i].values[to], locals[i].size);
@@ -323,13 +329,11 @@ static void drain(thread *self) {
     while (self && self->stores > 0) flush(self);
 }
 
-/* The engine's relaxed loads are of what only their thread writes, or whoever holds a lock that it
- * holds, or of hints: what others do meanwhile changes nothing, so they are no steps. */
 static uint64_t atomic_read(const volatile void *address, uint64_t size, int order) {
     uintptr_t place = (uintptr_t)address;
     if (is_private(address)) return load(place, size);
-    thread *self = order == RELAXED && !at_random ? &model.threads[model.current]
-                                                  : step(MODEL_LOAD, address, 0, size);
+    bool own = order == RELAXED && !at_random && in_range(owned, owned_count, place);
+    thread *self = own ? &model.threads[model.current] : step(MODEL_LOAD, address, 0, size);
     for (int i = self->stores; i > 0; i--) {
         store *s = &self->buffer[i - 1];
         if (s->address == place && s->size == size) return s->value;
@@ -476,7 +480,7 @@ int model_mutex_init(pthread_mutex_t *lock, const pthread_mutexattr_t *attr) {
 }
 
 int model_mutex_lock(pthread_mutex_t *lock) {
-    if (model.current < 0) return 0;
+    if (!running || model.current < 0) return 0;
     thread *self = step(MODEL_LOCK, lock, 0, sizeof(mutex));
     drain(self);
     mutex *m = mutex_of(lock);
@@ -791,7 +795,7 @@ static void begin(void) {
     memset(&model, 0, sizeof model);
     if (!at_random) memset(arena, 0, sizeof arena);
     memset(model_state, 0, model_state_size);
-    range_count = name_count = local_count = 0;
+    range_count = owned_count = name_count = local_count = 0;
     model.current = -1;
     model.interrupts = current->interrupts;
     model.deaths = current->deaths;

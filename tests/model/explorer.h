@@ -71,6 +71,10 @@ uint64_t model_random(uint64_t n);
 /* Accesses here are no steps: nobody else looks at it, or what he sees does not matter. */
 void model_private(const void *memory, size_t size);
 
+/* Relaxed loads here are no steps: they are made only by who alone may write it, or holds the lock that
+ * it takes to do so. */
+void model_own(const void *memory, size_t size);
+
 /* What to call this memory when a run is printed. */
 void model_name(const void *memory, size_t size, const char *name);
 
@@ -111,5 +115,6 @@ void model_unlock(void *lock);
 void *model_alloc(size_t size);
 void model_free(void *memory);
 void model_drain_everywhere(void);
+void model_switch(int number); /* by os_model.c: thread `number` goes on, or, -1, the explorer */
 
 #endif

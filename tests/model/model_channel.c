@@ -18,7 +18,7 @@ static struct {
     _Alignas(64) char memory[MEMORY];
     pyper__shm shm;
     _Atomic long producers; /* that have not finished */
-    int producer_count, consumer_count;
+    pyper__channel_shape shape;
     bool large; /* every other item is too large for its record */
     /* Private: what the scenario knows of itself, and what each process has for itself. */
     struct {
@@ -35,43 +35,63 @@ void *const model_state = &state;
 const size_t model_state_size = sizeof state;
 const bool model_whole_runs = false;
 
-static void make_channel(int64_t limit, int producers, int consumers, int64_t window) {
-    state.producer_count = producers;
-    state.consumer_count = consumers;
-    state.producers = producers;
+static void name(const void *field, size_t size, const char *what) {
+    model_name(field, size, what);
+}
+#define NAME(field) name(&(field), sizeof(field), #field)
+
+/* `throttle`, producers, consumers, apart, one at a time, order's window. */
+static void make_channel(pyper__channel_shape shape) {
+    state.shape = shape;
+    state.producers = shape.producers;
     state.own.last[0] = state.own.last[1] = -1;
     state.shm.base = state.memory;
     state.shm.size = MEMORY;
     struct heap *heap = (struct heap *)(void *)state.memory;
-    uint64_t size = (pyper__channel_size() + 63) / 64 * 64;
+    uint64_t size = align(pyper__channel_size(&shape));
     heap->top = PYPER__SHM_FIRST + size;
     heap->made = MEMORY;
-    MODEL_CHECK(pyper__channel_init(&state.own.doors[0], &state.shm, PYPER__SHM_FIRST, limit,
-                                    producers > 1, consumers > 1, window) == 0);
+    MODEL_CHECK(pyper__channel_init(&state.own.doors[0], &state.shm, PYPER__SHM_FIRST, &shape) ==
+                0);
     for (int i = 0; i < 4; i++) {
-        pyper__channel_attach(&state.own.doors[i], &state.shm, PYPER__SHM_FIRST);
+        pyper__channel_attach(&state.own.doors[i], &state.shm, PYPER__SHM_FIRST, NULL, i & 1);
         pyper__seat_init(&state.own.seats[i], NULL, NULL);
     }
+    struct pyper__channel_shared *channel = state.own.doors[0].shared;
+    for (int64_t i = 0; i < channel->lanes; i++) {
+        struct lane *lane = &channel->lane[i];
+        model_own(&lane->tail, sizeof lane->tail);
+        model_own(&lane->head, sizeof lane->head);
+        model_own(&lane->steps, sizeof lane->steps);
+        NAME(lane->tail);
+        NAME(lane->head);
+        NAME(lane->steps);
+        NAME(lane->places);
+        name(lane, sizeof *lane, "lane");
+    }
+    for (int64_t i = 0; i < channel->hands; i++) {
+        struct hand *hand = hand_of(&state.own.doors[0], i);
+        NAME(hand->state);
+        name(hand, sizeof *hand, "hand");
+    }
+    model_own(&channel->popped, sizeof channel->popped);
     model_private(&state.own, sizeof state.own);
-    model_name(&heap->lock, sizeof heap->lock, "heap.lock");
-    model_name(state.memory, PYPER__SHM_FIRST, "heap");
-    struct pyper__channel_shared *c = state.own.doors[0].shared;
-    model_name(&c->state, sizeof c->state, "channel.state");
-    model_name(&c->items, 8, "channel.items");
-    model_name(&c->places, 8, "channel.places");
-    model_name(&c->tail, sizeof c->tail, "channel.tail");
-    model_name(&c->push, sizeof c->push, "channel.push");
-    model_name(&c->push_lock, sizeof c->push_lock, "channel.push_lock");
-    model_name(&c->head, sizeof c->head, "channel.head");
-    model_name(&c->pop, sizeof c->pop, "channel.pop");
-    model_name(&c->pop_lock, sizeof c->pop_lock, "channel.pop_lock");
-    model_name(&c->given_back, sizeof c->given_back, "channel.given_back");
-    model_private(&c->items.yields, sizeof(uint32_t));
-    model_private(&c->places.yields, sizeof(uint32_t));
-    model_name(c, size, "channel");
-    model_name(state.memory + heap->top - size, MEMORY, "chunks");
-    model_name(&state.producers, sizeof state.producers, "producers");
+    model_private(&channel->items.yields, sizeof(uint32_t));
+    model_private(&channel->places.yields, sizeof(uint32_t));
+    name(&channel->items, 8, "channel->items");
+    name(&channel->places, 8, "channel->places");
+    NAME(channel->state);
+    NAME(channel->push_lock);
+    NAME(channel->pop_lock);
+    NAME(channel->given_back);
+    NAME(channel->popped);
+    NAME(heap->lock);
+    NAME(state.producers);
+    name(state.memory, PYPER__SHM_FIRST, "heap");
+    name(channel, size, "channel");
+    name(state.memory + heap->top - size, MEMORY, "chunks");
 }
+#define CHANNEL(...) make_channel((pyper__channel_shape){__VA_ARGS__})
 
 /* -------------------------------------------------------------------------------- who does what */
 
@@ -88,13 +108,12 @@ static bool push(long item, long ticket, long producer) {
     pyper__channel *channel = &state.own.doors[producer];
     pyper__record record;
     uint64_t size = state.large && item % 2 ? PYPER__RECORD_BYTES + 8 : 8;
-    MODEL_CHECK(pyper__record_reserve(channel, &record, size) == 0);
-    char *bytes = pyper__record_data(channel, &record);
-    memcpy(bytes, &item, sizeof item);
-    memcpy(bytes + size - sizeof item, &item, sizeof item);
+    MODEL_CHECK(pyper__record_reserve(channel, producer, &record, size) == 0);
+    memcpy(record.data, &item, sizeof item);
+    memcpy(record.data + size - sizeof item, &item, sizeof item);
     int rc;
     pyper__channel_wait wait;
-    while ((rc = pyper__channel_try_push(channel, &record, ticket, &wait)) == PYPER__AGAIN)
+    while ((rc = pyper__channel_try_push(channel, producer, &record, ticket, &wait)) == PYPER__AGAIN)
         pyper__channel_await(&wait, &state.own.seats[producer]);
     MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
     if (rc == 0) state.own.pushed[producer]++;
@@ -111,28 +130,31 @@ static void produce(void *which) {
 }
 #define PRODUCER(number, count) (void *)((intptr_t)(number) << 8 | (count))
 
-static int pop(int number) {
-    pyper__channel *channel = &state.own.doors[number];
+static int pop_by(int door, int number) {
+    pyper__channel *channel = &state.own.doors[door];
     pyper__record record;
     int64_t ticket;
     int rc = pyper__channel_pop(channel, &record, &ticket, &state.own.seats[number], PYPER_FOREVER,
                                 false);
     if (rc != 1) return rc;
-    const char *bytes = pyper__record_data(channel, &record);
     long item, again;
-    memcpy(&item, bytes, sizeof item);
-    memcpy(&again, bytes + record.size - sizeof again, sizeof again);
+    memcpy(&item, record.data, sizeof item);
+    memcpy(&again, record.data + record.size - sizeof again, sizeof again);
     MODEL_CHECK(item == again && item >= 0 && item < ITEMS);
     MODEL_CHECK(record.size == (state.large && item % 2 ? PYPER__RECORD_BYTES + 8 : 8));
     MODEL_CHECK(state.own.arrived[item]++ == 0);
     state.own.popped++;
-    if (state.consumer_count == 1) {
+    if (state.shape.consumers == 1) {
         long *last = &state.own.last[item / 4];
         MODEL_CHECK(item % 4 == *last + 1);
         *last = item % 4;
     }
-    pyper__record_drop(channel, &record);
+    pyper__channel_release(channel, &record);
     return 1;
+}
+
+static int pop(int number) {
+    return pop_by(number, number);
 }
 
 static void consume(void *number) {
@@ -158,11 +180,11 @@ static void supervise(void *number) {
 /* ----------------------------------------------------------------------------------------- ends */
 
 static void check_bound(void) {
-    struct pyper__channel_shared *c = state.own.doors[0].shared;
-    int64_t tail = c->tail, head = c->head, given_back = c->given_back;
-    MODEL_CHECK(given_back <= head && head <= tail);
-    if (c->limit < INT64_MAX)
-        MODEL_CHECK(tail + kept_in(&state.own.doors[0]) - given_back <= c->limit);
+    const pyper__channel *door = &state.own.doors[0];
+    int64_t pushed = pyper__channel_pushed(door), popped = pyper__channel_popped(door);
+    if (model_has_died(state.own.threads[0])) return; /* maybe between two of the counters */
+    MODEL_CHECK(popped <= pushed && door->shared->given_back <= popped);
+    MODEL_CHECK(pushed - popped <= door->shared->limit);
 }
 
 static long arrived_of(long producer) {
@@ -190,7 +212,7 @@ static void all_arrived_but_one(void) {
 /* ------------------------------------------------------------------------------------ scenarios */
 
 static void one_to_one(int64_t limit, long items) {
-    make_channel(limit, 1, 1, 0);
+    CHANNEL(limit, 1, 1);
     model_thread("producer", produce, PRODUCER(0, items), 0);
     model_thread("consumer", consume, NULL, 0);
 }
@@ -206,27 +228,65 @@ static void large_items(void) {
 }
 
 static void two_producers(void) {
-    make_channel(1, 2, 1, 0);
+    CHANNEL(1, 2, 1);
     model_thread("producer 0", produce, PRODUCER(0, 1), 0);
     model_thread("producer 1", produce, PRODUCER(1, 1), 0);
     model_thread("consumer", consume, NULL, 0);
 }
 
+/* All is there before anybody starts, so that there is something to share. */
+static void fill_and_end(long items) {
+    for (long i = 0; i < items; i++) MODEL_CHECK(push(i, 0, 0));
+    set_state(0, PYPER__ENDED);
+}
+
+/* Processes, each with a hand; and threads of one, who share its door. */
 static void two_consumers(void) {
-    make_channel(0, 1, 2, 0);
+    CHANNEL(0, 1, 2, true);
     model_thread("producer", produce, PRODUCER(0, 1), 0);
+    model_thread("consumer 0", consume, (void *)0, 0);
+    model_thread("consumer 1", consume, (void *)1, 0);
+}
+static void two_consumers_bound_of_1(void) {
+    CHANNEL(1, 1, 2, true);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer 0", consume, (void *)0, 0);
+    model_thread("consumer 1", consume, (void *)1, 0);
+}
+static void consume_together(void *number) {
+    int rc;
+    while ((rc = pop_by(2, 2 + (int)(intptr_t)number)) > 0) continue;
+    MODEL_CHECK(rc == 0);
+}
+static void two_together(void) {
+    CHANNEL(0, 1, 2);
+    fill_and_end(3);
+    model_thread("consumer 0", consume_together, (void *)0, 0);
+    model_thread("consumer 1", consume_together, (void *)1, 0);
+}
+
+/* One of them is elsewhere. */
+static void one_hand(void) {
+    CHANNEL(1, 1, 2, true);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer", consume, (void *)0, 0);
+}
+
+static void stealing(void) {
+    CHANNEL(0, 1, 2, true);
+    fill_and_end(4);
     model_thread("consumer 0", consume, (void *)0, 0);
     model_thread("consumer 1", consume, (void *)1, 0);
 }
 
 static void close_against_push(void) {
-    make_channel(1, 1, 1, 0);
+    CHANNEL(1, 1, 1);
     model_thread("producer", produce, PRODUCER(0, 4), 0);
     model_thread("consumer", take_one_and_cancel, NULL, 0);
 }
 
 static void producer_dies(void) {
-    make_channel(0, 1, 1, 0);
+    CHANNEL(0, 1, 1);
     state.large = true;
     state.own.threads[0] = model_thread("producer", produce, PRODUCER(0, 3), MODEL_MORTAL);
     model_thread("consumer", consume, NULL, 0);
@@ -244,14 +304,14 @@ static void produce_mortally(void *unused) {
     push(1, 0, 0);
 }
 static void one_of_two_producers_dies(void) {
-    make_channel(0, 2, 1, 0);
+    CHANNEL(0, 2, 1);
     state.own.threads[0] = model_thread("mortal", produce_mortally, NULL, MODEL_MORTAL);
     model_thread("producer", produce_and_supervise, NULL, 0);
     model_thread("consumer", consume, NULL, 0);
 }
 
 static void consumer_dies(void) {
-    make_channel(1, 1, 1, 0);
+    CHANNEL(1, 1, 1);
     state.own.threads[0] = model_thread("consumer", consume, (void *)0, MODEL_MORTAL);
     model_thread("producer", produce, PRODUCER(0, 2), 0);
     model_thread("supervisor", supervise, OF_CONSUMER, 0);
@@ -265,8 +325,16 @@ static void produce_and_supervise_consumer(void *unused) {
 static void take_one(void *unused) {
     pop(2);
 }
+/* The other one takes what the dead one had in its hand and had not started; at most that, or what
+ * was on the way into its hand, is lost. */
+static void one_dies_stealing(void) {
+    CHANNEL(0, 1, 2, true);
+    fill_and_end(4);
+    state.own.threads[0] = model_thread("mortal", consume, (void *)0, MODEL_MORTAL);
+    model_thread("consumer", consume, (void *)1, 0);
+}
 static void one_of_two_consumers_dies(void) {
-    make_channel(0, 1, 2, 0);
+    CHANNEL(0, 1, 2, true);
     state.own.threads[0] = model_thread("mortal", take_one, NULL, MODEL_MORTAL);
     model_thread("consumer", take_one, NULL, 0);
     model_thread("producer", produce_and_supervise_consumer, NULL, 0);
@@ -290,20 +358,20 @@ static void work_in_order(void *ticket) {
     if (atomic_fetch_sub(&state.producers, 1) == 1) set_state(t, PYPER__ENDED);
 }
 static void ordered(void) {
-    make_channel(0, 2, 1, 2);
+    CHANNEL(0, 2, 1, .order_window = 2);
     model_thread("worker 0", work_in_order, (void *)0, 0);
     model_thread("worker 1", work_in_order, (void *)1, 0);
     model_thread("consumer", consume, (void *)0, 0);
 }
 static void one_of_an_order_dies(void) {
-    make_channel(0, 2, 1, 1);
+    CHANNEL(0, 2, 1, .order_window = 1);
     state.own.threads[0] = model_thread("mortal", work_in_order, (void *)0, MODEL_MORTAL);
     model_thread("worker", work_in_order, (void *)1, 0);
     model_thread("supervisor", supervise, OF_CONSUMER, 0);
 }
 /* And this one out of turn. */
 static void the_later_one_of_an_order_dies(void) {
-    make_channel(0, 2, 1, 2);
+    CHANNEL(0, 2, 1, .order_window = 2);
     state.own.threads[0] = model_thread("mortal", work_in_order, (void *)1, MODEL_MORTAL);
     model_thread("worker", work_in_order, (void *)0, 0);
     model_thread("supervisor", supervise, OF_CONSUMER, 0);
@@ -315,6 +383,11 @@ const scenario scenarios[] = {
     {"large_items", large_items, check_bound, all_arrived, 0, 0, 0},
     {"two_producers", two_producers, check_bound, all_arrived, 0, 0, 0},
     {"two_consumers", two_consumers, check_bound, all_arrived, 0, 0, 0},
+    {"two_consumers_bound_of_1", two_consumers_bound_of_1, check_bound, all_arrived, 0, 0, 0},
+    {"two_together", two_together, check_bound, all_arrived, 0, 0, 0},
+    {"one_hand", one_hand, check_bound, all_arrived, 0, 0, 0},
+    {"stealing", stealing, check_bound, all_arrived, 0, 0, 0},
+    {"one_dies_stealing", one_dies_stealing, NULL, once_at_most, 0, 1, 0},
     {"close_against_push", close_against_push, check_bound, once_at_most, 0, 0, 0},
     {"producer_dies", producer_dies, check_bound, all_arrived_but_one, 0, 1, 0},
     {"one_of_two_producers_dies", one_of_two_producers_dies, check_bound, all_arrived_but_one, 0, 1,

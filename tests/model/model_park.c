@@ -5,6 +5,7 @@
 
 static struct {
     pyper__lock lock;
+    pyper__owned_lock owned;
     int inside;
     long entered;
     pyper__event event;
@@ -137,6 +138,8 @@ static void units_are_taken(void) {
 const scenario scenarios[] = {
     {"lock_of_two", lock_of_two, NULL, all_entered, 0, 0, 0},
     {"lock_of_three", lock_of_three, NULL, all_entered, 0, 0, 0},
+    {"owned_lock", owned_lock, NULL, all_entered, 0, 0, 0},
+    {"owned_lock_of_three", owned_lock_of_three, NULL, all_entered, 0, 0, 0},
     {"one_sleeper", one_sleeper, NULL, units_are_taken, 0, 0, 0},
     {"two_sleepers", two_sleepers, NULL, units_are_taken, 0, 0, 0},
     {"two_sleepers_told_at_once", two_sleepers_told_at_once, NULL, units_are_taken, 0, 0, 0},

@@ -63,6 +63,10 @@ static void make_queue(int64_t limit, int producers, int consumers, int64_t wind
     model_private(&state.queue.places.yields, sizeof(uint32_t));
     model_private(&state.flag_event.yields, sizeof(uint32_t));
     model_private(&state.queue.drained, sizeof state.queue.drained);
+    model_own(&state.queue.tail, sizeof state.queue.tail);
+    model_own(&state.queue.head, sizeof state.queue.head);
+    model_own(&state.queue.given_back, sizeof state.queue.given_back);
+    pyper__queue_push_quickly(&state.queue);
     name();
 }
 
@@ -96,7 +100,9 @@ static void arrive(long item) {
 static bool push(long item, pyper__seat *seat) {
     void *pointer = (void *)(intptr_t)item;
     if (state.producer_count == 1 && pyper__queue_push_at_once(&state.queue, pointer)) {
-        pyper__event_notify(&state.queue.items, 1); /* as pyper_emit() does */
+        /* As pyper_emit() does. */
+        if (pyper__event_has_waiters_light(&state.queue.items))
+            pyper__event_notify_slow(&state.queue.items, 1);
         state.pushed++;
         return true;
     }

@@ -18,6 +18,15 @@ void pyper__free(void *memory) {
     model_free(memory);
 }
 
+void *pyper__map(size_t size) {
+    return pyper__alloc(size);
+}
+
+void pyper__unmap(void *memory, size_t size) {
+    (void)size;
+    model_free(memory);
+}
+
 /* Time stands still; a deadline passes whenever the explorer says so. */
 int64_t pyper_now(void) {
     return 1;
@@ -35,6 +44,25 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
 void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
     (void)shared;
     model_wake(word, count);
+}
+
+bool pyper__fence_others(void) {
+    model_drain_everywhere();
+    return true;
+}
+
+bool pyper__can_fence_others(void) {
+    return true;
+}
+
+_Thread_local uint64_t pyper__thread_number;
+
+uint64_t pyper__number_thread(void) {
+    return pyper__thread_number;
+}
+
+void model_switch(int number) {
+    pyper__thread_number = (uint64_t)(PYPER__THREAD_NUMBER_FIRST + 1 + number);
 }
 
 int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, void **ret_thread) {

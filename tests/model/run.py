@@ -31,8 +31,11 @@ Edits = tuple[tuple[str, str, str], ...]
 SMALL: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 0"),
     ("park.c", "#define LOCK_YIELDS 3", "#define LOCK_YIELDS 0"),
-    ("queue.h", "#define PYPER__CHUNK_SLOTS 511", "#define PYPER__CHUNK_SLOTS 2"),
-    ("channel.c", "#define CHUNK ((uint32_t)65536)", "#define CHUNK ((uint32_t)48)"),
+    ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
+    ("channel.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),
+    ("channel.c", "#define CHUNK ((uint64_t)65536)", "#define CHUNK ((uint64_t)56)"),
+    ("channel.c", "#define HAND_BYTES 4096", "#define HAND_BYTES 64"),
+    ("channel.h", "#define PYPER__HAND_ITEMS 64", "#define PYPER__HAND_ITEMS 2"),
     ("channel.h", "#define PYPER__RECORD_BYTES 512", "#define PYPER__RECORD_BYTES 16"),
     ("shm.h", "#define PYPER__SHM_FIRST ((uint64_t)4096)",
      "#define PYPER__SHM_FIRST ((uint64_t)1408)"),
@@ -43,7 +46,7 @@ EVERYTHING = tuple(sorted(p.name for p in (ROOT / "src").glob("*.c") if p.name !
 ONE_THREAD: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 2"),
     ("park.c", "#define LET_OTHERS_YIELDS 200", "#define LET_OTHERS_YIELDS 3"),
-    ("queue.h", "#define PYPER__CHUNK_SLOTS 511", "#define PYPER__CHUNK_SLOTS 2"),
+    ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
     # The explorer's threads are all on one of the system's.
     ("loop.c", "static _Thread_local char this_thread;",
      "const void *model_self(void);\n#define this_thread (*(const char *)model_self())"),
@@ -97,7 +100,7 @@ MODELS = {
             *(f"-Dpthread_mutex_{name}=model_mutex_{name}" for name in MUTEX),
             "-Dpthread_mutex_trylock=model_mutex_lock",
         ),
-        deep=frozenset(["one_of_two_producers_dies"]),
+        deep=frozenset(["two_consumers", "two_consumers_bound_of_1"]),
     ),
     "runs": Model(EVERYTHING, ONE_THREAD, runs=20000),
 }
