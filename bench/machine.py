@@ -92,6 +92,10 @@ class Machine:
         command = (sys.executable, self.script("bare_asyncio.py"), scenario)
         return System.of(name, *command, kind="floor")
 
+    def pool_alone(self, name: str, scenario: str) -> System:
+        """CPython's own pool of processes, with the best chunks found by hand."""
+        return System.of(name, sys.executable, self.script("bare_pool.py"), scenario, kind="floor")
+
     def package(self, name: str, scenario: str) -> list[System]:
         """Another package, if it is here."""
         if not self._peers or (name in PACKAGES and name not in self.packages):
@@ -154,7 +158,7 @@ class Machine:
         programs: dict[str, str] = {}
         library = ROOT / "build" / "src" / "libpyper.a"
         flags = ["-std=gnu11", "-O2", f"-I{ROOT / 'include'}"]
-        for name in ("chain", "costs"):
+        for name in ("chain", "costs", "processes"):
             source = BENCH / "c" / f"{name}.c"
             programs[name] = str(WORK / name)
             command = ["cc", *flags, source, "-o", programs[name], library, "-pthread"]

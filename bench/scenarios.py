@@ -8,6 +8,9 @@ packages do the same scenarios in peers.py.
 """
 
 import asyncio
+import itertools
+import multiprocessing
+import pickle
 import sys
 import threading
 import time
@@ -256,6 +259,72 @@ def loop_lateness(n: int) -> float:
     return asyncio.run(lateness_beside(read()))
 
 
+# ------------------------------------------------------------------------------- processes
+
+
+def in_processes(tasks: int, workers: int) -> Measured:
+    """Small ints through so many process tasks, start and end included."""
+
+    def measure(n: int) -> float:
+        pipeline = task(range, branch=True)
+        for _ in range(tasks):
+            pipeline = pipeline | task(inc, workers=workers, multiprocess=True)
+        return drain(pipeline, n)
+
+    return measure
+
+
+class Array:
+    """Anything whose memory pickle lays beside the pickle: an array of NumPy's, say."""
+
+    def __init__(self, memory: object):
+        self.memory = memory
+
+    def __reduce_ex__(self, protocol: int) -> tuple:
+        return Array, (pickle.PickleBuffer(self.memory),)
+
+
+def same(x: object) -> object:
+    return x
+
+
+def blocks(make: Callable[[int], object]) -> Measured:
+    """Blocks of 8 MiB through a process task and back, when everything is running."""
+
+    def measure(n: int) -> float:
+        block = make(8 << 20)
+        source = task(itertools.repeat, branch=True, throttle=2, bind=task.bind(times=n + 1))
+        outputs = (source | task(same, multiprocess=True, throttle=2))(block)
+        next(outputs)
+        return seconds_each(lambda: sum(1 for _ in outputs), n)
+
+    return measure
+
+
+def burn_20_ms(x: int) -> int:
+    return work(x, 20_000)
+
+
+def long_calls(workers: int) -> Measured:
+    """Seconds for all of `n` items of 20 ms, start and end included."""
+    pipeline = task(range, branch=True) | task(burn_20_ms, workers=workers, multiprocess=True)
+    return lambda n: drain(pipeline, n) * n
+
+
+def first_forked(n: int) -> float:
+    """Seconds to the first output of two forked processes, on average over `n` runs."""
+    multiprocessing.set_start_method("fork", force=True)
+    seconds = 0.0
+    for _ in range(n):
+        outputs = (task(range, branch=True) | task(inc, workers=2, multiprocess=True))(10)
+        started = time.perf_counter()
+        next(outputs)
+        seconds += time.perf_counter() - started
+        for _ in outputs:
+            pass
+    return seconds / n
+
+
 # ---------------------------------------------------------- CPU-bound workers, without the GIL
 
 
@@ -314,6 +383,14 @@ SCENARIOS: dict[str, Measured] = {
     "async, 2 processes": async_and_processes,
     "async sleepers": async_sleepers,
     "loop lateness": loop_lateness,
+    "1 process": in_processes(1, 1),
+    "2 processes": in_processes(1, 2),
+    "two process tasks": in_processes(2, 1),
+    "8 MiB, arrays": blocks(lambda size: Array(bytearray(size))),
+    "8 MiB, bytes": blocks(bytes),
+    "20 ms in 1 process": long_calls(1),
+    "20 ms in 2 processes": long_calls(2),
+    "first output, fork": first_forked,
     "1 worker, 50 us": parallel_work(1, 50),
     "2 workers, 50 us": parallel_work(2, 50),
     "1 worker, 200 us": parallel_work(1, 200),

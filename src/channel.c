@@ -20,9 +20,11 @@
 /* With several lanes so many items are taken from one before the next has its turn. */
 #define TURN 64
 
-/* What a hand holds at most. */
+/* What a hand holds at most, and how long its owner should be busy with it: so long may an item lie
+ * there behind others that are not older.  The exact number does not matter much. */
 #define HAND_ITEMS PYPER__HAND_ITEMS
 #define HAND_BYTES 4096
+#define HAND_NS 100000
 
 /* The kinds of records. */
 enum { INSIDE, EXTENT, LINK };
@@ -50,6 +52,7 @@ struct lane {
     /* The producer. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
     int64_t room_until;
+    _Atomic int64_t in_line; /* its number, while it waits for a place beside others; else 0 */
     uint64_t chunk, at, end;
 
     /* The consuming end. */
@@ -63,8 +66,9 @@ struct lane {
  * many it has ever started, << 8, and how many of those in the hand are left. */
 struct hand {
     _Alignas(PYPER__CACHE_LINE) _Atomic uint64_t state;
-    uint64_t origin; /* how many had been started when it was filled */
-    int64_t ticket;  /* of the first record */
+    uint64_t origin;  /* how many had been started when it was filled */
+    uint64_t noticed; /* how many had been started when somebody looked last */
+    int64_t ticket;   /* of the first record */
     uint16_t at[HAND_ITEMS + 1];
     _Alignas(PYPER__CACHE_LINE) unsigned char bytes[HAND_BYTES];
 };
@@ -107,7 +111,8 @@ struct pyper__channel_shared {
     _Atomic int state;
     _Alignas(PYPER__CACHE_LINE) pyper__event items;
     _Alignas(PYPER__CACHE_LINE) pyper__event places;
-    int64_t pushed; /* if there are several lanes and a bound */
+    int64_t pushed, line; /* if there are several lanes and a bound */
+    _Atomic int64_t waiting;
     pyper__shared_lock push_lock;
 
     /* The consuming end. */
@@ -220,6 +225,7 @@ void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t of
     *channel = (pyper__channel){
         .shm = shm, .shared = pyper__shm_at(shm, offset), .waker = waker, .hand = hand};
     atomic_init(&channel->told, PYPER__OPEN);
+    channel->claim = 1;
     pyper__owned_lock_init(&channel->pop_lock, false);
 }
 
@@ -323,7 +329,9 @@ static void wake_producers(pyper__channel *channel, bool all) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t free_places = shared->limit - places_taken(channel);
     if (free_places <= 0 || (!all && free_places < shared->limit / 2)) return;
-    notify(channel, &shared->places, free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
+    /* Of those in a line the first must be among the woken. */
+    bool all_of_them = shared->lanes > 1 || free_places > INT32_MAX;
+    notify(channel, &shared->places, all_of_them ? UINT32_MAX : (uint32_t)free_places);
     /* Those out of turn may have all places but the last. */
     struct order *order = order_of(channel);
     int64_t left = order ? atomic_load(&order->blocked) : 0;
@@ -545,18 +553,47 @@ static PYPER__NOINLINE int try_push_ordered(pyper__channel *channel, struct orde
     return rc;
 }
 
-/* Several lanes share a bound. */
+/* How many other lanes have been waiting for a place for longer.  Of several that share a bound. */
+static int64_t before_me(const struct pyper__channel_shared *shared, const struct lane *me) {
+    int64_t mine = atomic_load(&me->in_line), count = 0;
+    if (atomic_load(&shared->waiting) == 0) return 0;
+    for (int64_t i = 0; i < shared->lanes; i++) {
+        int64_t other = atomic_load(&shared->lane[i].in_line);
+        count += other != 0 && (mine == 0 || other < mine);
+    }
+    return count;
+}
+
+static void stand_in_line(struct pyper__channel_shared *shared, struct lane *lane, bool stands) {
+    if ((atomic_load(&lane->in_line) != 0) == stands) return;
+    atomic_store(&lane->in_line, stands ? ++shared->line : 0);
+    atomic_fetch_add(&shared->waiting, stands ? 1 : -1);
+}
+
+/* Several lanes share a bound: whoever waits has a place kept for him, or one that others were quick to
+ * take would leave him waiting for ever. */
 static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane *lane,
                                             const pyper__record *record) {
     struct pyper__channel_shared *shared = channel->shared;
     if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
+    int64_t taken = shared->pushed - atomic_load(&shared->given_back);
     int rc = PYPER__AGAIN;
-    if (shared->pushed - atomic_load(&shared->given_back) < shared->limit) {
+    if (taken + before_me(shared, lane) < shared->limit) {
         rc = record ? append_record(channel, lane, record) : 0;
         shared->pushed += rc == 0 && record;
     }
+    stand_in_line(shared, lane, rc == PYPER__AGAIN);
     pyper__shared_lock_give(&shared->push_lock);
     return rc;
+}
+
+void pyper__channel_bury(pyper__channel *channel, int64_t number) {
+    struct pyper__channel_shared *shared = channel->shared;
+    if (shared->order) return;
+    if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
+    stand_in_line(shared, lane_of(channel, number), false);
+    pyper__shared_lock_give(&shared->push_lock);
+    notify(channel, &shared->places, UINT32_MAX);
 }
 
 int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper__record *record,
@@ -578,7 +615,7 @@ int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper
         rc = PYPER__AGAIN;
     if (pyper__unlikely(rc == PYPER__AGAIN))
         *ret_wait = (pyper__channel_wait){
-            .channel = channel, .event = &shared->places, .turn = -1, .room = true};
+            .channel = channel, .event = &shared->places, .turn = -1, .room = true, .lane = number};
     else if (pyper__likely(rc == 0))
         notify(channel, &shared->items, record ? 1 : 0);
     return rc;
@@ -653,7 +690,8 @@ bool pyper__channel_may_try_again(const void *arg) {
     if (order && atomic_load(&order->broken)) return false;
     if (wait->turn >= 0 && atomic_load(&order->turn) >= wait->turn) return true;
     if (!wait->room && !wait->or_room) return false;
-    return places_taken(wait->channel) < shared->limit - (wait->or_room ? 1 : 0);
+    int64_t before = shared->lanes > 1 ? before_me(shared, lane_of(wait->channel, wait->lane)) : 0;
+    return places_taken(wait->channel) + before < shared->limit - (wait->or_room ? 1 : 0);
 }
 
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
@@ -781,16 +819,32 @@ static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int
 
 /* ------------------------------------------------------------------------------------ hands */
 
+/* How many records to claim, going by how long the last ones have taken: one at a time if they are
+ * slow.  They were claimed when they were, so waiting counts as well. */
+static int64_t size_of_claim(pyper__channel *channel) {
+    int64_t now = pyper_now(), size = channel->claim;
+    int64_t each = (now - channel->claimed_ns) / (channel->claimed > 0 ? channel->claimed : 1);
+    if (each * size > HAND_NS)
+        size = HAND_NS / each;
+    else if (each * size * 2 <= HAND_NS)
+        size *= 2;
+    if (size < 1) size = 1;
+    if (size > HAND_ITEMS) size = HAND_ITEMS;
+    channel->claimed_ns = now;
+    channel->claim = size;
+    return size;
+}
+
 /* Fill my hand with as many of the first records of a lane as are my share: how many.  With
  * pop_lock. */
-static uint32_t claim_locked(pyper__channel *channel, struct hand *hand) {
+static uint32_t claim_locked(pyper__channel *channel, struct hand *hand, int64_t most) {
     struct pyper__channel_shared *shared = channel->shared;
     struct lane *lane;
     const unsigned char *first = find(channel, &lane);
     if (!first) return 0;
     struct place place = place_of(lane);
     int64_t share = (lane->seen - place.head) / shared->hands;
-    if (share > HAND_ITEMS) share = HAND_ITEMS;
+    if (share > most) share = most;
     if (share < 1 || shared->one_at_a_time) share = 1;
     uint32_t count = 0;
     uint64_t size = 0;
@@ -811,23 +865,33 @@ static uint32_t claim_locked(pyper__channel *channel, struct hand *hand) {
     return count;
 }
 
-/* Take half of what somebody else has claimed and not started, into my hand: how many.  With
- * pop_lock. */
-static uint32_t steal_locked(pyper__channel *channel, struct hand *hand) {
-    for (int64_t i = 0; i < channel->shared->hands; i++) {
+/* Take half of what another has claimed and not started, into my hand: how many.  With pop_lock. */
+static uint32_t steal_from_locked(struct hand *hand, struct hand *other) {
+    uint64_t before = atomic_load(&other->state);
+    uint32_t count = (left_of(before) + 1) / 2;
+    while (count > 0 && !atomic_compare_exchange_weak(&other->state, &before, before - count))
+        count = (left_of(before) + 1) / 2;
+    if (count == 0) return 0;
+    uint32_t first = (uint32_t)(started(before) - (int64_t)other->origin) + left_of(before) - count;
+    uint16_t from = other->at[first];
+    for (uint32_t i = 0; i <= count; i++) hand->at[i] = (uint16_t)(other->at[first + i] - from);
+    memcpy(hand->bytes, other->bytes + from, hand->at[count]);
+    hand->ticket = other->ticket + first;
+    return count;
+}
+
+/* The same, from whoever has something; or only from who is `stuck`: has started nothing since I looked
+ * last, which is a hand ago. */
+static uint32_t steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) {
+    struct pyper__channel_shared *shared = channel->shared;
+    for (int64_t i = 0; i < shared->hands; i++) {
         struct hand *other = hand_of(channel, i);
-        uint64_t before = atomic_load(&other->state);
-        uint32_t count = (left_of(before) + 1) / 2;
-        while (count > 0 && !atomic_compare_exchange_weak(&other->state, &before, before - count))
-            count = (left_of(before) + 1) / 2;
-        if (count == 0) continue;
-        uint32_t first = (uint32_t)(started(before) - (int64_t)other->origin) + left_of(before);
-        first -= count;
-        uint16_t from = other->at[first];
-        for (uint32_t k = 0; k <= count; k++) hand->at[k] = (uint16_t)(other->at[first + k] - from);
-        memcpy(hand->bytes, other->bytes + from, hand->at[count]);
-        hand->ticket = other->ticket + first;
-        return count;
+        uint64_t state = atomic_load(&other->state);
+        bool moves = state >> 8 != other->noticed;
+        other->noticed = state >> 8;
+        if (left_of(state) == 0 || (stuck && moves)) continue;
+        uint32_t count = steal_from_locked(hand, other);
+        if (count > 0) return count;
     }
     return 0;
 }
@@ -861,9 +925,11 @@ static inline void show_in_hand(const pyper__channel *channel, struct hand *hand
 static PYPER__NOINLINE bool refill(pyper__channel *channel, struct hand *hand,
                                    pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
+    int64_t most = size_of_claim(channel);
     if (pyper__shared_lock_take(&shared->pop_lock)) mend_locked(channel);
-    uint32_t count = claim_locked(channel, hand);
-    if (count == 0) count = steal_locked(channel, hand);
+    uint32_t count = steal_locked(channel, hand, true);
+    if (count == 0) count = claim_locked(channel, hand, most);
+    if (count == 0) count = steal_locked(channel, hand, false);
     if (count > 0) {
         uint64_t before = atomic_load_explicit(&hand->state, memory_order_relaxed) >> 8;
         hand->origin = before;
@@ -871,6 +937,7 @@ static PYPER__NOINLINE bool refill(pyper__channel *channel, struct hand *hand,
         show_in_hand(channel, hand, 0, ret_record, ret_ticket);
     }
     pyper__shared_lock_give(&shared->pop_lock);
+    channel->claimed = count;
     /* Whoever found nothing while they went from there to here looks again. */
     if (count > 1) notify(channel, &shared->items, count - 1);
     return count > 0;

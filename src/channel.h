@@ -7,20 +7,23 @@
  *
  * A lone consumer reads the records where they lie.  Several threads of one process take one after
  * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share of
- * it, into their *hands*, and go on from there without any lock; whoever finds the lanes empty takes
- * half of what another has in his hand and has not started.  So nobody waits for an item that lies in
- * the hand of somebody who is slow, and nobody has to know beforehand who that will be.
+ * it, into their *hands*, and go on from there without any lock: one item at a time where items are
+ * slow, many where they are quick.  Whoever finds the lanes empty takes half of what another has in
+ * his hand and has not started; and so does whoever sees that another has started nothing meanwhile.
+ * So nobody waits for an item that lies in the hand of somebody who is slow, no item is overtaken for
+ * long, and nobody has to know beforehand which will be slow.
  *
  * Promises
  *   - What queue.h promises: an item is visible when push returns; throttle is exact, what is in a
- *     hand counts as waiting; a producer resumes at the latest when half of the places are free.
+ *     hand counts as waiting; a producer resumes at the latest when half of the places are free,
+ *     and those that wait get places in the order in which they have come.
  *     Items of one producer leave in the order in which they were pushed (when there are hands: are
  *     claimed in that order), or, `ordered`, all in the order of their tickets (the same rules as in
  *     order.h, kept in shared memory).
  *   - An item of any size passes, as long as there is memory.
  *   - A peer may die at any moment.  What it has pushed is there, and is delivered once; what it has
  *     popped, or not pushed yet, is gone; everybody else goes on.  (If it dies while it fills its
- *     hand, what it was about to claim is gone.)  An order in which it has died is not mended: all
+ *     hand, what it was about to claim is gone.  If it was a producer, see pyper__channel_bury().)  An order in which it has died is not mended: all
  *     its producers wait until the channel is ended or cancelled.
  *   - No waiting without a futex; a change of state wakes everybody.
  *
@@ -47,9 +50,9 @@
  *   hand.state   atomic; its owner takes the first of what is left, others, with pop_lock, the last
  *                ones; it is filled again by its owner, with pop_lock.
  *   hand.at, bytes, origin, ticket   written by its owner with pop_lock; read by him, and by others
- *                with pop_lock.
+ *                with pop_lock.  hand.noticed   pop_lock.
  *   lost         atomic; pop_lock.
- *   pushed       push_lock.
+ *   pushed, line push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
  *   order->*     push_lock; turn, kept and blocked are also read without (atomic): who waits
  *                out of turn for room says so before he looks for it, and who makes room looks there
@@ -84,10 +87,12 @@ typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
     pyper__waker *waker;        /* of the run's event loop, borrowed; NULL: nobody needs it */
-    int64_t hand, ungiven;      /* of the process, if it consumes beside others: its number, and how
-                            * many it has started since it gave places back */
     pyper__owned_lock pop_lock; /* of the threads of this process that consume together */
     _Atomic int told; /* this process has told everybody that the state is at least this */
+    /* Of a process that consumes beside others: the number of its hand; how many items it has started
+     * since it gave places back; how many records to claim at once; how many it has claimed last,
+     * and when. */
+    int64_t hand, ungiven, claim, claimed, claimed_ns;
 } pyper__channel;
 
 typedef struct pyper__channel_shape {
@@ -105,6 +110,7 @@ typedef struct pyper__channel_wait {
     int64_t turn; /* for an order: the turn must have reached this; -1: not that */
     bool room;    /* there must be room */
     bool or_room; /* or there must be room for one out of turn */
+    int64_t lane; /* of several */
 } pyper__channel_wait;
 
 /* What a channel takes, the records apart. */
@@ -138,6 +144,9 @@ void pyper__record_drop(const pyper__channel *channel, pyper__record *record);
  * pyper__channel_await(). */
 int pyper__channel_try_push(pyper__channel *channel, int64_t lane, const pyper__record *record,
                             int64_t ticket, pyper__channel_wait *ret_wait);
+
+/* The producer of this lane has died: nobody needs to wait behind it any more. */
+void pyper__channel_bury(pyper__channel *channel, int64_t lane);
 
 /* An order: the call with this ticket is done; answers as pyper__channel_try_push(). */
 int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__channel_wait *ret_wait);

@@ -601,9 +601,10 @@ static const char *signal_text(int number) {
     return text ? text : "unknown signal";
 }
 
-/* A process has died: those whom it was just about to wake do not know. */
-static void rouse(pyper_run *run) {
+/* A process has died: those who wait behind it, or whom it was just about to wake, do not know. */
+static void rouse(pyper_run *run, const struct process *dead) {
     struct pyper__processes *all = run->processes;
+    pyper__channel_bury(&all->doors[dead->stage + 1], dead->worker);
     for (size_t i = 0; i <= run->count; i++)
         if (run->queues[i].channel) pyper__channel_rouse(&all->doors[i]);
     if (all->waker) pyper__waker_wake_again(all->waker);
@@ -616,7 +617,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
     struct post *post = &board->posts[process->stage];
     int state = atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state);
     if (state == LEFT) return;
-    rouse(run);
+    rouse(run, process);
     pyper__clock *clock = &seat_at(all->shm, post->first_seat + process->worker)->clock;
     if (!atomic_load_explicit(&clock->left_ns, memory_order_relaxed))
         atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);

@@ -327,6 +327,7 @@ def test_no_new_call_starts_after_a_failure() -> None:
 
     def fail(x: int) -> int:
         if x == 5:
+            until(lambda: started == [0])  # the call in progress
             raise ValueError("stop")
         return x
 

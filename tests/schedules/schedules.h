@@ -7,7 +7,7 @@
  *
  * PYPER_SCHEDULES is the seed (else it is chosen, and printed): each thread's decisions follow from it
  * and from the number of threads before it.  The system's own scheduling does not, so a seed makes
- * a failure likely again, not certain; for that there is the explorer (../model). */
+ * a failure likely again, not certain. */
 #ifndef SCHEDULES_H
 #define SCHEDULES_H
 

@@ -97,13 +97,12 @@ static _Noreturn void consumer(party *p, int64_t hand) {
     _exit(0);
 }
 
-static pid_t start_peer(party *p, int who, int64_t *lane, uint64_t random) {
-    if (who < PEERS) ++*lane;
+static pid_t start_peer(party *p, int who, int64_t lane, uint64_t random) {
     pid_t pid = fork();
     CHECK_GE(pid, 0);
     if (pid > 0) return pid;
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
-    if (who < PEERS) producer(p, *lane, random);
+    if (who < PEERS) producer(p, lane, random);
     consumer(p, who - PEERS);
 }
 
@@ -118,15 +117,18 @@ TEST(a_channel_survives_its_peers) {
         p->popped = shared(NUMBERS);
         const pyper__channel_shape shape = {
             .throttle = throttles[t],
-            .producers = PEERS + kills, /* nobody goes on in the lane of a dead one */
+            .producers = 2 * PEERS + kills, /* nobody goes on in the lane of a dead one */
             .consumers = PEERS,
             .apart = true};
         CHECK_EQ(pyper__shm_create(pyper__channel_size(&shape), &p->shm), 0);
         CHECK_EQ(pyper__channel_init(&p->channel, p->shm, PYPER__SHM_FIRST, &shape), 0);
         pid_t pids[2 * PEERS];
         long dead[2] = {0, 0}; /* producers, consumers */
-        int64_t lane = -1;
-        for (int i = 0; i < 2 * PEERS; i++) pids[i] = start_peer(p, i, &lane, random_next(&random));
+        int64_t lanes[2 * PEERS], next = 0;
+        for (int i = 0; i < 2 * PEERS; i++) {
+            lanes[i] = next++;
+            pids[i] = start_peer(p, i, lanes[i], random_next(&random));
+        }
         for (long k = 0; k < kills / 4; k++) {
             /* They have done something since the last death. */
             long before = atomic_load(&p->popped_by_anybody);
@@ -137,7 +139,11 @@ TEST(a_channel_survives_its_peers) {
             CHECK_EQ(waitpid(pids[victim], &status, 0), pids[victim]);
             CHECK(WIFSIGNALED(status));
             dead[victim / PEERS]++;
-            pids[victim] = start_peer(p, victim, &lane, random_next(&random));
+            if (victim < PEERS) {
+                pyper__channel_bury(&p->channel, lanes[victim]);
+                lanes[victim] = next++;
+            }
+            pids[victim] = start_peer(p, victim, lanes[victim], random_next(&random));
         }
         atomic_store(&p->enough, true);
         for (int i = 0; i < 2 * PEERS; i++) {

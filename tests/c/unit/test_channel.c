@@ -347,21 +347,72 @@ static int64_t popped_by(pair *p, pyper__channel *door) {
     return rc == 1 ? (int64_t)number : rc < 0 ? rc : -1;
 }
 
+/* Let both doors know that items are quick: they claim `claim` at once from now on. */
+static void quicken(pair *p, int64_t claim) {
+    int64_t now = pyper_now();
+    p->f.channel.claim = p->other.claim = claim;
+    p->f.channel.claimed = p->other.claimed = 64;
+    p->f.channel.claimed_ns = p->other.claimed_ns = now;
+}
+
 TEST(a_share_is_claimed_and_half_of_it_taken_away) {
     pair p;
     setup_pair(&p, 0);
     for (uint64_t i = 0; i < 20; i++) CHECK_EQ(try_push(&p.f, i, 8 + i * 40, 0), 0);
     pyper__channel_set_state(&p.f.channel, PYPER__ENDED);
+    quicken(&p, 64);
     CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 9 */
-    for (int64_t i = 10; i < 20; i++) CHECK_EQ(popped_by(&p, &p.other), i);
-    CHECK_EQ(pyper__channel_popped(&p.f.channel), 11);
-    for (int64_t i = 5; i < 10; i++) CHECK_EQ(popped_by(&p, &p.other), i);
-    for (int64_t i = 3; i < 5; i++) CHECK_EQ(popped_by(&p, &p.other), i);
-    CHECK_EQ(popped_by(&p, &p.f.channel), 1);
-    CHECK_EQ(popped_by(&p, &p.other), 2);
-    CHECK_EQ(popped_by(&p, &p.other), -1);
+    quicken(&p, 64);
+    for (int64_t i = 10; i < 15; i++) CHECK_EQ(popped_by(&p, &p.other), i);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 1); /* not stuck */
+    quicken(&p, 64);
+    CHECK_EQ(popped_by(&p, &p.other), 15);
+    CHECK_EQ(popped_by(&p, &p.other), 16);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 2);
+    CHECK_EQ(pyper__channel_popped(&p.f.channel), 10);
+    int64_t sum = 0, item, last = -1;
+    while ((item = popped_by(&p, &p.other)) >= 0) {
+        CHECK(item != last);
+        sum += last = item;
+    }
+    CHECK_EQ(item, -1);
+    CHECK_EQ(sum, 3 + 4 + 5 + 6 + 7 + 8 + 9 + 17 + 18 + 19);
     CHECK_EQ(popped_by(&p, &p.f.channel), -1);
     CHECK_EQ(pyper__channel_popped(&p.f.channel), 20);
+    teardown(&p.f);
+}
+
+TEST(one_is_claimed_at_a_time_until_they_are_quick) {
+    pair p;
+    setup_pair(&p, 0);
+    for (uint64_t i = 0; i < 1000; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0);
+    CHECK_EQ(popped_by(&p, &p.other), 1);
+    p.f.channel.claimed_ns -= 1000000; /* it has taken a millisecond */
+    CHECK_EQ(popped_by(&p, &p.f.channel), 2);
+    CHECK_EQ(p.f.channel.claimed, 1);
+    quicken(&p, 4);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 3);
+    CHECK_EQ(p.f.channel.claimed, 8);
+    p.f.channel.claimed_ns -= 400000; /* 50 us each, and more */
+    for (int64_t i = 4; i < 12; i++) CHECK_EQ(popped_by(&p, &p.f.channel), i);
+    CHECK_EQ(p.f.channel.claimed, 1);
+    teardown(&p.f);
+}
+
+TEST(nothing_is_overtaken_for_long) {
+    pair p;
+    setup_pair(&p, 0);
+    for (uint64_t i = 0; i < 1000; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    quicken(&p, 8);
+    CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 15, and starts no other */
+    int64_t at[16] = {0};
+    for (int64_t i = 0; i < 200; i++) {
+        int64_t item = popped_by(&p, &p.other);
+        if (item < 16) at[item] = i;
+        p.other.claim = 8;
+    }
+    for (int i = 1; i < 16; i++) CHECK(at[i] > 0 && at[i] < 100);
     teardown(&p.f);
 }
 
@@ -369,6 +420,7 @@ TEST(what_is_in_a_hand_counts_as_waiting) {
     pair p;
     setup_pair(&p, 8);
     for (uint64_t i = 0; i < 8; i++) CHECK_EQ(try_push(&p.f, i, 8, 0), 0);
+    quicken(&p, 64);
     CHECK_EQ(popped_by(&p, &p.f.channel), 0); /* has claimed 0 to 3 */
     CHECK_EQ(pyper__channel_there(&p.f.channel), 7);
     CHECK_EQ(try_push(&p.f, 8, 8, 0), 0);
