@@ -1,6 +1,6 @@
 /* explorer - see explorer.h.
  *
- *     model [--tso] [--random SEED [--runs N] [--trace]] [--list] [scenario]
+ *     model [--tso] [--preemptions N] [--random SEED [--runs N] [--trace]] [--list] [scenario]
  *
  * Exit status: 0 all is well, 3 something is wrong and the way there has been printed, 2 usage. */
 #if defined(__linux__)
@@ -61,6 +61,7 @@ typedef struct mutex {
 static struct {
     int count, current;
     int interrupts, deaths, failures; /* left */
+    int last, preemptions;            /* who took the last step; left, see `bound` */
     size_t top;                       /* of the arena */
     long blocks;
     thread threads[THREADS];
@@ -89,6 +90,7 @@ static jmp_buf explorer;
 static ucontext_t explorer_context;
 static const scenario *current;
 static bool tso, at_random, printing, tracing, running, crashing;
+static int bound = -1; /* how many pre-emptions there may be; -1: any number */
 static uint64_t seed;
 
 /* ----------------------------------------------------------------------------------- violations */
@@ -727,6 +729,20 @@ static void offer_all_of(choices *all, int i) {
         offer(all, DIE, i, 0);
 }
 
+/* With a bound: somebody else goes on although who took the last step could.  Neither a store that
+ * reaches memory, nor the end of a sleep, nor a death counts. */
+static bool preempts(const choice *c) {
+    if (bound < 0 || model.last < 0 || (c->kind != RUN && c->kind != FAIL)) return false;
+    return c->thread != model.last && can_run(&model.threads[model.last]);
+}
+
+static void drop_what_is_out_of_bounds(choices *all) {
+    int count = 0;
+    for (int i = 0; i < all->count; i++)
+        if (model.preemptions > 0 || !preempts(&all->list[i])) all->list[count++] = all->list[i];
+    all->count = count;
+}
+
 /* Nobody else can tell whether a plain write has happened, unless its thread dies: while one of
  * those is the next step of somebody, only he is looked at. */
 static void find_choices(choices *all) {
@@ -737,6 +753,7 @@ static void find_choices(choices *all) {
         return;
     }
     for (int i = 0; i < model.count; i++) offer_all_of(all, i);
+    drop_what_is_out_of_bounds(all);
 }
 
 static void print_step(const choice *c);
@@ -744,6 +761,10 @@ static void print_step(const choice *c);
 static void take(const choice *c) {
     if (printing || tracing) print_step(c);
     thread *self = &model.threads[c->thread];
+    if (bound >= 0 && (c->kind == RUN || c->kind == FAIL) && self->op != MODEL_WRITE) {
+        model.preemptions -= preempts(c);
+        model.last = c->thread;
+    }
     switch (c->kind) {
     case FLUSH:
         flush(self);
@@ -800,6 +821,8 @@ static void begin(void) {
     model.interrupts = current->interrupts;
     model.deaths = current->deaths;
     model.failures = current->failures;
+    model.last = -1;
+    model.preemptions = bound < 0 ? 0 : bound;
     running = false;
     current->begin();
     running = true;
@@ -845,12 +868,19 @@ static void mix(hash *h, const void *memory, size_t size) {
     }
 }
 
+/* Of all but the pre-emptions that are left, which come last; never 0. */
+enum { LEFT = 15 };
+
 static hash hash_of_state(void) {
     part parts[THREADS + 3];
+    int left = model.preemptions;
+    model.preemptions = 0;
     int count = find_parts(parts);
     hash h = {1, 2};
     for (int i = 0; i < count; i++) mix(&h, parts[i].memory, parts[i].size);
-    if (h.a == 0) h.a = 1;
+    model.preemptions = left;
+    h.a = (h.a | (LEFT + 1)) & ~(uint64_t)LEFT;
+    h.a |= (uint64_t)left;
     return h;
 }
 
@@ -890,6 +920,7 @@ static struct {
     size_t capacity, count;
 } seen;
 
+/* True: it was not there, or with fewer pre-emptions left. */
 static bool insert(hash h) {
     if (seen.count * 2 >= seen.capacity) {
         size_t capacity = seen.capacity ? seen.capacity * 2 : 1 << 16;
@@ -906,8 +937,13 @@ static bool insert(hash h) {
         seen.capacity = capacity;
     }
     size_t at = h.b & (seen.capacity - 1);
-    for (; seen.slots[at].a; at = (at + 1) & (seen.capacity - 1))
-        if (seen.slots[at].a == h.a && seen.slots[at].b == h.b) return false;
+    for (; seen.slots[at].a; at = (at + 1) & (seen.capacity - 1)) {
+        hash *there = &seen.slots[at];
+        if ((there->a & ~(uint64_t)LEFT) != (h.a & ~(uint64_t)LEFT) || there->b != h.b) continue;
+        if (there->a >= h.a) return false;
+        *there = h;
+        return true;
+    }
     seen.slots[at] = h;
     seen.count++;
     return true;
@@ -944,6 +980,7 @@ static void enter(void) {
 }
 
 static void explore(void) {
+    uint64_t steps = 0;
     begin();
     look();
     insert(hash_of_state());
@@ -958,10 +995,15 @@ static void explore(void) {
         }
         restore(here->snapshot);
         take(&here->choices[here->next++]);
+        steps++;
         look();
         if (insert(hash_of_state())) enter();
     }
-    printf("%-44s %9zu states\n", current->name, seen.count);
+    printf("%-44s %9zu states, %" PRIu64 " steps, ", current->name, seen.count, steps);
+    if (bound < 0)
+        printf("every order\n");
+    else
+        printf("at most %d pre-emptions\n", bound);
     free(seen.slots);
     memset(&seen, 0, sizeof seen);
 }
@@ -1078,7 +1120,8 @@ static void catch_crashes(void) {
 
 static _Noreturn void usage(void) {
     fprintf(stderr,
-            "usage: model [--tso] [--random SEED [--runs N] [--trace]] [--list] [scenario]\n");
+            "usage: model [--tso] [--preemptions N] [--random SEED [--runs N] [--trace]] [--list] "
+            "[scenario]\n");
     exit(2);
 }
 
@@ -1094,6 +1137,9 @@ int main(int argc, char **argv) {
         } else if (!strcmp(argv[i], "--random") && i + 1 < argc) {
             at_random = true;
             first_seed = strtoull(argv[++i], NULL, 0);
+        } else if (!strcmp(argv[i], "--preemptions") && i + 1 < argc) {
+            bound = atoi(argv[++i]);
+            if (bound < 0 || bound > LEFT) usage();
         } else if (!strcmp(argv[i], "--trace")) {
             tracing = true;
         } else if (!strcmp(argv[i], "--runs") && i + 1 < argc) {
@@ -1105,6 +1151,7 @@ int main(int argc, char **argv) {
         }
     }
     if (model_whole_runs && !at_random) usage();
+    if (at_random) bound = -1;
     setvbuf(stdout, NULL, _IOLBF, 0);
     catch_crashes();
     if (at_random) stack_size = BIG_STACK;

@@ -23,6 +23,11 @@
  * buffer unless it is seq_cst; read-modify-write, seq_cst fences, locks and sleeps drain the
  * buffer.  Weaker orders are left to ThreadSanitizer.
  *
+ * With --preemptions N only those orders are tried in which, at most N times, a thread has to stop
+ * where it could have gone on; where it sleeps, waits for a lock, ends or dies anybody may follow, and
+ * a store may reach memory at any time.  It is for scenarios with too many orders, or endless ones.
+ * run.py says which these are, and prints the bound with the number of states.
+ *
  * With --random SEED one scenario is run with random choices instead, which is for programs too
  * large to be run in every order.  The same seed gives the same run. */
 #ifndef EXPLORER_H

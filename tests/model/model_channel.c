@@ -21,8 +21,8 @@ static struct {
     pyper__channel_shape shape;
     bool large; /* every other item is too large for its record */
     /* Private: what the scenario knows of itself, and what each process has for itself. */
+    pyper__channel doors[4]; /* shared by the threads of a process */
     struct {
-        pyper__channel doors[4];
         long pushed[2], popped; /* calls that have returned */
         long arrived[ITEMS];
         long last[2];
@@ -51,13 +51,12 @@ static void make_channel(pyper__channel_shape shape) {
     uint64_t size = align(pyper__channel_size(&shape));
     heap->top = PYPER__SHM_FIRST + size;
     heap->made = MEMORY;
-    MODEL_CHECK(pyper__channel_init(&state.own.doors[0], &state.shm, PYPER__SHM_FIRST, &shape) ==
-                0);
+    MODEL_CHECK(pyper__channel_init(&state.doors[0], &state.shm, PYPER__SHM_FIRST, &shape) == 0);
     for (int i = 0; i < 4; i++) {
-        pyper__channel_attach(&state.own.doors[i], &state.shm, PYPER__SHM_FIRST, NULL, i & 1);
+        pyper__channel_attach(&state.doors[i], &state.shm, PYPER__SHM_FIRST, NULL, i & 1);
         pyper__seat_init(&state.own.seats[i], NULL, NULL);
     }
-    struct pyper__channel_shared *channel = state.own.doors[0].shared;
+    struct pyper__channel_shared *channel = state.doors[0].shared;
     for (int64_t i = 0; i < channel->lanes; i++) {
         struct lane *lane = &channel->lane[i];
         model_own(&lane->tail, sizeof lane->tail);
@@ -70,7 +69,7 @@ static void make_channel(pyper__channel_shape shape) {
         name(lane, sizeof *lane, "lane");
     }
     for (int64_t i = 0; i < channel->hands; i++) {
-        struct hand *hand = hand_of(&state.own.doors[0], i);
+        struct hand *hand = hand_of(&state.doors[0], i);
         NAME(hand->state);
         name(hand, sizeof *hand, "hand");
     }
@@ -100,12 +99,12 @@ static void make_channel(pyper__channel_shape shape) {
 
 /* Producers have the doors and seats 0 and 1, consumers 2 and 3. */
 static void set_state(int number, int to) {
-    pyper__channel_set_state(&state.own.doors[number], to);
+    pyper__channel_set_state(&state.doors[number], to);
 }
 
 /* The first bytes of an item say what it is, and the last ones as well. */
 static bool push(long item, long ticket, long producer) {
-    pyper__channel *channel = &state.own.doors[producer];
+    pyper__channel *channel = &state.doors[producer];
     pyper__record record;
     uint64_t size = state.large && item % 2 ? PYPER__RECORD_BYTES + 8 : 8;
     MODEL_CHECK(pyper__record_reserve(channel, producer, &record, size) == 0);
@@ -113,7 +112,8 @@ static bool push(long item, long ticket, long producer) {
     memcpy(record.data + size - sizeof item, &item, sizeof item);
     int rc;
     pyper__channel_wait wait;
-    while ((rc = pyper__channel_try_push(channel, producer, &record, ticket, &wait)) == PYPER__AGAIN)
+    while ((rc = pyper__channel_try_push(channel, producer, &record, ticket, &wait)) ==
+           PYPER__AGAIN)
         pyper__channel_await(&wait, &state.own.seats[producer]);
     MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
     if (rc == 0) state.own.pushed[producer]++;
@@ -131,7 +131,7 @@ static void produce(void *which) {
 #define PRODUCER(number, count) (void *)((intptr_t)(number) << 8 | (count))
 
 static int pop_by(int door, int number) {
-    pyper__channel *channel = &state.own.doors[door];
+    pyper__channel *channel = &state.doors[door];
     pyper__record record;
     int64_t ticket;
     int rc = pyper__channel_pop(channel, &record, &ticket, &state.own.seats[number], PYPER_FOREVER,
@@ -180,7 +180,7 @@ static void supervise(void *number) {
 /* ----------------------------------------------------------------------------------------- ends */
 
 static void check_bound(void) {
-    const pyper__channel *door = &state.own.doors[0];
+    const pyper__channel *door = &state.doors[0];
     int64_t pushed = pyper__channel_pushed(door), popped = pyper__channel_popped(door);
     if (model_has_died(state.own.threads[0])) return; /* maybe between two of the counters */
     MODEL_CHECK(popped <= pushed && door->shared->given_back <= popped);
@@ -343,7 +343,7 @@ static void one_of_two_consumers_dies(void) {
 /* Each worker has one ticket; the first may die with the order half changed: then nobody changes
  * it any more, and the supervisor cancels, and must reach the other one, wherever he waits. */
 static void order_is_whole(void) {
-    MODEL_CHECK(model_mutex_deaths(&state.own.doors[0].shared->push_lock) == 0);
+    MODEL_CHECK(model_mutex_deaths(&state.doors[0].shared->push_lock) == 0);
 }
 static void work_in_order(void *ticket) {
     int t = (int)(intptr_t)ticket;
@@ -351,7 +351,7 @@ static void work_in_order(void *ticket) {
     order_is_whole();
     int rc;
     pyper__channel_wait wait;
-    while ((rc = pyper__channel_try_done(&state.own.doors[t], t, &wait)) == PYPER__AGAIN)
+    while ((rc = pyper__channel_try_done(&state.doors[t], t, &wait)) == PYPER__AGAIN)
         pyper__channel_await(&wait, &state.own.seats[t]);
     if (rc < 0) return;
     order_is_whole();

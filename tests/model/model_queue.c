@@ -264,6 +264,26 @@ static void settles_before_another_wait(void) {
     model_thread("consumer", take_one_and_wait, NULL, 0);
 }
 
+/* A producer that goes on only when all has been taken: no later push makes up for a wake-up that an
+ * earlier one has lost. */
+static void produce_and_wait(void *unused) {
+    for (long i = 0; i < 2; i++) push(i, &state.seats[0]);
+    pyper__await(&state.seats[0], &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER,
+                 false);
+    pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void take_two_and_raise(void *unused) {
+    for (int i = 0; i < 2; i++) MODEL_CHECK(pop(&state.seats[2], false) == 1);
+    atomic_store(&state.flag, 1);
+    pyper__event_notify(&state.flag_event, 1);
+    consume(NULL);
+}
+static void waits_for_an_answer(void) {
+    make_queue(0, 1, 1, 0);
+    model_thread("producer", produce_and_wait, NULL, 0);
+    model_thread("consumer", take_two_and_raise, NULL, 0);
+}
+
 /* Ordered: each worker has every other ticket, and gives `outputs` for one. */
 static void work_in_order(void *arg) {
     long number = (intptr_t)arg;
@@ -328,6 +348,7 @@ const scenario scenarios[] = {
     {"interrupted", interrupted, check_bound, all_arrived, 2, 0, 0},
     {"two_interrupted", two_interrupted, check_bound, all_arrived, 1, 0, 0},
     {"settles_before_another_wait", settles_before_another_wait, check_bound, all_arrived, 0, 0, 0},
+    {"waits_for_an_answer", waits_for_an_answer, check_bound, all_arrived, 0, 0, 0},
     {"ordered", ordered, check_bound, all_arrived, 0, 0, 0},
     {"ordered_branching", ordered_branching, check_bound, all_arrived, 0, 0, 0},
     {"ordered_bound_of_1", ordered_bound_of_1, check_bound, all_arrived, 0, 0, 0},
