@@ -76,6 +76,11 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 #define YIELDS_MAX 50
 /* After a sleep as short as this, yielding would have been the better choice. */
 #define SHORT_SLEEP_NS 50000
+/* After a yield that took as long as this, a sleep would have been: the processor went to somebody with
+ * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
+ * when it wakes up the next time. */
+#define LONG_YIELD_NS 1000000
+#define SLEEPS_BETWEEN 16
 
 /* The half of the word that counts notifications. */
 static _Atomic uint32_t *sleeping_word(pyper__event *event) {
@@ -147,15 +152,19 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 /* How long a thread keeps a host's token while others of the library want it.  Short at first, when
  * the first items are on their way through an idle pipeline, and twice as long with each hand-over,
  * because each costs 10 to 50 us.  And at the most, wanted or not, as there may be threads that the
- * library does not know. */
+ * library does not know: that of an event loop, say, whose timer is due.  That is clearly less than
+ * the 5 ms after which Python makes a thread give its token up: if both came at about the same time,
+ * the one would make the other begin anew. */
 #define HOLD_FIRST_NS 50000
 #define HOLD_NS 500000
-#define HOLD_MAX_NS 5000000
+#define HOLD_MAX_NS 2000000
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
 #define PATIENCE_MAX 64
-/* A thread that waits for the token may have to be woken on an idle processor: some 50 us. */
+/* A thread that waits for the token may have to be woken on an idle processor: some 50 us.  Whether
+ * one whom the library does not know has come cannot be seen: he has half of that, every time. */
 #define LET_OTHERS_YIELDS 200
+#define LET_UNKNOWN_YIELDS 100
 
 /* How many threads of the library are awake and wait for an exclusive host's token, over all runs of
  * the process: a count and no more, so relaxed. */
@@ -189,8 +198,9 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
 static int let_others(void *arg) {
     (void)arg;
     int32_t before = atomic_load_explicit(&wanting, memory_order_relaxed);
-    for (int i = 0; i < LET_OTHERS_YIELDS; i++) {
-        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before || before == 0) break;
+    int yields = before > 0 ? LET_OTHERS_YIELDS : LET_UNKNOWN_YIELDS;
+    for (int i = 0; i < yields; i++) {
+        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before) break;
         pyper__yield();
     }
     return 0;
@@ -222,21 +232,39 @@ struct wait {
     pyper__event *event;
     bool (*ready)(const void *arg);
     const void *arg;
-    int64_t deadline_ns;
+    int64_t since_ns, deadline_ns;
     bool interruptible;
     bool shares_token;
 };
 
+/* None are tried where they were of no use, but now and then that is looked at again: where many
+ * threads share few processors sleeping would otherwise make itself necessary. */
+static uint32_t yields_to_try(pyper__event *event) {
+    uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
+    if (yields > 0) return yields;
+    uint32_t sleeps = atomic_load_explicit(&event->sleeps, memory_order_relaxed) + 1;
+    bool try_one = sleeps >= SLEEPS_BETWEEN;
+    atomic_store_explicit(&event->sleeps, try_one ? 0 : sleeps, memory_order_relaxed);
+    return try_one ? 1 : 0;
+}
+
 static int yield_and_sleep(struct wait *wait) {
     pyper__event *event = wait->event;
-    uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
+    uint32_t yields = yields_to_try(event);
+    int64_t before = wait->since_ns;
     for (uint32_t i = 0; i < yields; i++) {
         pyper__yield();
-        if (wait->ready(wait->arg)) {
-            uint32_t more = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
-            atomic_store_explicit(&event->yields, more, memory_order_relaxed);
+        bool ready = wait->ready(wait->arg);
+        int64_t now = pyper_now();
+        if (now - before > LONG_YIELD_NS)
+            yields = 0;
+        else if (ready)
+            yields = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
+        if (ready) {
+            atomic_store_explicit(&event->yields, yields, memory_order_relaxed);
             return 0;
         }
+        before = now;
     }
     int64_t asleep = pyper_now();
     for (;;) {
@@ -271,7 +299,7 @@ int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const voi
     if (ready(arg)) return 0;
     int64_t since = pyper_now();
     if (deadline_ns <= since) return PYPER_ETIMEDOUT;
-    struct wait wait = {event, ready, arg, deadline_ns, interruptible, seat->shares_token};
+    struct wait wait = {event, ready, arg, since, deadline_ns, interruptible, seat->shares_token};
     bool clocked = what_for != PYPER__OTHER && !seat->shared;
     if (clocked) pyper__seat_begin_wait(seat, what_for, since);
     int rc = detached(seat, wait_detached, &wait);
@@ -291,9 +319,13 @@ struct bell_wait {
 
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
+    int64_t before = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
         pyper__yield();
+        int64_t now = pyper_now();
+        if (now - before > LONG_YIELD_NS) break;
+        before = now;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);
