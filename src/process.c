@@ -289,6 +289,7 @@ void pyper__processes_stop(pyper_run *run, size_t upto) {
     uint64_t before = atomic_load(&board->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
     }
+    if (before >= upto) return; /* and the supervisor knows, or is being told */
     pyper__lock_take(&all->lock);
     if (all->bell >= 0) ring(all->bell);
     pyper__lock_give(&all->lock);
