@@ -384,7 +384,9 @@ static void child_left(struct pyper__child *child, pyper__stage *stage, struct s
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
                         pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) child_stop(child, child->stage);
-        pyper__edge_set_state(stage->output, PYPER__ENDED);
+        /* As there: a stage that was told to stop has not ended its stream. */
+        if (atomic_load(&board_at(child->shm)->stopped) <= child->stage)
+            pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     atomic_store(&seat->state, LEFT);
 }
