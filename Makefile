@@ -53,6 +53,9 @@ sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
 sanitize-thread: venv ## run the C tests under ThreadSanitizer
 	scripts/sanitize thread
 
+schedules: venv ## run the C tests with threads that pause at random (PYPER_SCHEDULES=seed to repeat)
+	scripts/schedules
+
 check: tools ## check the formatting and the lint rules
 	scripts/check
 
@@ -86,5 +89,5 @@ package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing soak bench bench-publish check-instructions \
-	sanitize sanitize-address sanitize-thread check format install clean help venv tools library \
-	package
+	sanitize sanitize-address sanitize-thread schedules check format install clean help venv tools \
+	library package

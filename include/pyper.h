@@ -452,7 +452,9 @@ PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *messa
                                const void *data, size_t size);
 
 /* Has the run (or this part of it) been told to stop?  A long call that asks now and then, and
- * returns PYPER_ECANCELED, makes a quick end.  Cheap.  Thread safety: shared. */
+ * returns PYPER_ECANCELED, makes a quick end.  Once it is true, no thread of this
+ * process begins another call of the task (an asynchronous one's loop may).  Cheap.  Thread safety:
+ * shared. */
 PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
 /* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run is
@@ -608,10 +610,11 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
  * `encode`, by its thread; so for all of pyper_transfer_*(). */
 PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
 
-/* For `decode`: keep the memory of an item.  Maps what `data` points to once more, private to this
- * process and writable, at *ret_data; it stays until pyper_kept_release(), which may be called by any
- * thread, also after the end of the run.  Returns NULL if that cannot be had or is not worth it
- * (small items): then copy.  Ownership: returns owned. */
+/* For `decode`: keep the memory of an item.  What `data` points to (and now *ret_data) is yours, without
+ * a copy: writable, seen by no other process, a forked child has its own.  It stays until
+ * pyper_kept_release(), which may be called by any thread, also after the end of the run.  Returns NULL
+ * if that cannot be had or is not worth it (items below 64 KiB): then copy.  Ownership: returns
+ * owned. */
 typedef struct pyper_kept pyper_kept;
 PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);
 PYPER_API void pyper_kept_release(pyper_kept *kept);

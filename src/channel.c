@@ -578,11 +578,14 @@ static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane
     if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
     int64_t taken = shared->pushed - atomic_load(&shared->given_back);
     int rc = PYPER__AGAIN;
-    if (taken + before_me(shared, lane) < shared->limit) {
+    bool room = taken + before_me(shared, lane) < shared->limit;
+    /* Out of the line before the record can be popped: when its place is given back, whoever is told so
+     * must not find me in front of him any more, for nobody tells him when I leave. */
+    stand_in_line(shared, lane, !room);
+    if (room) {
         rc = record ? append_record(channel, lane, record) : 0;
         shared->pushed += rc == 0 && record;
     }
-    stand_in_line(shared, lane, rc == PYPER__AGAIN);
     pyper__shared_lock_give(&shared->push_lock);
     return rc;
 }

@@ -703,11 +703,16 @@ static int wait_as_caller(pyper__loop *loop, bool (*ready)(const void *), pyper_
 /* 1; 0: all outputs have been taken, and all workers have left; or a code. */
 static int next_of(pyper__loop *loop, void **ret_item) {
     for (;;) {
+        /* As in next_slow() of run.c: what comes after a failure has ended the stream. */
+        bool complete = all_left(loop->run);
         int rc = pop_output(loop, ret_item);
         if (rc == 1) pyper__seat_share_token(&loop->run->callers);
-        if (rc == 0) return wait_as_caller(loop, all_left, &loop->end);
-        if (rc != PYPER__AGAIN) return rc;
-        rc = wait_as_caller(loop, output_or_over, &loop->outputs);
+        if (rc == 0 && !complete)
+            rc = wait_as_caller(loop, all_left, &loop->end);
+        else if (rc == PYPER__AGAIN)
+            rc = wait_as_caller(loop, output_or_over, &loop->outputs);
+        else
+            return rc;
         if (rc < 0) return rc;
     }
 }

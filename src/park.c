@@ -76,6 +76,11 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 #define YIELDS_MAX 50
 /* After a sleep as short as this, yielding would have been the better choice. */
 #define SHORT_SLEEP_NS 50000
+/* After a yield that took as long as this, a sleep would have been: the processor went to somebody with
+ * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
+ * when it wakes up the next time. */
+#define LONG_YIELD_NS 1000000
+#define SLEEPS_BETWEEN 16
 
 /* The half of the word that counts notifications. */
 static _Atomic uint32_t *sleeping_word(pyper__event *event) {
@@ -222,21 +227,38 @@ struct wait {
     pyper__event *event;
     bool (*ready)(const void *arg);
     const void *arg;
-    int64_t deadline_ns;
+    int64_t since_ns, deadline_ns;
     bool interruptible;
     bool shares_token;
 };
 
+/* None are tried where they were of no use, but now and then that is looked at again: where many
+ * threads share few processors sleeping would otherwise make itself necessary. */
+static uint32_t yields_to_try(pyper__event *event) {
+    uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
+    if (yields > 0) return yields;
+    uint32_t sleeps = atomic_load_explicit(&event->sleeps, memory_order_relaxed) + 1;
+    atomic_store_explicit(&event->sleeps, sleeps, memory_order_relaxed);
+    return sleeps % SLEEPS_BETWEEN == 0 ? 1 : 0;
+}
+
 static int yield_and_sleep(struct wait *wait) {
     pyper__event *event = wait->event;
-    uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
+    uint32_t yields = yields_to_try(event);
+    int64_t before = wait->since_ns;
     for (uint32_t i = 0; i < yields; i++) {
         pyper__yield();
-        if (wait->ready(wait->arg)) {
-            uint32_t more = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
-            atomic_store_explicit(&event->yields, more, memory_order_relaxed);
+        bool ready = wait->ready(wait->arg);
+        int64_t now = pyper_now();
+        if (now - before > LONG_YIELD_NS)
+            yields = 0;
+        else if (ready)
+            yields = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
+        if (ready) {
+            atomic_store_explicit(&event->yields, yields, memory_order_relaxed);
             return 0;
         }
+        before = now;
     }
     int64_t asleep = pyper_now();
     for (;;) {
@@ -271,7 +293,7 @@ int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const voi
     if (ready(arg)) return 0;
     int64_t since = pyper_now();
     if (deadline_ns <= since) return PYPER_ETIMEDOUT;
-    struct wait wait = {event, ready, arg, deadline_ns, interruptible, seat->shares_token};
+    struct wait wait = {event, ready, arg, since, deadline_ns, interruptible, seat->shares_token};
     bool clocked = what_for != PYPER__OTHER && !seat->shared;
     if (clocked) pyper__seat_begin_wait(seat, what_for, since);
     int rc = detached(seat, wait_detached, &wait);
@@ -291,9 +313,13 @@ struct bell_wait {
 
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
+    int64_t before = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
         pyper__yield();
+        int64_t now = pyper_now();
+        if (now - before > LONG_YIELD_NS) break;
+        before = now;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);

@@ -164,7 +164,7 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up (but see
  *           pyper__event_notify_all()).
- *   yields  atomic, relaxed: a hint learned from the last waits; any value is right.
+ *   yields, sleeps   atomic, relaxed: hints learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
  *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
@@ -176,7 +176,8 @@ typedef struct pyper__event {
         _Atomic uint64_t word;
         _Atomic uint32_t half[2];
     };
-    _Atomic uint32_t yields;
+    _Atomic uint32_t yields; /* how many before a sleep */
+    _Atomic uint32_t sleeps; /* how many since a yield was last tried */
     bool shared, looped, no_sleepers, light;
     pyper__waker *waker; /* NULL in memory that processes share */
 } pyper__event;

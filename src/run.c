@@ -530,12 +530,18 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     if (run->child) return PYPER_EDEADLK;
     if (run->count == 0) return atomic_load(&run->failed);
-    pyper__run_enter(run);
-    int rc = pop_output(run, ret_item, deadline_ns);
-    pyper__run_leave(run);
-    if (rc != 0) return rc;
-    rc = pyper_wait_until(run, deadline_ns);
-    return rc < 0 ? rc : pyper__run_outcome(run);
+    for (;;) {
+        /* A failure ends the stream under workers who may be emitting: what they have put there when
+         * they leave comes first. */
+        bool complete = all_left(run);
+        pyper__run_enter(run);
+        int rc = pop_output(run, ret_item, deadline_ns);
+        pyper__run_leave(run);
+        if (rc != 0) return rc;
+        rc = pyper_wait_until(run, deadline_ns);
+        if (rc < 0) return rc;
+        if (complete) return pyper__run_outcome(run);
+    }
 }
 
 /* Inside as the owner, and not everything is as usual: no output, say, or places to give back. */

@@ -196,23 +196,6 @@ void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
     retire_if_wanted(shm);
 }
 
-void *pyper__shm_map_private(pyper__shm *shm, uint64_t offset, uint64_t size) {
-    if (offset % PAGE != 0) return NULL;
-    void *mapped = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, shm->fd,
-                        (off_t)offset);
-    if (mapped == MAP_FAILED) return NULL;
-    atomic_fetch_add(&shm->kept, 1);
-    return mapped;
-}
-
-void pyper__shm_give_back(pyper__shm *shm, uint64_t offset, uint64_t size, void *mapped,
-                          bool mine) {
-    munmap(mapped, size);
-    if (!mine) return;
-    pyper__shm_free(shm, offset, size);
-    if (atomic_fetch_sub(&shm->kept, 1) == 1) retire_if_wanted(shm);
-}
-
 pyper__shm *pyper__shm_ref(pyper__shm *shm) {
     atomic_fetch_add_explicit(&shm->refs, 1, memory_order_relaxed);
     return shm;
@@ -292,6 +275,76 @@ void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size) {
     heap->given_back[class] = offset;
     pyper__shm_hand_over(shm);
     pyper__shared_lock_give(&heap->lock);
+}
+
+/* ------------------------------------------------------------------------------------ kept */
+
+/* Everything that is kept, and the lock of the list.  A fork takes it, so that the child finds it
+ * free and the list whole. */
+static pthread_mutex_t keeping = PTHREAD_MUTEX_INITIALIZER;
+static pyper__shm_kept *all_kept;
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+static void *map_over(const pyper__shm_kept *kept, int flags) {
+    void *at = pyper__shm_at(kept->shm, kept->offset);
+    return mmap(at, kept->size, PROT_READ | PROT_WRITE, flags | MAP_FIXED | MAP_NORESERVE,
+                kept->shm->fd, (off_t)kept->offset);
+}
+
+/* In one step nothing that is written reaches the file any more; then each page gets a copy, so that
+ * nothing that happens to the file is seen here.  What another thread writes meanwhile is not lost. */
+static void set_apart(pyper__shm_kept *kept) {
+    if (kept->apart) return;
+    void *at = map_over(kept, MAP_PRIVATE);
+    kept->apart = at != MAP_FAILED;
+    kept->lost = !kept->apart || madvise(at, kept->size, MADV_POPULATE_WRITE) < 0;
+}
+
+static void before_fork(void) {
+    pthread_mutex_lock(&keeping);
+    for (pyper__shm_kept *kept = all_kept; kept; kept = kept->next) set_apart(kept);
+}
+
+static void after_fork(void) {
+    pthread_mutex_unlock(&keeping);
+}
+
+static void watch_forks(void) {
+    pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+void pyper__shm_keep(pyper__shm *shm, uint64_t offset, uint64_t size, pyper__shm_kept *ret_kept) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    uint64_t block;
+    class_of(size, &block);
+    atomic_fetch_add(&shm->kept, 1);
+    *ret_kept = (pyper__shm_kept){.shm = pyper__shm_ref(shm), .offset = offset, .size = block};
+    pthread_mutex_lock(&keeping);
+    ret_kept->forks = atomic_load(&pyper__forks);
+    ret_kept->next = all_kept;
+    if (all_kept) all_kept->prev = ret_kept;
+    all_kept = ret_kept;
+    pthread_mutex_unlock(&keeping);
+}
+
+void pyper__shm_unkeep(pyper__shm_kept *kept) {
+    pyper__shm *shm = kept->shm;
+    pthread_mutex_lock(&keeping);
+    if (kept->next) kept->next->prev = kept->prev;
+    *(kept->prev ? &kept->prev->next : &all_kept) = kept->next;
+    pthread_mutex_unlock(&keeping);
+    if (kept->forks == atomic_load(&pyper__forks)) {
+        if (kept->apart && !kept->lost) kept->lost = map_over(kept, MAP_SHARED) == MAP_FAILED;
+        if (!kept->lost) pyper__shm_free(shm, kept->offset, kept->size);
+        if (atomic_fetch_sub(&shm->kept, 1) == 1) retire_if_wanted(shm);
+    } else if (kept->apart) {
+        madvise(pyper__shm_at(shm, kept->offset), kept->size, MADV_DONTNEED);
+    }
+    pyper__shm_unref(shm);
 }
 
 #endif

@@ -41,7 +41,7 @@ typedef struct pyper__shm {
     char *base;
     uint64_t size;
     bool crossed;
-    _Atomic int64_t kept;  /* blocks that are mapped once more */
+    _Atomic int64_t kept;  /* blocks that this process keeps */
     _Atomic uint64_t keep; /* how much is to stay when none of these is left; 0: everything */
 } pyper__shm;
 
@@ -55,7 +55,7 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm);
 
 /* Give the memory up, but for its first `keep` bytes: they stay where they are, as memory of this
  * process alone, so that they can be read at any moment.  Nobody uses a block, or takes one, any
- * more, except for those that are mapped once more: it waits for them.  (If it cannot be had
+ * more, except for those that are kept: it waits for them.  (If it cannot be had
  * everything stays as it is.) */
 void pyper__shm_retire(pyper__shm *shm, uint64_t keep);
 
@@ -89,11 +89,29 @@ void __tsan_release(void *address);
 #define pyper__shm_take_over(shm) ((void)(shm))
 #endif
 
-/* Map a block once more, private to this process and writable; NULL if it cannot be had.  It is given
- * back with pyper__shm_give_back() instead, with a reference held; `mine`: it has been taken by this
- * process, not by the parent of this forked one, whose it still is. */
-void *pyper__shm_map_private(pyper__shm *shm, uint64_t offset, uint64_t size);
-void pyper__shm_give_back(pyper__shm *shm, uint64_t offset, uint64_t size, void *mapped, bool mine);
+/* A block that has become memory of this process, for as long as somebody needs it, the end of the run
+ * included.  Nobody else reads or writes it, so it stays where everybody can see it: mapping it once
+ * more would cost as much as copying it.  At a fork what is kept becomes memory that the two processes
+ * share like any other, each change its own (copy on write), and no part of the file any more.
+ *
+ * Synchronization
+ *   shm, offset, size, forks   set by keep, never change.
+ *   next, prev, apart, lost    the lock of all that is kept (shm.c), which a fork takes, too. */
+typedef struct pyper__shm_kept {
+    struct pyper__shm *shm; /* a reference */
+    uint64_t offset, size;
+    uint32_t forks; /* pyper__forks when it was taken: else it is the parent's to give back */
+    bool apart;     /* no part of the file any more */
+    bool lost;      /* cannot be given back: a forked child may still read it */
+    struct pyper__shm_kept *next, *prev;
+} pyper__shm_kept;
+
+/* Blocks that take whole pages: smaller ones cannot be kept. */
+#define PYPER__SHM_KEEP_MIN ((uint64_t)64 << 10)
+
+/* Keep a block; it is given back with unkeep, by any thread. */
+void pyper__shm_keep(pyper__shm *shm, uint64_t offset, uint64_t size, pyper__shm_kept *ret_kept);
+void pyper__shm_unkeep(pyper__shm_kept *kept);
 
 /* A block of at least `size` bytes, not zeroed; 0: there is no memory. */
 uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size);

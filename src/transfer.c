@@ -78,42 +78,24 @@ const char *pyper_transfer_name(const pyper_transfer *transfer) {
     return transfer->stage->task->name;
 }
 
-/* Below this a copy costs less than a mapping; the exact number does not matter much. */
-#define KEEP_MIN ((uint64_t)256 << 10)
-
-/* A kept item: a block of the shared memory, which is given back when the mapping goes.  In a forked
- * child it is the parent's to give back. */
 struct pyper_kept {
-    pyper__shm *shm; /* a reference */
-    uint64_t extent, size;
-    void *mapped;
-    uint32_t forks;
+    pyper__shm_kept block;
 };
 
 pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data) {
     pyper__record *record = &from->record;
-    if (!record->extent || record->size < KEEP_MIN) return NULL;
+    if (!record->extent || record->size < PYPER__SHM_KEEP_MIN) return NULL;
     pyper_kept *kept = pyper__alloc(sizeof *kept);
     if (!kept) return NULL;
-    kept->mapped = pyper__shm_map_private(from->channel->shm, record->extent, record->size);
-    if (!kept->mapped) {
-        pyper__free(kept);
-        return NULL;
-    }
-    kept->shm = pyper__shm_ref(from->channel->shm);
-    kept->extent = record->extent;
-    kept->size = record->size;
-    kept->forks = atomic_load(&pyper__forks);
+    pyper__shm_keep(from->channel->shm, record->extent, record->size, &kept->block);
     record->extent = 0; /* the record does not own it any more */
-    *ret_data = kept->mapped;
+    *ret_data = record->data;
     return kept;
 }
 
 void pyper_kept_release(pyper_kept *kept) {
     if (!kept) return;
-    pyper__shm_give_back(kept->shm, kept->extent, kept->size, kept->mapped,
-                         kept->forks == atomic_load(&pyper__forks));
-    pyper__shm_unref(kept->shm);
+    pyper__shm_unkeep(&kept->block);
     pyper__free(kept);
 }
 

@@ -209,8 +209,13 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
 }
 
+/* A cancel tells the stages first and the queues then.  A function on a thread learns of it when its
+ * own input refuses (and with it all later queues, see stop() in run.c): so whoever has seen it knows
+ * that no call begins after that. */
 bool pyper_cancelled(const pyper_worker *worker) {
-    return pyper__worker_stopped(worker);
+    const pyper__queue *input = worker->stage->input;
+    return pyper__worker_stopped(worker) &&
+           (worker->slot || input->channel || pyper__queue_state(input) == PYPER__CANCELLED);
 }
 
 pyper_run *pyper_worker_run(const pyper_worker *worker) {

@@ -4,6 +4,7 @@
  *                                    leaving the source to arriving, that percentile
  *     costs wake SYSTEM              items, one each 200 us -> seconds from giving an item to a sleeping
  *                                    consumer until it has it, the median
+ *     costs wake-process SYSTEM      the same, and who gives the item is another process
  *     costs start SYSTEM             runs of three tasks and one item -> seconds a run
  *     costs idle SYSTEM              tenths of a second that three tasks wait for their source -> processor
  *                                    seconds that took
@@ -21,7 +22,9 @@
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -50,6 +53,7 @@ static int64_t now_ns(void) {
 /* ------------------------------------------------------------------------- latency and wake */
 
 static void (*wait_before_each)(double seconds);
+static bool in_process; /* the source is one */
 
 /* Its items are the times at which they were given away. */
 static int clock_source(pyper_worker *worker, void *items, void *bind) {
@@ -72,9 +76,10 @@ static void finish(pyper_run *run) {
 }
 
 static void through_pyper(long items, int hops) {
-    pyper_pipeline *p = pyper_task(clock_source, .branch = true);
+    pyper_pipeline *p = pyper_task(clock_source, .branch = true, .multiprocess = in_process,
+                                   .type = &pyper_type_int);
     for (int i = 1; i < hops; i++) p = pyper_pipe(p, pyper_task(pass));
-    pyper_run *run = pyper_start(p, (void *)items);
+    pyper_run *run = pyper_start(p, (void *)items, .type = &pyper_type_int);
     long taken = 0;
     for (void *sent; pyper_next(run, &sent) > 0;)
         latencies[taken++] = (double)(now_ns() - (int64_t)(intptr_t)sent) * 1e-9;
@@ -90,18 +95,22 @@ struct place {
     int64_t item;
 };
 
-static struct place places[2];
+static struct place *places; /* two; all processes see them */
+
+static int scope(void) {
+    return in_process ? 0 : FUTEX_PRIVATE_FLAG;
+}
 
 static void give(struct place *place, int64_t item) {
     while (atomic_load(&place->word)) sched_yield();
     place->item = item;
     atomic_store(&place->word, 1);
-    syscall(SYS_futex, &place->word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    syscall(SYS_futex, &place->word, FUTEX_WAKE | scope(), 1, NULL, NULL, 0);
 }
 
 static int64_t take(struct place *place) {
     while (!atomic_load(&place->word))
-        syscall(SYS_futex, &place->word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+        syscall(SYS_futex, &place->word, FUTEX_WAIT | scope(), 0, NULL, NULL, 0);
     int64_t item = place->item;
     atomic_store(&place->word, 0);
     return item;
@@ -122,13 +131,28 @@ static void *futex_pass(void *items) {
 
 static void through_futex(long items, int hops) {
     pthread_t threads[2];
-    if (pthread_create(&threads[0], NULL, futex_source, (void *)items)) abort();
+    pid_t source = 0;
+    places =
+        mmap(NULL, 2 * sizeof *places, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (places == MAP_FAILED) abort();
+    if (in_process) {
+        source = fork();
+        if (source < 0) abort();
+        if (source == 0) {
+            futex_source((void *)items);
+            _exit(0);
+        }
+    } else if (pthread_create(&threads[0], NULL, futex_source, (void *)items)) {
+        abort();
+    }
     if (hops > 1 && pthread_create(&threads[1], NULL, futex_pass, (void *)items)) abort();
     for (long i = 0; i < items; i++) {
         int64_t sent = take(&places[hops - 1]);
         latencies[i] = (double)(now_ns() - sent) * 1e-9;
     }
-    for (int i = 0; i < hops; i++) pthread_join(threads[i], NULL);
+    for (int i = in_process ? 1 : 0; i < hops; i++) pthread_join(threads[i], NULL);
+    if (in_process && waitpid(source, NULL, 0) != source) abort();
+    munmap(places, 2 * sizeof *places);
 }
 
 static double hops_round(long items, bool pyper, int hops) {
@@ -266,10 +290,11 @@ int main(int argc, char **argv) {
         percent = atof(argv[2]);
         return bench_rounds(latency_round, pyper);
     }
-    if (strcmp(what, "wake") == 0) return bench_rounds(wake_round, pyper);
+    in_process = strcmp(what, "wake-process") == 0;
+    if (in_process || strcmp(what, "wake") == 0) return bench_rounds(wake_round, pyper);
     if (strcmp(what, "start") == 0) return bench_rounds(start_round, pyper);
     if (strcmp(what, "idle") == 0) return bench_rounds(idle_round, NULL);
     if (kept || strcmp(what, "memory") == 0) return bench_rounds(memory_round, kept);
     if (strcmp(what, "growth") == 0) return bench_rounds(growth_round, NULL);
-    bench_fail("usage: costs latency|wake|start|idle|memory|kept|growth ... SYSTEM");
+    bench_fail("usage: costs latency|wake|wake-process|start|idle|memory|kept|growth ... SYSTEM");
 }

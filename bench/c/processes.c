@@ -4,37 +4,62 @@
  *     processes start              a count of runs: seconds from the start to the first output
  *
  * The source gives away the same blob again and again, and destroys none: what is measured is the
- * crossing, not malloc(). */
+ * crossing, not malloc().  Who receives large items keeps their memory; of small ones he has a
+ * copy. */
 #include <pyper.h>
 
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bench.h"
 
-static pyper_blob *blob;
+typedef struct block {
+    size_t size;
+    void *data;
+    pyper_kept *kept; /* its memory, if it has crossed and is large */
+} block;
+
+static block whole;
 static unsigned long long seen;
 
 static int encode(void *item, pyper_transfer *to) {
-    void *place = pyper_transfer_reserve(to, blob->size);
+    const block *sent = item;
+    void *place = pyper_transfer_reserve(to, sent->size);
     if (!place) return PYPER_ENOMEM;
-    memcpy(place, blob->data, blob->size);
+    memcpy(place, sent->data, sent->size);
     return 0;
 }
 
 static int decode(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
-    if (size != blob->size) return PYPER_EINVAL;
-    memcpy(blob->data, data, size);
-    *ret_item = blob;
+    if (size != whole.size) return PYPER_EINVAL;
+    void *mine;
+    pyper_kept *kept = pyper_transfer_keep(from, &mine);
+    if (!kept) {
+        memcpy(whole.data, data, size);
+        *ret_item = &whole;
+        return 0;
+    }
+    block *received = malloc(sizeof *received);
+    if (!received) bench_fail("no memory");
+    *received = (block){size, mine, kept};
+    *ret_item = received;
     return 0;
 }
 
-static const pyper_item_type type = {.size = sizeof type, .encode = encode, .decode = decode};
+static void destroy(void *item) {
+    block *gone = item;
+    if (!gone->kept) return;
+    pyper_kept_release(gone->kept);
+    free(gone);
+}
+
+static const pyper_item_type type = {
+    .size = sizeof type, .destroy = destroy, .encode = encode, .decode = decode};
 
 static int source(pyper_worker *w, void *count, void *bind) {
-    /* A blob of its own: it is a thread beside the caller. */
     for (intptr_t i = 0; i < (intptr_t)count; i++)
-        if (pyper_emit(w, blob) < 0) return PYPER_ECANCELED;
+        if (pyper_emit(w, &whole) < 0) return PYPER_ECANCELED;
     return 0;
 }
 
@@ -47,11 +72,12 @@ static pyper_run *begin(pyper_pipeline *pipeline, intptr_t count) {
     void *out;
     /* The first one is there when everything is. */
     if (pyper_next(run, &out) <= 0) bench_fail(pyper_error_message(run));
+    destroy(out);
     return run;
 }
 
 static void take_the_others(pyper_run *run, pyper_pipeline *pipeline) {
-    for (void *out; pyper_next(run, &out) > 0;) seen++;
+    for (void *out; pyper_next(run, &out) > 0; destroy(out)) seen++;
     if (pyper_failed(run)) bench_fail(pyper_error_message(run));
     pyper_close(run);
     pyper_unref(pipeline);
@@ -88,8 +114,8 @@ int main(int argc, char **argv) {
     if (argc != 3 && !starts) bench_fail("usage: processes SIZE PLACES | processes start");
     size_t size = starts ? 8 : (size_t)atol(argv[1]);
     int64_t places = starts ? 0 : atol(argv[2]);
-    blob = calloc(1, sizeof *blob + size);
-    if (!blob) bench_fail("no memory");
-    blob->size = size;
+    whole.size = size;
+    whole.data = calloc(1, size);
+    if (!whole.data) bench_fail("no memory");
     return bench_rounds(starts ? start : through, &places);
 }

@@ -66,4 +66,17 @@ def rows(machine: Machine) -> list[Row]:
         ),
         crossing(64, 1024, 1_000_000, 100, NS),
         crossing(1 << 20, 16, 5_000, 105, US_AN_ITEM),
+        Row(
+            "C: wake-up, process",
+            "an item each 200 us from a process for a consumer that sleeps: until it has it, p50",
+            US_AN_ITEM,
+            1000,
+            [
+                machine.c_program("pyper", "costs", "wake-process", "pyper"),
+                machine.c_program("raw futex", "costs", "wake-process", "futex", kind="floor"),
+            ],
+            (within(1.2, "raw futex"),),
+            fast_items=250,
+            whole=True,
+        ),
     ]

@@ -317,11 +317,10 @@ static PyObject *load_with_buffers(module_state *state, pyper_transfer *from, co
     const uint64_t *table = (const uint64_t *)(const void *)data;
     size_t pickle_at = (2 + 2 * table[0]) * sizeof *table;
     size_t buffers_at = aligned(HEADER + pickle_at + table[1]) - HEADER;
-    void *mapped;
-    pyper_kept *kept = pyper_transfer_keep(from, &mapped);
-    /* Where it is kept it is the same once more; what was there before is still there to read. */
+    void *mine;
+    pyper_kept *kept = pyper_transfer_keep(from, &mine);
     PyObject *buffers =
-        kept ? keep_buffers(state, kept, (char *)mapped + HEADER, size, table, buffers_at)
+        kept ? keep_buffers(state, kept, (char *)mine + HEADER, size, table, buffers_at)
              : take_buffers(data, table, buffers_at);
     if (!buffers) return NULL;
     PyObject *item = load(state, data + pickle_at, table[1], buffers);

@@ -10,11 +10,12 @@
 
 void schedule_point(void);
 
-/* One access in so many lets others run, and one in so many of these sleeps, on the average; each
- * thread has a pace of its own between a fourth and four times of it. */
+/* One access in so many lets others run, and one in so many of these does so for a while, on the
+ * average; each thread has a pace of its own between a fourth and four times of it.  Nobody sleeps
+ * meanwhile: a test that waits until all threads sleep waits until the engine lets them. */
 #define YIELD_ONE_IN 64
-#define SLEEP_ONE_IN 16
-#define SLEEP_NS 100000
+#define LINGER_ONE_IN 16
+#define LINGER_NS 100000
 
 static uint64_t seed;
 static uint64_t threads; /* atomic: how many have come here */
@@ -37,6 +38,12 @@ static uint64_t next(void) {
     return x ^ x >> 31;
 }
 
+static int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 /* errno is the caller's: nothing here changes it for him to see. */
 void schedule_point(void) {
     if (!pace) {
@@ -46,10 +53,8 @@ void schedule_point(void) {
     }
     uint64_t chance = next();
     if (chance % pace != 0) return;
-    if (chance >> 32 & (SLEEP_ONE_IN - 1)) {
-        sched_yield();
-        return;
-    }
-    struct timespec moment = {.tv_nsec = (long)((chance >> 40) % SLEEP_NS)};
-    nanosleep(&moment, NULL);
+    sched_yield();
+    if (chance >> 32 & (LINGER_ONE_IN - 1)) return;
+    int64_t until = now_ns() + (int64_t)((chance >> 40) % LINGER_NS);
+    while (now_ns() < until) sched_yield();
 }

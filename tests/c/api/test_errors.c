@@ -464,3 +464,28 @@ EACH_HOST(a_failure_stays_in_its_run) {
     CHECK_EQ(pyper_close(bad), 0);
     close_both(good, p);
 }
+
+/* ------------------------------------------------------------------- Who emits meanwhile */
+
+static int fail_at_twenty(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long value = item_value(item);
+    int rc = pyper_emit(w, item);
+    return rc < 0 ? rc : value == 20 ? pyper_fail(w, 20, "twenty") : 0;
+}
+
+/* The failure is the last that the caller hears of the run, also when others were just emitting. */
+EACH_HOST(no_output_follows_the_failure) {
+    for (long round = 0; round < check_times(100); round++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                       pyper_task(fail_at_twenty, .workers = 4, .type = &item_type));
+        pyper_run *run = START(p, PTR(-1));
+        int rc;
+        for (void *out; (rc = pyper_next(run, &out)) > 0;) item_deliver(out);
+        CHECK_EQ(rc, PYPER_EFAILED);
+        ENDS_WITH(run, PYPER_EFAILED);
+        close_both(run, p);
+        kit_settle_items();
+    }
+}

@@ -227,10 +227,12 @@ EACH_HOST(a_branching_call_out_of_turn_pauses) {
 }
 
 /* A call out of turn that was paused because there was no room goes on when there is, though the call
- * whose turn it is takes its time, and whoever else waits for his turn. */
+ * whose turn it is takes its time, and whoever else waits for his turn.  Call 0 is the first to emit:
+ * if it were the last, all of the window would have. */
 static int linger_at_first(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     held *h = bind;
+    if (INT(item) > 0) tally_wait(&h->emitted, 1);
     int rc = pyper_emit(w, item);
     if (rc < 0) return rc;
     tally_add(&h->emitted, 1);

@@ -405,18 +405,29 @@ typedef struct kept_blob {
 
 static int decode_kept(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
     kept_blob *blob = calloc(1, sizeof *blob);
-    void *mapped;
+    void *mine;
     CHECK(blob != NULL);
-    blob->kept = pyper_transfer_keep(from, &mapped);
+    blob->kept = pyper_transfer_keep(from, &mine);
     CHECK(blob->kept != NULL);
-    CHECK_EQ(memcmp(mapped, data, size), 0);
-    blob->data = mapped;
+    CHECK(mine == data);
+    blob->data = mine;
     *ret_item = blob;
     return 0;
 }
 
 static const pyper_item_type keeping = {
     .size = sizeof keeping, .destroy = free, .encode = encode_big, .decode = decode_kept};
+
+static kept_blob *next_kept(pyper_run *run) {
+    void *out = NULL;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    return out;
+}
+
+static void release_kept(kept_blob *blob) {
+    pyper_kept_release(blob->kept);
+    free(blob);
+}
 
 TEST(what_is_kept_outlives_the_run_and_is_private) {
     pyper_pipeline *p =
@@ -438,8 +449,64 @@ TEST(what_is_kept_outlives_the_run_and_is_private) {
     }
     for (int i = 0; i < 4; i++) {
         CHECK_EQ(blobs[i]->data[BIG - 1], 99);
-        pyper_kept_release(blobs[i]->kept);
-        free(blobs[i]);
+        release_kept(blobs[i]);
+    }
+    nothing_is_left();
+}
+
+static bool all_are(const kept_blob *blob, int byte) {
+    for (size_t k = 0; k < BIG; k++)
+        if (blob->data[k] != byte) return false;
+    return true;
+}
+
+/* Parent and child change their own, and neither sees that the other gives it back or that the
+ * memory is used for later items. */
+TEST(what_is_kept_is_each_ones_own_after_a_fork) {
+    pyper_pipeline *p =
+        pyper_task(make_big, .branch = true, .type = &keeping, .multiprocess = true, .throttle = 2);
+    pyper_run *run = pyper_start(p, PTR(40), .type = &pyper_type_int);
+    kept_blob *mine = next_kept(run), *theirs = next_kept(run);
+    memset(mine->data, 1, BIG);
+    memset(theirs->data, 2, BIG);
+    int ready[2], go[2];
+    CHECK(pipe(ready) == 0 && pipe(go) == 0);
+    char byte = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        bool good = all_are(mine, 1) && all_are(theirs, 2);
+        memset(mine->data, 3, BIG);
+        good = good && write(ready[1], &byte, 1) == 1 && read(go[0], &byte, 1) == 1;
+        good = good && all_are(mine, 3) && all_are(theirs, 2);
+        memset(theirs->data, 4, BIG);
+        release_kept(mine);
+        good = good && all_are(theirs, 4);
+        release_kept(theirs);
+        _exit(good ? 0 : 1);
+    }
+    CHECK_EQ(read(ready[0], &byte, 1), 1);
+    CHECK(all_are(mine, 1));
+    memset(mine->data, 5, BIG);
+    memset(theirs->data, 6, BIG);
+    release_kept(theirs);
+    /* The memory given back is used again, by later items. */
+    for (int i = 2; i < 40; i++) {
+        kept_blob *blob = next_kept(run);
+        CHECK_EQ(blob->data[BIG - 1], (unsigned char)((size_t)i + (BIG - 1) * 7));
+        memset(blob->data, 7, BIG);
+        release_kept(blob);
+    }
+    CHECK_EQ(write(go[1], &byte, 1), 1);
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    CHECK(all_are(mine, 5));
+    ENDS_WITH(run, 0);
+    release_kept(mine);
+    close_both(run, p);
+    for (int i = 0; i < 2; i++) {
+        close(ready[i]);
+        close(go[i]);
     }
     nothing_is_left();
 }
