@@ -643,11 +643,9 @@ static void judge(pyper_run *run, struct process *process, int status) {
         pyper__run_fail(run, PYPER_EDIED, &run->stages[process->stage], status, message, NULL,
                         NULL);
     }
-    /* What it can no longer do itself. */
-    if (atomic_fetch_sub(&post->alive, 1) == 1) {
-        pyper__edge_set_state(run->stages[process->stage].input, PYPER__CANCELLED);
-        pyper__edge_set_state(run->stages[process->stage].output, PYPER__ENDED);
-    }
+    /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs have
+     * no end; whoever told it sees to both channels. */
+    atomic_fetch_sub(&post->alive, 1);
 }
 
 static void reap(pyper_run *run, struct process *process) {
