@@ -485,7 +485,10 @@ static void take_posts(pyper__loop *loop) {
             slot->rc = post->rc;
             step(slot);
         } else {
-            if (emit(slot, post->item) >= 0) slot->wants = true;
+            /* He was told that it is kept, and may wait until it has left; or for ever, if it was
+             * refused and nobody told him. */
+            emit(slot, post->item);
+            slot->wants = true;
             pyper__free(post);
             if (!slot->list) step(slot); /* else it goes on when the list is served */
         }

@@ -949,3 +949,37 @@ EACH_HOST(async_tasks_are_counted_like_others) {
     CHECK_GE(stats[1].busy_ns, 0);
     close_both(run, p);
 }
+
+/* ---------------------------------------------------- Kept for an operation, then refused */
+
+static int note_worker(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    *(pyper_worker **)bind = w;
+    return PYPER_PENDING;
+}
+
+static int leave_when_told(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_cancelled(w) ? PYPER_ECANCELED : PYPER_PENDING;
+}
+
+static void emit_elsewhere(void *w) {
+    CHECK_EQ(pyper_emit(w, item_new(1)), PYPER_KEPT);
+}
+
+/* Another thread emits for an operation, which is to be resumed when the item has left.  The run is
+ * closed before the driver has seen to it: the operation is resumed all the same. */
+EACH_HOST(an_operation_whose_item_is_refused_is_resumed) {
+    pyper_worker *worker = NULL;
+    pyper_pipeline *p = pyper_task(note_worker, .async = true, .branch = true, .bind = &worker,
+                                   .resume = leave_when_told, .type = &item_type);
+    pyper_run *run = START(p, NULL);
+    void *out;
+    CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1), PYPER_ETIMEDOUT);
+    CHECK(worker != NULL);
+    thread other;
+    thread_start(&other, emit_elsewhere, worker);
+    thread_join(&other);
+    close_both(run, p);
+    CHECK_EQ(atomic_load(&items_destroyed), 1);
+}
