@@ -45,6 +45,12 @@ bench-publish: venv ## put the last run of bench into the documents (REMARK="abo
 check-instructions: all ## count the instructions of the hot paths and compare with their budgets
 	.venv/bin/python scripts/check-instructions
 
+model: venv ## explore the wait/wake protocol in every order, and find the mistakes put into it
+	.venv/bin/python tests/model/run.py build/model --cc "$(or $(CC),cc)"
+
+model-all: venv ## the same with larger bounds: some ten minutes
+	.venv/bin/python tests/model/run.py build/model --all --cc "$(or $(CC),cc)"
+
 sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
 
 sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
@@ -89,5 +95,5 @@ package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing soak bench bench-publish check-instructions \
-	sanitize sanitize-address sanitize-thread schedules check format install clean help venv tools \
-	library package
+	model model-all sanitize sanitize-address sanitize-thread schedules check format install clean \
+	help venv tools library package

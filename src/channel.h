@@ -59,7 +59,9 @@
  *                after he has made it.
  * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads) or
  * under the shared one (processes).
- * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap. */
+ * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap.
+ * Tested by unit/test_channel.c, stress/test_deaths.c, and in every order of its processes, with a death
+ * at every step, by tests/model/model_channel.c. */
 #ifndef PYPER_CHANNEL_H
 #define PYPER_CHANNEL_H
 

@@ -243,8 +243,9 @@ static uint32_t yields_to_try(pyper__event *event) {
     uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
     if (yields > 0) return yields;
     uint32_t sleeps = atomic_load_explicit(&event->sleeps, memory_order_relaxed) + 1;
-    atomic_store_explicit(&event->sleeps, sleeps, memory_order_relaxed);
-    return sleeps % SLEEPS_BETWEEN == 0 ? 1 : 0;
+    bool try_one = sleeps >= SLEEPS_BETWEEN;
+    atomic_store_explicit(&event->sleeps, try_one ? 0 : sleeps, memory_order_relaxed);
+    return try_one ? 1 : 0;
 }
 
 static int yield_and_sleep(struct wait *wait) {

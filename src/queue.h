@@ -45,7 +45,8 @@
  *   included).
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
- *   places   give_back wakes one producer for each free place; a change of state wakes all. */
+ *   places   give_back wakes one producer for each free place; a change of state wakes all.
+ * Tested by unit/test_queue.c, stress/, and in every order of its threads by tests/model/model_queue.c. */
 #ifndef PYPER_QUEUE_H
 #define PYPER_QUEUE_H
 

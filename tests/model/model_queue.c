@@ -1,0 +1,358 @@
+/* The queue between threads: no wake-up is lost, each item arrives once and in order, the bound is
+ * exact, and whoever closes it wakes everybody, whatever they were doing. */
+#include <string.h>
+
+#include "explorer.h"
+#include "order.h"
+#include "queue.h"
+
+enum { ITEMS = 8 };
+
+static struct {
+    pyper__queue queue;
+    _Atomic long producers; /* that have not finished */
+    long pushed, popped;    /* calls that have returned */
+    long arrived[ITEMS];    /* how often each item has */
+    long last;
+    long destroyed;
+    bool told;
+    _Atomic long flag;
+    pyper__event flag_event;
+    pyper__seat seats[4];
+    int producer_count, consumer_count;
+    long tickets, outputs; /* of an order */
+} state;
+
+void *const model_state = &state;
+const size_t model_state_size = sizeof state;
+const bool model_whole_runs = false;
+
+static void count_destroyed(void *item) {
+    state.destroyed++;
+}
+static const pyper_item_type type = {.size = sizeof type, .destroy = count_destroyed};
+
+static void name(void) {
+    pyper__queue *q = &state.queue;
+    model_name(&q->state, sizeof q->state, "queue.state");
+    model_name(&q->items, 8, "queue.items");
+    model_name(&q->places, 8, "queue.places");
+    model_name(&q->tail, sizeof q->tail, "queue.tail");
+    model_name(&q->head, sizeof q->head, "queue.head");
+    model_name(&q->given_back, sizeof q->given_back, "queue.given_back");
+    model_name(&q->push_lock, sizeof q->push_lock, "queue.push_lock");
+    model_name(&q->pop_lock, sizeof q->pop_lock, "queue.pop_lock");
+    model_name(&q->spare, sizeof q->spare, "queue.spare");
+    model_name(&state.producers, sizeof state.producers, "producers");
+    model_name(&state.flag, sizeof state.flag, "flag");
+    model_name(&state.flag_event, 8, "flag_event");
+}
+
+static void make_queue(int64_t limit, int producers, int consumers, int64_t window) {
+    state.producer_count = producers;
+    state.consumer_count = consumers;
+    state.producers = producers;
+    state.last = -1;
+    if (pyper__queue_init(&state.queue, limit, producers > 1, consumers > 1, window, &type) < 0)
+        model_fail(__FILE__, __LINE__, "no memory");
+    pyper__event_init(&state.flag_event);
+    for (int i = 0; i < 4; i++) pyper__seat_init(&state.seats[i], NULL, NULL);
+    model_private(state.seats, sizeof state.seats);
+    /* Hints and statistics. */
+    model_private(&state.queue.items.yields, sizeof(uint32_t));
+    model_private(&state.queue.places.yields, sizeof(uint32_t));
+    model_private(&state.flag_event.yields, sizeof(uint32_t));
+    model_private(&state.queue.drained, sizeof state.queue.drained);
+    model_own(&state.queue.tail, sizeof state.queue.tail);
+    model_own(&state.queue.head, sizeof state.queue.head);
+    model_own(&state.queue.given_back, sizeof state.queue.given_back);
+    pyper__queue_push_quickly(&state.queue);
+    name();
+}
+
+static void destroy_queue(void) {
+    pyper__queue_fini(&state.queue, &state.seats[0]);
+}
+
+/* Seen by the explorer between two steps.  A pop counts when it has returned, a push from the
+ * moment its item is visible: so this is never less than what really waits. */
+static void check_bound(void) {
+    pyper__queue *q = &state.queue;
+    int64_t tail = q->tail, head = q->head, given_back = q->given_back;
+    int64_t kept = q->order ? pyper__order_kept(q->order) : 0;
+    MODEL_CHECK(given_back <= head && head <= tail);
+    if (q->limit < INT64_MAX) MODEL_CHECK(tail + kept - given_back <= q->limit);
+}
+
+/* -------------------------------------------------------------------------------- who does what */
+
+static void arrive(long item) {
+    MODEL_CHECK(item >= 0 && item < ITEMS);
+    MODEL_CHECK(state.arrived[item] == 0);
+    state.arrived[item]++;
+    state.popped++;
+    if (state.producer_count == 1 && state.consumer_count == 1) {
+        MODEL_CHECK(item == state.last + 1);
+        state.last = item;
+    }
+}
+
+static bool push(long item, pyper__seat *seat) {
+    void *pointer = (void *)(intptr_t)item;
+    if (state.producer_count == 1 && pyper__queue_push_at_once(&state.queue, pointer)) {
+        /* As pyper_emit() does. */
+        if (pyper__event_has_waiters_light(&state.queue.items))
+            pyper__event_notify_slow(&state.queue.items, 1);
+        state.pushed++;
+        return true;
+    }
+    int rc = pyper__queue_push(&state.queue, pointer, item, seat, NULL);
+    if (rc == 0) state.pushed++;
+    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
+    return rc == 0;
+}
+
+/* Items first, first + 1, ...; the last producer to finish ends the queue. */
+static void produce(void *which) {
+    long number = (intptr_t)which >> 8, count = (intptr_t)which & 255;
+    for (long i = 0; i < count; i++)
+        if (!push(number * count + i, &state.seats[number])) return;
+    if (atomic_fetch_sub(&state.producers, 1) == 1)
+        pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+#define PRODUCER(number, count) (void *)((intptr_t)(number) << 8 | (count))
+
+static int pop(pyper__seat *seat, bool interruptible) {
+    void *item;
+    int64_t ticket;
+    int rc = pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER, interruptible);
+    if (rc == 1) {
+        arrive((intptr_t)item);
+        MODEL_CHECK(state.consumer_count > 1 || ticket == state.popped - 1);
+    }
+    return rc;
+}
+
+static void consume(void *number) {
+    int rc;
+    while ((rc = pop(&state.seats[2 + (intptr_t)number], false)) > 0) continue;
+    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
+    if (rc < 0) state.told = true;
+}
+
+static void consume_with_interruptions(void *number) {
+    int rc;
+    while ((rc = pop(&state.seats[2 + (intptr_t)number], true)) > 0 || rc == PYPER_EINTR) continue;
+    MODEL_CHECK(rc == 0);
+}
+
+static void cancel(void *unused) {
+    pyper__queue_set_state(&state.queue, PYPER__CANCELLED);
+}
+
+static void take_one_and_cancel(void *unused) {
+    MODEL_CHECK(pop(&state.seats[2], false) == 1);
+    pyper__queue_set_state(&state.queue, PYPER__CANCELLED);
+}
+
+/* ----------------------------------------------------------------------------------------- ends */
+
+static void all_arrived(void) {
+    MODEL_CHECK(state.popped == state.pushed);
+    for (long i = 0; i < state.pushed; i++) MODEL_CHECK(state.arrived[i] == 1);
+    destroy_queue();
+    MODEL_CHECK(state.destroyed == 0);
+}
+
+static void all_arrived_or_destroyed(void) {
+    destroy_queue();
+    MODEL_CHECK(state.popped + state.destroyed == state.pushed);
+}
+
+/* ------------------------------------------------------------------------------------ scenarios */
+
+static void one_to_one(int64_t limit, long items) {
+    make_queue(limit, 1, 1, 0);
+    model_thread("producer", produce, PRODUCER(0, items), 0);
+    model_thread("consumer", consume, NULL, 0);
+}
+static void unbounded(void) {
+    one_to_one(0, 3);
+}
+static void bound_of_1(void) {
+    one_to_one(1, 3);
+}
+static void bound_of_2(void) {
+    one_to_one(2, 4);
+}
+
+static void two_producers(void) {
+    make_queue(1, 2, 1, 0);
+    model_thread("producer 0", produce, PRODUCER(0, 1), 0);
+    model_thread("producer 1", produce, PRODUCER(1, 1), 0);
+    model_thread("consumer", consume, NULL, 0);
+}
+
+static void two_consumers(void) {
+    make_queue(0, 1, 2, 0);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer 0", consume, (void *)0, 0);
+    model_thread("consumer 1", consume, (void *)1, 0);
+}
+
+static void two_consumers_bound_of_1(void) {
+    make_queue(1, 1, 2, 0);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer 0", consume, (void *)0, 0);
+    model_thread("consumer 1", consume, (void *)1, 0);
+}
+
+static void close_against_push(void) {
+    make_queue(1, 1, 1, 0);
+    model_thread("producer", produce, PRODUCER(0, 4), 0);
+    model_thread("consumer", take_one_and_cancel, NULL, 0);
+}
+
+static void close_by_a_third(void) {
+    make_queue(1, 1, 1, 0);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer", consume, NULL, 0);
+    model_thread("canceller", cancel, NULL, 0);
+}
+
+static void close_against_two_producers(void) {
+    make_queue(1, 2, 1, 0);
+    model_thread("producer 0", produce, PRODUCER(0, 2), 0);
+    model_thread("producer 1", produce, PRODUCER(1, 2), 0);
+    model_thread("consumer", take_one_and_cancel, NULL, 0);
+}
+
+static void interrupted(void) {
+    make_queue(1, 1, 1, 0);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer", consume_with_interruptions, NULL, 0);
+}
+
+static void two_interrupted(void) {
+    make_queue(0, 1, 2, 0);
+    model_thread("producer", produce, PRODUCER(0, 2), 0);
+    model_thread("consumer 0", consume_with_interruptions, (void *)0, 0);
+    model_thread("consumer 1", consume_with_interruptions, (void *)1, 0);
+}
+
+/* A consumer that waits for something else lets go of the places it has freed: or the producer,
+ * who has to get on first, would never. */
+static bool flag_is_up(const void *unused) {
+    return atomic_load(&state.flag) != 0;
+}
+static void produce_and_raise(void *unused) {
+    for (long i = 0; i < 5; i++) push(i, &state.seats[0]);
+    atomic_store(&state.flag, 1);
+    pyper__event_notify(&state.flag_event, 1);
+    pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void take_one_and_wait(void *unused) {
+    MODEL_CHECK(pop(&state.seats[2], false) == 1);
+    pyper__queue_settle(&state.queue);
+    pyper__await(&state.seats[2], &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER,
+                 false);
+    consume(NULL);
+}
+static void settles_before_another_wait(void) {
+    make_queue(4, 1, 1, 0);
+    model_thread("producer", produce_and_raise, NULL, 0);
+    model_thread("consumer", take_one_and_wait, NULL, 0);
+}
+
+/* A producer that goes on only when all has been taken: no later push makes up for a wake-up that an
+ * earlier one has lost. */
+static void produce_and_wait(void *unused) {
+    for (long i = 0; i < 2; i++) push(i, &state.seats[0]);
+    pyper__await(&state.seats[0], &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER,
+                 false);
+    pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void take_two_and_raise(void *unused) {
+    for (int i = 0; i < 2; i++) MODEL_CHECK(pop(&state.seats[2], false) == 1);
+    atomic_store(&state.flag, 1);
+    pyper__event_notify(&state.flag_event, 1);
+    consume(NULL);
+}
+static void waits_for_an_answer(void) {
+    make_queue(0, 1, 1, 0);
+    model_thread("producer", produce_and_wait, NULL, 0);
+    model_thread("consumer", take_two_and_raise, NULL, 0);
+}
+
+/* Ordered: each worker has every other ticket, and gives `outputs` for one. */
+static void work_in_order(void *arg) {
+    long number = (intptr_t)arg;
+    pyper__seat *seat = &state.seats[number];
+    for (long t = number; t < state.tickets; t += 2) {
+        for (long i = state.outputs * t; i < state.outputs * (t + 1); i++) {
+            if (pyper__queue_push(&state.queue, (void *)(intptr_t)i, t, seat, NULL) < 0) return;
+            state.pushed++;
+        }
+        if (pyper__order_done(state.queue.order, t, seat, NULL) < 0) return;
+    }
+    if (atomic_fetch_sub(&state.producers, 1) == 1)
+        pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void consume_in_order(void *number) {
+    void *item;
+    int64_t ticket;
+    int rc;
+    while ((rc = pyper__queue_pop(&state.queue, &item, &ticket, &state.seats[2], PYPER_FOREVER,
+                                  false)) > 0) {
+        MODEL_CHECK((intptr_t)item == ++state.last);
+        arrive((intptr_t)item);
+    }
+    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
+}
+static void in_order(int64_t limit, int64_t window, long tickets, long outputs) {
+    make_queue(limit, 2, 1, window);
+    state.tickets = tickets;
+    state.outputs = outputs;
+    model_thread("worker 0", work_in_order, (void *)0, 0);
+    model_thread("worker 1", work_in_order, (void *)1, 0);
+    model_thread("consumer", consume_in_order, NULL, 0);
+}
+static void ordered(void) {
+    in_order(0, 1, 2, 1);
+}
+static void ordered_branching(void) {
+    in_order(0, 2, 2, 2);
+}
+static void ordered_bound_of_1(void) {
+    in_order(1, 1, 2, 1);
+}
+static void ordered_bound_of_2(void) {
+    in_order(2, 2, 2, 2);
+}
+static void ordered_close(void) {
+    in_order(1, 1, 2, 1);
+    model_thread("canceller", cancel, NULL, 0);
+}
+
+const scenario scenarios[] = {
+    {"unbounded", unbounded, check_bound, all_arrived, 0, 0, 0},
+    {"bound_of_1", bound_of_1, check_bound, all_arrived, 0, 0, 0},
+    {"bound_of_2", bound_of_2, check_bound, all_arrived, 0, 0, 0},
+    {"two_producers", two_producers, check_bound, all_arrived, 0, 0, 0},
+    {"two_consumers", two_consumers, check_bound, all_arrived, 0, 0, 0},
+    {"two_consumers_bound_of_1", two_consumers_bound_of_1, check_bound, all_arrived, 0, 0, 0},
+    {"close_against_push", close_against_push, check_bound, all_arrived_or_destroyed, 0, 0, 0},
+    {"close_by_a_third", close_by_a_third, check_bound, all_arrived_or_destroyed, 0, 0, 0},
+    {"close_against_two_producers", close_against_two_producers, check_bound,
+     all_arrived_or_destroyed, 0, 0, 0},
+    {"interrupted", interrupted, check_bound, all_arrived, 2, 0, 0},
+    {"two_interrupted", two_interrupted, check_bound, all_arrived, 1, 0, 0},
+    {"settles_before_another_wait", settles_before_another_wait, check_bound, all_arrived, 0, 0, 0},
+    {"waits_for_an_answer", waits_for_an_answer, check_bound, all_arrived, 0, 0, 0},
+    {"ordered", ordered, check_bound, all_arrived, 0, 0, 0},
+    {"ordered_branching", ordered_branching, check_bound, all_arrived, 0, 0, 0},
+    {"ordered_bound_of_1", ordered_bound_of_1, check_bound, all_arrived, 0, 0, 0},
+    {"ordered_bound_of_2", ordered_bound_of_2, check_bound, all_arrived, 0, 0, 0},
+    {"ordered_close", ordered_close, check_bound, all_arrived_or_destroyed, 0, 0, 0},
+    {NULL, NULL, NULL, NULL, 0, 0, 0},
+};
