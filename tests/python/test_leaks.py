@@ -7,6 +7,7 @@ of one process, which on free-threaded builds run in parallel.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
@@ -37,6 +38,7 @@ HUNTED = {
 
 def run(cells: list[Cell], option: str) -> None:
     """Run cells so, and fail with all that was wrong."""
+    faulthandler.cancel_dump_traceback_later()  # pytest's, which is for shorter tests
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("matrix_cells.py"), option],
         input="\n".join(cell.name for cell in cells),
