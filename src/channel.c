@@ -704,12 +704,15 @@ void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
 
 /* ---------------------------------------------------------------------------------- popping */
 
-/* Has the lane a record that was not taken?  The consuming end only. */
+/* Has the lane a record that was not taken?  The consuming end only.  Where all has been taken, `seen`
+ * says so already and is left alone: then the memory may be being copied (see pyper__shm_retire). */
 static inline bool has_item(struct lane *lane) {
     int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
     if (pyper__likely(head < lane->seen)) return true;
-    lane->seen = atomic_load(&lane->tail);
-    return head < lane->seen;
+    int64_t tail = atomic_load(&lane->tail);
+    if (tail == lane->seen) return false;
+    lane->seen = tail;
+    return head < tail;
 }
 
 static inline struct place place_of(const struct lane *lane) {
@@ -740,15 +743,22 @@ static inline struct word word_at(const unsigned char *place) {
     return word;
 }
 
+/* Go to the next lane with a record, in turn; false, and nothing is written: none has one. */
+static bool go_to_next_lane(struct pyper__channel_shared *shared) {
+    for (int64_t i = 1; i < shared->lanes; i++) {
+        int64_t next = (shared->current + i) % shared->lanes;
+        if (!has_item(&shared->lane[next])) continue;
+        shared->current = next;
+        return true;
+    }
+    return false;
+}
+
 /* Find the lane to take from, in turn: its first record, or NULL.  The consuming end only. */
 static inline unsigned char *find(pyper__channel *channel, struct lane **ret_lane) {
     struct pyper__channel_shared *shared = channel->shared;
+    if (!has_item(&shared->lane[shared->current]) && !go_to_next_lane(shared)) return NULL;
     struct lane *lane = &shared->lane[shared->current];
-    for (int64_t i = 1; !has_item(lane); i++) {
-        if (i >= shared->lanes) return NULL;
-        shared->current = (shared->current + 1) % shared->lanes;
-        lane = &shared->lane[shared->current];
-    }
     pyper__shm_take_over(channel->shm);
     *ret_lane = lane;
     struct place place = place_of(lane);
