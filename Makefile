@@ -31,6 +31,11 @@ test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to cho
 test-typing: all tools ## ask type checkers about the package (test-python does so too)
 	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
 
+soak: all ## run pipelines with faults for some time (SECONDS=60 or MINUTES=20, SEED=, SOAKERS="C 3.11")
+	@$(ninja) -C build tests/soak/soak
+	.venv/bin/python tests/soak/run.py $(if $(SEED),--seed $(SEED)) \
+		--seconds $(or $(SECONDS),$(if $(MINUTES),$$(($(MINUTES) * 60))),60) $(SOAKERS)
+
 bench: all ## measure, as ratios against others (FAST=1 for a first look; ROWS=, FASTFLOW=folder)
 	.venv/bin/python bench/run.py $(if $(FAST),--fast) $(if $(FASTFLOW),--fastflow $(FASTFLOW)) $(ROWS)
 
@@ -89,6 +94,7 @@ library: venv
 package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
-.PHONY: all demo test test-c test-python test-typing bench bench-publish check-instructions \
-	model model-all sanitize sanitize-address sanitize-thread schedules check format install clean help venv tools \
+.PHONY: all demo test test-c test-python test-typing soak bench bench-publish check-instructions \
+	model model-all sanitize sanitize-address sanitize-thread schedules check format install \
+	clean help venv tools \
 	library package

@@ -122,7 +122,8 @@ PYPER_API const char *pyper_version(void);
     X(EDIED, -11, "a worker's process died")                                                       \
     X(EPROCESS, -12, "a process could not be started")                                             \
     X(ENOTSUP, -13, "process workers need Linux")                                                  \
-    X(EAGAIN, -14, "not now: it will be told when to try again")
+    X(EAGAIN, -14, "not now: it will be told when to try again")                                   \
+    X(EMFILE, -15, "no file descriptors are left")
 
 enum {
 #define PYPER_ERROR_ENUM(name, number, text) PYPER_##name = number,
@@ -344,8 +345,8 @@ extern "C" {
  *         PYPER_ECANCELED: somebody cancelled the run;
  *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
  *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED;
- *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS: the run could not be started,
- *         or ran out of memory underway;
+ *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE: the run could not
+ *         be started, or ran out of memory underway;
  *         PYPER_EDIED: a process worker died (see pyper_error_message()).
  * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
  * Blocks: yes.  Thread safety: shared (each output goes to one caller). */

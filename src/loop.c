@@ -952,9 +952,10 @@ int pyper__loop_create(pyper_run *run, bool yours) {
 #if PYPER__PROCESSES
     if (run->processes) state = pyper__processes_waker_state(run);
 #endif
-    if (pyper__waker_init(&loop->waker, state) < 0) {
+    int rc = pyper__waker_init(&loop->waker, state);
+    if (rc < 0) {
         pyper__free(loop);
-        return PYPER_ENOMEM;
+        return rc;
     }
 #if PYPER__PROCESSES
     if (run->processes) pyper__processes_set_waker(run, &loop->waker);
@@ -971,7 +972,7 @@ int pyper__loop_create(pyper_run *run, bool yours) {
     if (count == 0) return 0;
     loop->crews = pyper__alloc(count * sizeof *loop->crews);
     if (!loop->crews) return PYPER_ENOMEM;
-    int rc = 0;
+    rc = 0;
     for (size_t i = 0; rc == 0 && i < run->count; i++)
         if (run->stages[i].task->async)
             rc = create_crew(loop, &loop->crews[loop->count++], &run->stages[i]);

@@ -261,11 +261,15 @@ void pyper__thread_drop(void *thread) {
 
 /* --------------------------------------------------------------------------------- bell */
 
+int pyper__no_descriptor(void) {
+    return errno == EMFILE || errno == ENFILE ? PYPER_EMFILE : PYPER_ENOMEM;
+}
+
 #if defined(__linux__)
 
 int pyper__bell_open(int ret_bell[2]) {
     int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (fd < 0) return PYPER_ENOMEM;
+    if (fd < 0) return pyper__no_descriptor();
     ret_bell[0] = ret_bell[1] = fd;
     return 0;
 }
@@ -273,7 +277,7 @@ int pyper__bell_open(int ret_bell[2]) {
 #else
 
 int pyper__bell_open(int ret_bell[2]) {
-    if (pipe(ret_bell) < 0) return PYPER_ENOMEM;
+    if (pipe(ret_bell) < 0) return pyper__no_descriptor();
     for (int i = 0; i < 2; i++) {
         fcntl(ret_bell[i], F_SETFD, FD_CLOEXEC);
         fcntl(ret_bell[i], F_SETFL, O_NONBLOCK);

@@ -73,10 +73,13 @@ void pyper__thread_drop(void *thread);
 
 /* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.  Two
  * numbers, the end to watch and the end to ring; the same one where the system has such a thing. */
-int pyper__bell_open(int ret_bell[2]); /* 0 or PYPER_ENOMEM */
+int pyper__bell_open(int ret_bell[2]); /* 0, PYPER_EMFILE or PYPER_ENOMEM */
 void pyper__bell_close(const int bell[2]);
 void pyper__bell_ring(const int bell[2]);
 void pyper__bell_silence(const int bell[2]);
+
+/* Why there was no descriptor, by errno: PYPER_EMFILE or PYPER_ENOMEM. */
+int pyper__no_descriptor(void);
 
 /* Sleep until the bell is rung: 0, PYPER_ETIMEDOUT or PYPER_EINTR. */
 int pyper__bell_await(const int bell[2], int64_t deadline_ns);

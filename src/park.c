@@ -313,9 +313,13 @@ struct bell_wait {
 
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
+    int64_t before = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
         pyper__yield();
+        int64_t now = pyper_now();
+        if (now - before > LONG_YIELD_NS) break;
+        before = now;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);

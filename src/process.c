@@ -251,11 +251,12 @@ int pyper__processes_create(pyper_run *run) {
     if (rc == 0) rc = make_channels(run, all);
     if (rc < 0) return rc;
     all->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
+    if (all->bell < 0) return pyper__no_descriptor();
     all->silent = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (all->bell < 0 || all->silent < 0) return PYPER_ENOMEM;
-    if (all->caller < 0) return errno == ENOSYS ? PYPER_ENOTSUP : PYPER_ENOMEM;
-    return 0;
+    if (all->silent < 0) return pyper__no_descriptor();
+    all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
+    if (all->caller >= 0) return 0;
+    return errno == ENOSYS ? PYPER_ENOTSUP : pyper__no_descriptor();
 }
 
 void pyper__processes_free(pyper_run *run) {
@@ -569,6 +570,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     all->count++;
     /* Without a descriptor nobody would see it end. */
     if (process->pidfd >= 0) return 0;
+    int rc = pyper__no_descriptor();
     all->count--;
     kill(process->pid, SIGKILL);
     if (host && host->start_process) {
@@ -577,7 +579,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     } else {
         waitpid(process->pid, NULL, 0);
     }
-    return PYPER_EPROCESS;
+    return rc;
 }
 
 static int start_all(pyper_run *run, pyper_worker **ret_worker) {

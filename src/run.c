@@ -230,7 +230,8 @@ int64_t pyper__run_window(int64_t throttle) {
     return throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
 }
 
-/* Memory for the stages and the queues, nobody working yet: 0 or PYPER_ENOMEM; clear() either way. */
+/* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM or PYPER_EMFILE; clear()
+ * either way. */
 static int furnish(pyper_run *run, const pyper_start_options *options) {
     size_t count = run->pipeline->count;
     run->stages = pyper__alloc(count * sizeof *run->stages);

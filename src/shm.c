@@ -114,7 +114,7 @@ static int grow(int fd, uint64_t from, uint64_t upto) {
 
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = memfd_create("pyper", MFD_CLOEXEC);
-    if (shm->fd < 0) return PYPER_ENOMEM;
+    if (shm->fd < 0) return pyper__no_descriptor();
     for (shm->size = space_to_reserve(); shm->size >= SPACE_MIN; shm->size /= 2) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;

@@ -39,6 +39,8 @@ __all__ = [
 
 _Fds = tuple[int, int, int, int]
 
+_SPARE_FDS = 8  # more than any start method opens at once
+
 
 # ----------------------------------------------------------------------------- starting
 
@@ -90,8 +92,10 @@ def start(
     """Start a worker's process; returns it and its number.
 
     `func` is the task's function with its bound arguments, which a forked process inherits; any
-    other gets the task pickled.  Raises what pickle and multiprocessing raise.
+    other gets the task pickled.  Raises what pickle and multiprocessing raise.  Ctrl-C waits
+    meanwhile (see process.c).
     """
+    _insist_on_descriptors(fds[0])
     method, chosen = _start_method()
     context = multiprocessing.get_context(method)
     forked = method == "fork"
@@ -111,6 +115,17 @@ def start(
         if not chosen:
             _nothing_chosen()
     return process, process.pid
+
+
+def _insist_on_descriptors(fd: int) -> None:
+    """Raise OSError if descriptors run out: multiprocessing would leave some open when they do."""
+    spare: list[int] = []
+    try:
+        for _ in range(_SPARE_FDS):
+            spare.append(os.dup(fd))
+    finally:
+        for duplicate in spare:
+            os.close(duplicate)
 
 
 def _pickled(task: Task) -> bytes:

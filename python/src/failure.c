@@ -153,9 +153,11 @@ int failure_report(step *step, pyper_worker *worker) {
         return report_from_child(step, worker, exception);
     failure *payload = PyMem_RawMalloc(sizeof *payload);
     if (!payload) { /* no memory even for this: say at least which exception it was */
+        int rc = pyper_fail(worker, PYPER_ENOMEM, "raised %s, and there was no memory to keep it",
+                            Py_TYPE(exception)->tp_name);
         PyErr_SetRaisedException(exception);
         PyErr_WriteUnraisable(step->func);
-        return PYPER_ENOMEM;
+        return rc;
     }
     failure_add_note(step->state, exception, place_of(step));
     atomic_init(&payload->exception, exception);

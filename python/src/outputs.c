@@ -126,11 +126,11 @@ PyObject *outputs_new(plan *plan, PyObject *args, PyObject *kwargs) {
 /* Does only one thread at a time run Python code? */
 static int gil_enabled(void) {
 #ifdef Py_GIL_DISABLED
-    PyObject *ask = PySys_GetObject("_is_gil_enabled"); /* borrowed; sys keeps it */
-    PyObject *answer = ask ? PyObject_CallNoArgs(ask) : NULL;
+    PyObject *sys = PyImport_ImportModule("sys");
+    PyObject *answer = sys ? PyObject_CallMethod(sys, "_is_gil_enabled", NULL) : NULL;
     int enabled = answer ? PyObject_IsTrue(answer) : -1;
     Py_XDECREF(answer);
-    if (!ask) PyErr_SetString(PyExc_RuntimeError, "sys._is_gil_enabled is missing");
+    Py_XDECREF(sys);
     return enabled;
 #else
     return 1;
@@ -257,7 +257,7 @@ static int check_signals(outputs *self) {
 static PyObject *raise_plainly(outputs *self, int error) {
     PyObject *cause = atomic_exchange(&self->python->start_error, NULL);
     const char *message = pyper_error_message(self->run);
-    if (error == PYPER_ENOMEM)
+    if (error == PYPER_ENOMEM || pyper_error_code(self->run) == PYPER_ENOMEM)
         PyErr_SetString(PyExc_MemoryError, message);
     else
         PyErr_SetString(PyExc_RuntimeError, *message ? message : pyper_strerror(error));

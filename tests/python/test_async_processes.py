@@ -36,8 +36,9 @@ forked = pytest.mark.usefixtures("fork")
 
 
 def no_process_is_left() -> None:
-    """Wait until every process of a run that was dropped has ended."""
+    """Wait until every process of a run that was dropped has ended, and who looked after them."""
     until(lambda: not [p for p in multiprocessing.active_children() if "Fork" not in p.name])
+    until(lambda: not [t for t in threading.enumerate() if t.name == "pyper-processes"])
 
 
 # --------------------------------------------------------------------------- functions of tasks

@@ -1,4 +1,5 @@
-"""The documents: every block of code in README.md and docs/ is run and prints what it says.
+"""The documents: every block of code in README.md and docs/ is run and prints what it says; links
+lead somewhere; and the tests that guarantees.md names are there.
 
 Each ``python`` block is a program of its own.  In each section, ``c`` blocks without a ``main``
 belong to the program of the next one that has it.  ``sh`` blocks may run make, and only with
@@ -18,7 +19,11 @@ import pytest
 
 from printed import ROOT, expected_lines, printed_lines, run, run_python
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{n}.md" for n in ("python", "c", "performance"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("python", "c", "guarantees", "performance")),
+]
 BUILD = Path(os.environ.get("PYPER_BUILD", ROOT / "build"))
 
 
@@ -120,3 +125,24 @@ def test_links_within_the_repository_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_what_shows_a_guarantee_is_a_test() -> None:
+    """Each file that is named is there, and has tests in it unless it is what tests stand on."""
+    page = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    named = set(re.findall(r"`(tests/[^`]*)`", page))
+    assert len(named) > 30
+    for name in sorted(named):
+        path = ROOT / name
+        assert path.is_file(), f"guarantees.md names {name}"
+        if path.name.startswith("test_"):
+            test = r"^ *(async )?def test_" if path.suffix == ".py" else r"^(TEST|EACH_HOST)\("
+            assert re.search(test, path.read_text("utf-8"), re.MULTILINE), f"{name} has no test"
+
+
+def test_each_end_of_a_run_names_its_tests() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text("utf-8")
+    _, *sections = re.split(r"^## ", page, flags=re.MULTILINE)
+    assert len(sections) > 8
+    for section in sections:
+        assert "`tests/" in section, section.splitlines()[0]

@@ -341,7 +341,7 @@ def test_no_new_call_starts_after_a_failure() -> None:
     outputs = (counting | task(fail) | task(after))()
     with pytest.raises(ValueError, match="stop"):
         list(outputs)
-    assert started == [0]
+    assert started in ([], [0])
 
 
 def test_calls_in_progress_are_waited_for() -> None:

@@ -11,11 +11,14 @@ import copyreg
 import datetime
 import decimal
 import enum
+import errno
 import fractions
+import itertools
 import multiprocessing
 import os
 import pathlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -74,6 +77,10 @@ def descriptors() -> set[str]:
         with contextlib.suppress(OSError):
             found.add(f"{entry.name} {entry.readlink()}")
     return {name for name in found if "memfd:pyper" in name or "anon_inode" in name}
+
+
+def count_of_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def shared_memory() -> int:
@@ -934,6 +941,68 @@ def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
             wait_readable(pidfd)
         assert caller.wait() == 0
         assert caller.stderr.read() == ""
+
+
+def test_ctrl_c_waits_while_a_process_starts(fork: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else multiprocessing is interrupted between two steps, and nobody knows of the process."""
+    real_fork = os.fork
+    forked: list[int] = []
+
+    def fork_and_interrupt() -> int:
+        pid = real_fork()
+        if pid:
+            forked.append(pid)
+            signal.raise_signal(signal.SIGINT)  # as in: just now, in a terminal
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_and_interrupt)
+    files = count_of_descriptors()
+    for workers in (1, 3):
+        outputs = (task(endless, branch=True) | task(inc, multiprocess=True, workers=workers))(0)
+        with pytest.raises(KeyboardInterrupt):
+            next(outputs)
+        outputs.close()
+        for pid in forked:
+            with pytest.raises(ProcessLookupError):  # not even a zombie
+                os.kill(pid, 0)
+        assert count_of_descriptors() == files
+    assert len(forked) == 2
+
+
+def test_the_handler_of_ctrl_c_is_the_users_again(fork: None) -> None:
+    def handler(number: int, frame: object) -> None:
+        raise AssertionError("nobody has interrupted")
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert list((numbers | task(inc, multiprocess=True))(3)) == [1, 2, 3]
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_without_descriptors_a_run_fails_and_leaves_none(fork: None) -> None:
+    pipeline = numbers | task(inc, multiprocess=True, workers=2, ordered=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = count_of_descriptors()
+    refusals = []
+    for spare in itertools.count():
+        found, refusal = [], None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare - 1, hard))
+        try:
+            found = list(pipeline(3))
+        except RuntimeError as error:
+            refusal = error
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert count_of_descriptors() == before
+        if refusal is None:
+            assert found == [1, 2, 3]
+            break
+        refusals.append(refusal)
+    assert len(refusals) > 4
+    for refusal in refusals:
+        why = refusal.__cause__ or refusal
+        assert getattr(why, "errno", None) == errno.EMFILE or "no file descriptors" in str(why)
 
 
 def test_threads_alone_do_not_pay(tmp_path: Path) -> None:

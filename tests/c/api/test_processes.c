@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #define INTS .type = &pyper_type_int
@@ -1047,6 +1048,40 @@ TEST(a_process_that_cannot_be_started_fails_the_run) {
     CHECK_HAS(pyper_error_message(run), "worker 3 of 3 could not be started");
     CHECK_EQ(s.joined, 2);
     finish(run, p);
+}
+
+/* With each number of descriptors that is not enough: the run says what it lacks, and leaves none. */
+static void start_with_few_descriptors(pyper_pipeline *p, bool loop, long at_least) {
+    struct rlimit before, few;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few.rlim_max = before.rlim_max;
+    long open = check_entries("/proc/self/fd"), refused = 0;
+    few.rlim_cur = 1;
+    for (int rc = -1; rc < 0; few.rlim_cur++) {
+        CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+        pyper_run *run = pyper_start(p, PTR(1), .loop = loop);
+        CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+        rc = pyper_failed(run);
+        if (rc < 0) {
+            ENDS_WITH(run, PYPER_EMFILE);
+            CHECK_HAS(pyper_error_message(run), "no file descriptors are left");
+            refused++;
+        }
+        CHECK_EQ(pyper_close(run), 0);
+        nothing_is_left();
+        CHECK_EQ(check_entries("/proc/self/fd"), open);
+    }
+    CHECK_GE(refused, at_least);
+    pyper_unref(p);
+}
+
+TEST(without_descriptors_the_run_says_so) {
+    /* The memory, two bells, the caller, and one for each process. */
+    start_with_few_descriptors(
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(pass, INTS, .multiprocess = true, .workers = 3)),
+        false, 7);
+    start_with_few_descriptors(pyper_task(count_up, .branch = true), true, 1);
 }
 
 static int start_nothing(void *host_data, const pyper_process *process, void **ret_process,
