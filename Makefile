@@ -99,5 +99,4 @@ package: venv
 
 .PHONY: all demo test test-c test-python test-typing soak bench bench-publish check-instructions \
 	model model-all fuzz sanitize sanitize-address sanitize-thread schedules check format install \
-	clean help venv tools \
-	library package
+	clean help venv tools library package

@@ -485,7 +485,10 @@ static void take_posts(pyper__loop *loop) {
             slot->rc = post->rc;
             step(slot);
         } else {
-            if (emit(slot, post->item) >= 0) slot->wants = true;
+            /* He was told that it is kept, and may wait until it has left; or for ever, if it was
+             * refused and nobody told him. */
+            emit(slot, post->item);
+            slot->wants = true;
             pyper__free(post);
             if (!slot->list) step(slot); /* else it goes on when the list is served */
         }
@@ -863,6 +866,13 @@ int pyper_try_pull(pyper_worker *worker, void **ret_item) {
         if (rc < 0) return rc;
     } else if (slot->hand.first) {
         slot->wants = true; /* the step that has called us sees to the rest */
+        return PYPER_EAGAIN;
+    }
+    /* Who pulls as long as there is something would never leave the driver to anybody else. */
+    if (!host && crew->loop->budget-- <= 0) {
+        slot->wants = true;
+        wait_for(slot, &crew->starved);
+        pyper__waker_wake(&crew->loop->waker);
         return PYPER_EAGAIN;
     }
     for (;;) {

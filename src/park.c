@@ -152,15 +152,19 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 /* How long a thread keeps a host's token while others of the library want it.  Short at first, when
  * the first items are on their way through an idle pipeline, and twice as long with each hand-over,
  * because each costs 10 to 50 us.  And at the most, wanted or not, as there may be threads that the
- * library does not know. */
+ * library does not know: that of an event loop, say, whose timer is due.  That is clearly less than
+ * the 5 ms after which Python makes a thread give its token up: if both came at about the same time,
+ * the one would make the other begin anew. */
 #define HOLD_FIRST_NS 50000
 #define HOLD_NS 500000
-#define HOLD_MAX_NS 5000000
+#define HOLD_MAX_NS 2000000
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
 #define PATIENCE_MAX 64
-/* A thread that waits for the token may have to be woken on an idle processor: some 50 us. */
+/* A thread that waits for the token may have to be woken on an idle processor: some 50 us.  Whether
+ * one whom the library does not know has come cannot be seen: he has half of that, every time. */
 #define LET_OTHERS_YIELDS 200
+#define LET_UNKNOWN_YIELDS 100
 
 /* How many threads of the library are awake and wait for an exclusive host's token, over all runs of
  * the process: a count and no more, so relaxed. */
@@ -194,8 +198,9 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
 static int let_others(void *arg) {
     (void)arg;
     int32_t before = atomic_load_explicit(&wanting, memory_order_relaxed);
-    for (int i = 0; i < LET_OTHERS_YIELDS; i++) {
-        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before || before == 0) break;
+    int yields = before > 0 ? LET_OTHERS_YIELDS : LET_UNKNOWN_YIELDS;
+    for (int i = 0; i < yields; i++) {
+        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before) break;
         pyper__yield();
     }
     return 0;
@@ -238,8 +243,9 @@ static uint32_t yields_to_try(pyper__event *event) {
     uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
     if (yields > 0) return yields;
     uint32_t sleeps = atomic_load_explicit(&event->sleeps, memory_order_relaxed) + 1;
-    atomic_store_explicit(&event->sleeps, sleeps, memory_order_relaxed);
-    return sleeps % SLEEPS_BETWEEN == 0 ? 1 : 0;
+    bool try_one = sleeps >= SLEEPS_BETWEEN;
+    atomic_store_explicit(&event->sleeps, try_one ? 0 : sleeps, memory_order_relaxed);
+    return try_one ? 1 : 0;
 }
 
 static int yield_and_sleep(struct wait *wait) {

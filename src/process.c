@@ -289,6 +289,7 @@ void pyper__processes_stop(pyper_run *run, size_t upto) {
     uint64_t before = atomic_load(&board->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
     }
+    if (before >= upto) return; /* and the supervisor knows, or is being told */
     pyper__lock_take(&all->lock);
     if (all->bell >= 0) ring(all->bell);
     pyper__lock_give(&all->lock);
@@ -353,9 +354,9 @@ static void child_stop(struct pyper__child *child, uint64_t upto) {
     ring(child->bell);
 }
 
-bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const char *message,
-                       const void *data, size_t size) {
-    struct pyper__child *child = run->child;
+/* Write a failure on the board, unless there is one.  Returns whether it was written. */
+static bool child_fail(struct pyper__child *child, int answer, size_t stage, int code,
+                       const char *message, const void *data, size_t size) {
     struct board *board = board_at(child->shm);
     int before = NOT_FAILED;
     if (!atomic_compare_exchange_strong(&board->failing, &before, BEING_WRITTEN)) return false;
@@ -372,6 +373,11 @@ bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const
     return true;
 }
 
+bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const char *message,
+                       const void *data, size_t size) {
+    return child_fail(run->child, answer, stage, code, message, data, size);
+}
+
 void pyper__child_cancel(pyper_run *run) {
     atomic_store(&board_at(run->child->shm)->cancelled, true);
     child_stop(run->child, board_at(run->child->shm)->count);
@@ -384,7 +390,9 @@ static void child_left(struct pyper__child *child, pyper__stage *stage, struct s
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
                         pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) child_stop(child, child->stage);
-        pyper__edge_set_state(stage->output, PYPER__ENDED);
+        /* As there: a stage that was told to stop has not ended its stream. */
+        if (atomic_load(&board_at(child->shm)->stopped) <= child->stage)
+            pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     atomic_store(&seat->state, LEFT);
 }
@@ -407,8 +415,8 @@ static int start_following(int caller) {
     return rc;
 }
 
-/* Be a worker.  Everything of `options` is known to be sound. */
-static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
+/* Be a worker, or tell the run why not.  Everything of `options` is known to be sound. */
+static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     struct board *board = board_at(shm);
     size_t index = (size_t)options->task;
     struct post *post = &board->posts[index];
@@ -427,7 +435,11 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
         pyper__free(run);
         pyper__free(task);
         pyper__free(worker);
-        return rc;
+        char message[120];
+        snprintf(message, sizeof message, "worker %" PRId64 " of %" PRId64 " could not begin: %s",
+                 options->worker + 1, post->workers, pyper_strerror(rc));
+        child_fail(&child, rc, index, rc, message, NULL, 0);
+        return;
     }
     pyper__channel input, output;
     pyper__channel_attach(&input, shm, post->input, &child.waker, options->worker);
@@ -472,7 +484,6 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     pyper__free(worker);
     pyper__free(task);
     pyper__free(run);
-    return 0;
 }
 
 static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
@@ -497,11 +508,11 @@ int pyper_attach_from(const pyper_attach_options *given) {
         return rc;
     }
     /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
-    rc = be_worker(&options, shm);
+    be_worker(&options, shm);
     close(options.fds[1]);
     close(options.fds[3]);
     pyper__shm_unref(shm);
-    return rc;
+    return 0;
 }
 
 static int bell_of_loop(const struct pyper__processes *all) {
@@ -531,10 +542,10 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
         .host = run->host,
         .host_data = run->host_data,
     };
-    int rc = be_worker(&options, all->shm);
+    be_worker(&options, all->shm);
     fflush(stdout);
     fflush(stderr);
-    _exit(rc < 0);
+    _exit(0);
 }
 
 /* ----------------------------------------------------------------------------------- starting */
@@ -641,11 +652,9 @@ static void judge(pyper_run *run, struct process *process, int status) {
         pyper__run_fail(run, PYPER_EDIED, &run->stages[process->stage], status, message, NULL,
                         NULL);
     }
-    /* What it can no longer do itself. */
-    if (atomic_fetch_sub(&post->alive, 1) == 1) {
-        pyper__edge_set_state(run->stages[process->stage].input, PYPER__CANCELLED);
-        pyper__edge_set_state(run->stages[process->stage].output, PYPER__ENDED);
-    }
+    /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs have
+     * no end; whoever told it sees to both channels. */
+    atomic_fetch_sub(&post->alive, 1);
 }
 
 static void reap(pyper_run *run, struct process *process) {

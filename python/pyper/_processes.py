@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from copyreg import dispatch_table
-from multiprocessing import reduction
+from multiprocessing import popen_fork, reduction
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
 from typing import Any
@@ -110,6 +110,9 @@ def start(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
+    except OSError as error:
+        _close_pipes_left_by(error)
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if not chosen:
@@ -126,6 +129,15 @@ def _insist_on_descriptors(fd: int) -> None:
     finally:
         for duplicate in spare:
             os.close(duplicate)
+
+
+def _close_pipes_left_by(error: OSError) -> None:
+    """Close the pipes that multiprocessing has made, and forgets, if it cannot fork."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is popen_fork.Popen._launch.__code__:  # type: ignore[attr-defined]
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in frame.f_locals:
+                    os.close(frame.f_locals[name])
 
 
 def _pickled(task: Task) -> bytes:

@@ -30,8 +30,13 @@ static size_t aligned(size_t size) {
 
 /* ------------------------------------------------------------------------------- failures */
 
-/* The current exception is why `item` cannot cross: tell the run. */
+/* The current exception is why `item` cannot cross: tell the run.  Want of memory is no fault of the
+ * item's, and leaves none to say much. */
 static int refuse(pyper_transfer *transfer, const char *format, const char *type_name) {
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+        return PYPER_ENOMEM;
+    }
     python_run *python = pyper_transfer_host_data(transfer);
     PyObject *cause = PyErr_GetRaisedException();
     PyErr_Format(PyExc_RuntimeError, format, pyper_transfer_name(transfer), type_name);
@@ -123,7 +128,7 @@ static int put_with_buffers(pyper_transfer *to, PyObject *pickled, const buffers
     return 0;
 }
 
-/* Anything: 0, a code, or -1 with an exception. */
+/* Anything: 0, a code, or -1 with an exception (PYPER_ENOMEM is -1 too, without one). */
 static int encode_pickled(module_state *state, PyObject *item, pyper_transfer *to) {
     PyObject *list = PyList_New(0);
     PyObject *append = list ? PyObject_GetAttr(list, state->name_append) : NULL;
@@ -160,8 +165,7 @@ static struct names *names_of(python_run *python) {
 /* So many items of a type are pickled without further ado after one that had no small form. */
 #define LARGE_TYPE_ITEMS 1000
 
-/* 1: it has been encoded in its small form; 0: it has none; a code; or -1 with an exception.  (PYPER_
- * codes are never -1.) */
+/* 1: it has been encoded in its small form; 0: it has none; a code; or -1 with an exception. */
 static int encode_small(python_run *python, PyObject *item, pyper_transfer *to) {
     PyTypeObject *type = Py_TYPE(item);
     if (atomic_load_explicit(&python->large_type, memory_order_relaxed) == type) {
@@ -210,7 +214,7 @@ static int encode(void *memory, pyper_transfer *to) {
     int rc = encode_small(python, item, to);
     if (rc > 0) return 0;
     if (rc == 0) rc = encode_pickled(python->plan->state, item, to);
-    if (rc != -1) return rc;
+    if (rc >= 0 || !PyErr_Occurred()) return rc;
     return refuse(to,
                   "task '%s': an item of type %s cannot be pickled, so it cannot go to "
                   "or come from a task with multiprocess=True",

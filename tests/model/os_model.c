@@ -18,6 +18,10 @@ void pyper__free(void *memory) {
     model_free(memory);
 }
 
+int pyper__no_descriptor(void) {
+    return PYPER_ENOMEM;
+}
+
 void *pyper__map(size_t size) {
     return pyper__alloc(size);
 }

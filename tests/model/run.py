@@ -42,6 +42,7 @@ Edits = tuple[tuple[str, str, str], ...]
 # Constants of the engine as the models have them: file, text, what stands there instead.
 SMALL: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 0"),
+    ("park.c", "if (yields > 0) return yields;", "return yields;"),
     ("park.c", "#define LOCK_YIELDS 3", "#define LOCK_YIELDS 0"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
     ("channel.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),

@@ -949,3 +949,65 @@ EACH_HOST(async_tasks_are_counted_like_others) {
     CHECK_GE(stats[1].busy_ns, 0);
     close_both(run, p);
 }
+
+/* ---------------------------------------------------- Kept for an operation, then refused */
+
+static int note_worker(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    *(pyper_worker **)bind = w;
+    return PYPER_PENDING;
+}
+
+static int leave_when_told(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_cancelled(w) ? PYPER_ECANCELED : PYPER_PENDING;
+}
+
+static void emit_elsewhere(void *w) {
+    CHECK_EQ(pyper_emit(w, item_new(1)), PYPER_KEPT);
+}
+
+/* Another thread emits for an operation, which is to be resumed when the item has left.  The run is
+ * closed before the driver has seen to it: the operation is resumed all the same. */
+EACH_HOST(an_operation_whose_item_is_refused_is_resumed) {
+    pyper_worker *worker = NULL;
+    pyper_pipeline *p = pyper_task(note_worker, .async = true, .branch = true, .bind = &worker,
+                                   .resume = leave_when_told, .type = &item_type);
+    pyper_run *run = START(p, NULL);
+    void *out;
+    CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1), PYPER_ETIMEDOUT);
+    CHECK(worker != NULL);
+    thread other;
+    thread_start(&other, emit_elsewhere, worker);
+    thread_join(&other);
+    close_both(run, p);
+    CHECK_EQ(atomic_load(&items_destroyed), 1);
+}
+
+static int join_and_pass(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0;)
+        if ((rc = pyper_emit(w, x)) < 0) return rc;
+    return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+}
+
+/* However much there is to pull, the driver comes back to its caller in between. */
+EACH_HOST(a_join_with_many_inputs_lets_the_driver_go) {
+    enum { N = 20000 };
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(join_and_pass, .async = true, .join = true, .branch = true));
+    pyper_run *run = START(p, PTR(N));
+    pyper_task_stats stats[2];
+    do {
+        others();
+        CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    } while (stats[0].alive > 0);
+    NEXT_IS(run, 0);
+    CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    CHECK_LE(stats[1].items_in, N / 2);
+    for (long i = 1; i < N; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}

@@ -263,6 +263,47 @@ EACH_HOST(a_busy_caller_lets_workers_get_on) {
     close_both(waits, other);
 }
 
+/* A worker that never waits, and wants nothing but its next input, lets a thread get on that the
+ * library does not know. */
+static tally reading = TALLY, source_may_end = TALLY;
+static int keep_open(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    gate_wait(&source_may_end);
+    return 0;
+}
+
+static int look_until_somebody_got_on(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    gate_open(&reading);
+    void *x;
+    while (!atomic_load(&somebody_got_on))
+        CHECK_EQ(pyper_pull_until(w, &x, PYPER_NOWAIT), PYPER_ETIMEDOUT);
+    gate_open(&source_may_end);
+    return 0;
+}
+
+static void take_the_token(void *arg) {
+    (void)arg;
+    gate_wait(&reading);
+    for (int i = 0; i < 20; i++) {
+        CHECK(kit_detach());
+        kit_attach(true);
+    }
+    atomic_store(&somebody_got_on, true);
+}
+
+EACH_HOST(a_busy_worker_lets_an_unknown_thread_get_on) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(keep_open, .branch = true),
+                   pyper_task(look_until_somebody_got_on, .join = true, .branch = true));
+    thread other;
+    thread_start(&other, take_the_token, NULL);
+    pyper_run *run = START(p, NULL);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    thread_join(&other);
+}
+
 /* Many destroy calls in a row: the token is free now and then here as well, and all are made. */
 EACH_HOST(closing_a_long_queue) {
     pyper_pipeline *p = pyper_task(make_items, .branch = true, .type = &item_type);
