@@ -123,7 +123,3 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
 _Atomic uint32_t pyper__forks;
 
 void pyper__watch_forks(void) {}
-
-int pyper__no_descriptor(void) {
-    return PYPER_EMFILE;
-}
