@@ -31,6 +31,9 @@ test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to cho
 test-typing: all tools ## ask type checkers about the package (test-python does so too)
 	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
 
+test-faults: all tools ## run all cells of the table of ends (make test runs a part of them)
+	PYPER_MATRIX=all .venv/bin/python -m pytest tests/python/test_matrix.py
+
 soak: all ## run pipelines with faults for some time (SECONDS=60 or MINUTES=20, SEED=, SOAKERS="C 3.11")
 	@$(ninja) -C build tests/soak/soak
 	.venv/bin/python tests/soak/run.py $(if $(SEED),--seed $(SEED)) \
@@ -50,6 +53,9 @@ model: venv ## explore the wait/wake protocol in every order, and find the mista
 
 model-all: venv ## the same with larger bounds: some ten minutes
 	.venv/bin/python tests/model/run.py build/model --all --cc "$(or $(CC),cc)"
+
+fuzz: venv ## feed made-up bytes to what reads those of other processes (PYPER_FUZZ=seed)
+	scripts/fuzz
 
 sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
 
@@ -94,6 +100,6 @@ library: venv
 package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
-.PHONY: all demo test test-c test-python test-typing soak bench bench-publish check-instructions \
-	model model-all sanitize sanitize-address sanitize-thread schedules check format install clean \
-	help venv tools library package
+.PHONY: all demo test test-c test-python test-typing test-faults soak bench bench-publish \
+	check-instructions model model-all fuzz sanitize sanitize-address sanitize-thread schedules \
+	check format install clean help venv tools library package
