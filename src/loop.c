@@ -868,6 +868,13 @@ int pyper_try_pull(pyper_worker *worker, void **ret_item) {
         slot->wants = true; /* the step that has called us sees to the rest */
         return PYPER_EAGAIN;
     }
+    /* Who pulls as long as there is something would never leave the driver to anybody else. */
+    if (!host && crew->loop->budget-- <= 0) {
+        slot->wants = true;
+        wait_for(slot, &crew->starved);
+        pyper__waker_wake(&crew->loop->waker);
+        return PYPER_EAGAIN;
+    }
     for (;;) {
         int rc = pop(worker, ret_item);
         if (rc == 1 && !join) {

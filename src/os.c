@@ -39,6 +39,7 @@
 _Atomic long pyper__fail_alloc_at = -1;
 _Atomic int pyper__fail_alloc_stays = 0;
 _Atomic long pyper__fail_thread_at = -1;
+_Atomic long pyper__allocs_live;
 
 static bool fails_now(_Atomic long *countdown, bool stays) {
     long before = atomic_load(countdown);
@@ -46,16 +47,31 @@ static bool fails_now(_Atomic long *countdown, bool stays) {
     if (before == 0) return stays;
     return atomic_fetch_sub(countdown, 1) == 1;
 }
+
+static bool alloc_fails(void) {
+    return fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays));
+}
+
+static void *counted(void *memory) {
+    if (memory) atomic_fetch_add_explicit(&pyper__allocs_live, 1, memory_order_relaxed);
+    return memory;
+}
+
+static void counted_out(const void *memory) {
+    if (memory) atomic_fetch_sub_explicit(&pyper__allocs_live, 1, memory_order_relaxed);
+}
+#else
+#define alloc_fails() false
+#define counted(memory) (memory)
+#define counted_out(memory) ((void)(memory))
 #endif
 
 void *pyper__alloc_unset(size_t size) {
-#ifdef PYPER_TESTING
-    if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
-#endif
-    if (size < PYPER__CACHE_LINE) return malloc(size);
+    if (alloc_fails()) return NULL;
+    if (size < PYPER__CACHE_LINE) return counted(malloc(size));
     if (size > PTRDIFF_MAX - PYPER__CACHE_LINE) return NULL;
     size_t lines = (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE;
-    return aligned_alloc(PYPER__CACHE_LINE, lines * PYPER__CACHE_LINE);
+    return counted(aligned_alloc(PYPER__CACHE_LINE, lines * PYPER__CACHE_LINE));
 }
 
 void *pyper__alloc(size_t size) {
@@ -65,18 +81,18 @@ void *pyper__alloc(size_t size) {
 }
 
 void pyper__free(void *memory) {
+    counted_out(memory);
     free(memory);
 }
 
 void *pyper__map(size_t size) {
-#ifdef PYPER_TESTING
-    if (fails_now(&pyper__fail_alloc_at, atomic_load(&pyper__fail_alloc_stays))) return NULL;
-#endif
+    if (alloc_fails()) return NULL;
     void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
+    return memory == MAP_FAILED ? NULL : counted(memory);
 }
 
 void pyper__unmap(void *memory, size_t size) {
+    counted_out(memory);
     munmap(memory, size);
 }
 

@@ -101,6 +101,8 @@ uint64_t pyper__number_thread(void);
 extern _Atomic long pyper__fail_alloc_at;
 extern _Atomic int pyper__fail_alloc_stays;
 extern _Atomic long pyper__fail_thread_at;
+/* How many allocations of this process have not been freed. */
+extern _Atomic long pyper__allocs_live;
 #endif
 
 #endif

@@ -289,6 +289,7 @@ void pyper__processes_stop(pyper_run *run, size_t upto) {
     uint64_t before = atomic_load(&board->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&board->stopped, &before, upto)) {
     }
+    if (before >= upto) return; /* and the supervisor knows, or is being told */
     pyper__lock_take(&all->lock);
     if (all->bell >= 0) ring(all->bell);
     pyper__lock_give(&all->lock);
@@ -389,7 +390,9 @@ static void child_left(struct pyper__child *child, pyper__stage *stage, struct s
         bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
                         pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
         if (!complete) child_stop(child, child->stage);
-        pyper__edge_set_state(stage->output, PYPER__ENDED);
+        /* As there: a stage that was told to stop has not ended its stream. */
+        if (atomic_load(&board_at(child->shm)->stopped) <= child->stage)
+            pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
     atomic_store(&seat->state, LEFT);
 }
@@ -649,11 +652,9 @@ static void judge(pyper_run *run, struct process *process, int status) {
         pyper__run_fail(run, PYPER_EDIED, &run->stages[process->stage], status, message, NULL,
                         NULL);
     }
-    /* What it can no longer do itself. */
-    if (atomic_fetch_sub(&post->alive, 1) == 1) {
-        pyper__edge_set_state(run->stages[process->stage].input, PYPER__CANCELLED);
-        pyper__edge_set_state(run->stages[process->stage].output, PYPER__ENDED);
-    }
+    /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs have
+     * no end; whoever told it sees to both channels. */
+    atomic_fetch_sub(&post->alive, 1);
 }
 
 static void reap(pyper_run *run, struct process *process) {

@@ -33,7 +33,7 @@ int pyper__processes_create(pyper_run *run);
  * (*ret_worker; NULL if it was the supervisor).  Those that were started go on either way. */
 int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker);
 
-/* run->stopped has grown: tell the processes. */
+/* run->stopped is at least `upto`: see to it that the processes know. */
 void pyper__processes_stop(pyper_run *run, size_t upto);
 
 /* Wait until the supervisor's thread has ended: 0 or PYPER_EINTR (try again). */

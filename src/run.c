@@ -49,7 +49,8 @@ static void stop(pyper_run *run, size_t upto, size_t queues) {
     }
     pyper__run_enter(run);
 #if PYPER__PROCESSES
-    if (run->processes && before < upto) pyper__processes_stop(run, upto);
+    /* Also when they were told here before: he who does that may not have come to this line yet. */
+    if (run->processes) pyper__processes_stop(run, upto);
 #endif
     for (size_t i = queues; i > 0; i--)
         pyper__edge_set_state(&run->queues[i - 1], PYPER__CANCELLED);

@@ -94,14 +94,7 @@ KIT void elsewhere_let(elsewhere *e) {
     pthread_mutex_unlock(&e->lock);
 }
 
-/* The function of a task: hand the operation over. */
-KIT int begin(pyper_worker *w, void *item, void *bind) {
-    IN_TASK(w);
-    elsewhere *e = bind;
-    operation *op = malloc(sizeof *op);
-    CHECK(op != NULL);
-    *op = (operation){.worker = w, .item = item};
-    *pyper_worker_state(w) = op;
+KIT void elsewhere_put(elsewhere *e, operation *op) {
     elsewhere_lock(e);
     if (e->lifo) {
         op->next = e->first;
@@ -114,6 +107,16 @@ KIT int begin(pyper_worker *w, void *item, void *bind) {
     if (++e->count > e->most) e->most = e->count;
     pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->lock);
+}
+
+/* The function of a task: hand the operation over. */
+KIT int begin(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    operation *op = malloc(sizeof *op);
+    CHECK(op != NULL);
+    *op = (operation){.worker = w, .item = item};
+    *pyper_worker_state(w) = op;
+    elsewhere_put(bind, op);
     return PYPER_PENDING;
 }
 

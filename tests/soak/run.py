@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from interpreters import interpreters  # noqa: E402
 
-HANG = 180  # seconds without a word, when a run takes milliseconds
+HANG = 400  # seconds without a word, when a run takes milliseconds
 LEAVING = 30  # seconds for what ends by itself after its program
 
 # How much more there may be in the last quarter of the time than in the second one.  Minima are

@@ -46,7 +46,7 @@ static const char *const end_names[] = {
     "all",           "close", "cancel_elsewhere", "close_elsewhere", "dropped",    "task_fails",
     "worker_killed", "fork",  "deadlines",        "no_descriptors",  "no_threads",
 };
-enum { STEPS_MAX = 6, PATIENCE = 60 };
+enum { STEPS_MAX = 6, PATIENCE = 240 };
 #define ENDLESS INT64_MAX
 
 static _Noreturn void broken(const char *format, ...) {

@@ -50,7 +50,7 @@ from typing import Any
 import pyper
 from pyper import task
 
-PATIENCE = 60  # seconds; only a promise that is broken takes so long
+PATIENCE = 240  # seconds; only a promise that is broken takes so long, even beside many others
 ENDLESS = 1 << 40
 
 

@@ -983,3 +983,31 @@ EACH_HOST(an_operation_whose_item_is_refused_is_resumed) {
     close_both(run, p);
     CHECK_EQ(atomic_load(&items_destroyed), 1);
 }
+
+static int join_and_pass(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0;)
+        if ((rc = pyper_emit(w, x)) < 0) return rc;
+    return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+}
+
+/* However much there is to pull, the driver comes back to its caller in between. */
+EACH_HOST(a_join_with_many_inputs_lets_the_driver_go) {
+    enum { N = 20000 };
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(join_and_pass, .async = true, .join = true, .branch = true));
+    pyper_run *run = START(p, PTR(N));
+    pyper_task_stats stats[2];
+    do {
+        others();
+        CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    } while (stats[0].alive > 0);
+    NEXT_IS(run, 0);
+    CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    CHECK_LE(stats[1].items_in, N / 2);
+    for (long i = 1; i < N; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}

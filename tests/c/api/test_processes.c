@@ -669,6 +669,89 @@ EACH_HOST(a_failure_elsewhere_ends_a_long_call) {
     finish(run, p);
 }
 
+/* A process fails, and tells those behind it to stop, one after the other.  Each of them gets on at
+ * once, and leaves: there is one processor, and who has failed goes last.  And nobody else tells them:
+ * the thread that looks after the processes is held up until they have all been told. */
+enum { SUMS = 3 };
+static tally told = TALLY;
+static _Thread_local bool looks_after;
+
+static int count_and_fail(pyper_worker *w, void *item, void *bind) {
+    const struct sched_param none = {0};
+    for (long i = 0; i < INT(item); i++)
+        if (pyper_emit(w, PTR(i)) < 0) return PYPER_ECANCELED;
+    CHECK_EQ(sched_setscheduler(0, SCHED_IDLE, &none), 0);
+    return pyper_fail(w, 404, "no more items");
+}
+
+static int sum_of_what_never_ends(pyper_worker *w, void *item, void *bind) {
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0;) continue;
+    tally_add(&told, 1);
+    CHECK_EQ(rc, PYPER_ECANCELED);
+    return rc;
+}
+
+typedef struct carrier {
+    pthread_t id;
+    bool looks_after;
+    void (*entry)(void *);
+    void *arg;
+} carrier;
+
+static void *carry(void *arg) {
+    carrier *c = arg;
+    looks_after = c->looks_after;
+    c->entry(c->arg);
+    return NULL;
+}
+
+static int start_carrier(void *host_data, const char *name, void (*entry)(void *), void *arg,
+                         void **ret_thread) {
+    carrier *c = malloc(sizeof *c);
+    CHECK(c != NULL);
+    *c = (carrier){.looks_after = !strcmp(name, "pyper-processes"), .entry = entry, .arg = arg};
+    CHECK_EQ(pthread_create(&c->id, NULL, carry, c), 0);
+    *ret_thread = c;
+    return 0;
+}
+
+static int join_carrier(void *host_data, void *thread) {
+    carrier *c = thread;
+    CHECK_EQ(pthread_join(c->id, NULL), 0);
+    free(c);
+    return 0;
+}
+
+static int detached_late(void *host_data, int (*call)(void *), void *arg) {
+    int rc = call(arg);
+    if (looks_after) tally_wait(&told, SUMS);
+    return rc;
+}
+
+static const pyper_host late_host = {.size = sizeof late_host,
+                                     .detached = detached_late,
+                                     .start_thread = start_carrier,
+                                     .join_thread = join_carrier};
+
+TEST(the_end_of_a_stopped_process_is_not_the_end_of_its_outputs) {
+    cpu_set_t all, one;
+    int cpu = 0;
+    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+    while (!CPU_ISSET(cpu, &all)) cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_and_fail, .branch = true, INTS, .multiprocess = true),
+                   pyper_task(pass, INTS, .multiprocess = true),
+                   pyper_task(sum_of_what_never_ends, .join = true, INTS, .workers = SUMS));
+    pyper_run *run = pyper_start(p, PTR(10), .type = &pyper_type_int, .host = &late_host);
+    ENDS_WITH(run, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 404);
+    finish(run, p);
+}
+
 static int cancel_own_run(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     pyper_cancel(pyper_worker_run(w));

@@ -286,3 +286,70 @@ EACH_HOST(each_allocation_of_a_mixed_run_fails_once) {
     CHECK(failed > 20);
     CHECK_EQ(everything_mixed(20), 0);
 }
+
+/* All in processes, with items that lie in extents, and a join.  What a process has no memory for to
+ * begin, it says by ending. */
+static int make_blobs(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < INT(item); i++) {
+        size_t size = i % 2 ? 10 : 5000;
+        pyper_blob *blob = calloc(1, sizeof *blob + size);
+        CHECK(blob != NULL);
+        blob->size = size;
+        if (pyper_emit(w, blob) < 0) return PYPER_ECANCELED;
+    }
+    return 0;
+}
+
+static int count_bytes(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long total = 0;
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0; free(x)) total += (long)((pyper_blob *)x)->size;
+    return rc < 0 ? rc : pyper_emit(w, PTR(total));
+}
+
+static int everything_in_processes(long n) {
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(make_blobs, .branch = true, .type = &pyper_type_blob, .throttle = 2,
+                   .multiprocess = true),
+        pyper_task(pass, .workers = 2, .ordered = true, .throttle = 2, .type = &pyper_type_blob,
+                   .multiprocess = true),
+        pyper_task(count_bytes, .join = true, .type = &pyper_type_int, .multiprocess = true));
+    pyper_run *run = START(p, PTR(n), .type = &pyper_type_int);
+    long count, total;
+    int rc = drain(run, &count, &total);
+    if (rc == 0) {
+        CHECK_EQ(count, 1);
+        CHECK_EQ(total, n / 2 * 5010);
+    }
+    if (rc < 0) CHECK(*pyper_error_message(run));
+    close_both(run, p);
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    return rc;
+}
+
+static void each_allocation_with_processes(bool stays) {
+    long at = 0, failed = 0;
+    for (bool reached = true; reached;) {
+        atomic_store(&pyper__fail_alloc_stays, stays);
+        atomic_store(&pyper__fail_alloc_at, ++at);
+        int rc = everything_in_processes(20);
+        reached = atomic_load(&pyper__fail_alloc_at) <= 0;
+        atomic_store(&pyper__fail_alloc_at, -1);
+        atomic_store(&pyper__fail_alloc_stays, 0);
+        CHECK(rc == 0 || rc == PYPER_ENOMEM || rc == PYPER_EDIED);
+        if (rc < 0) failed++;
+        CHECK(at < 10000);
+        CHECK_EQ(atomic_load(&pyper__allocs_live), 0);
+    }
+    CHECK(failed > 20);
+    CHECK_EQ(everything_in_processes(20), 0);
+}
+
+EACH_HOST(each_allocation_of_a_run_in_processes_fails_once) {
+    each_allocation_with_processes(false);
+}
+EACH_HOST(each_allocation_of_a_run_in_processes_fails_and_all_that_follow) {
+    each_allocation_with_processes(true);
+}
