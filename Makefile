@@ -54,6 +54,9 @@ model: venv ## explore the wait/wake protocol in every order, and find the mista
 model-all: venv ## the same with larger bounds: some ten minutes
 	.venv/bin/python tests/model/run.py build/model --all --cc "$(or $(CC),cc)"
 
+fuzz: venv ## feed made-up bytes to what reads those of other processes (PYPER_FUZZ=seed)
+	scripts/fuzz
+
 sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
 
 sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
@@ -98,6 +101,5 @@ package: venv
 	@.venv/bin/python scripts/environment.py .venv --package
 
 .PHONY: all demo test test-c test-python test-typing test-faults soak bench bench-publish \
-	check-instructions \
-	model model-all sanitize sanitize-address sanitize-thread schedules check format install clean \
-	help venv tools library package
+	check-instructions model model-all fuzz sanitize sanitize-address sanitize-thread schedules \
+	check format install clean help venv tools library package

@@ -704,12 +704,15 @@ void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
 
 /* ---------------------------------------------------------------------------------- popping */
 
-/* Has the lane a record that was not taken?  The consuming end only. */
+/* Has the lane a record that was not taken?  The consuming end only.  Where all has been taken, `seen`
+ * says so already and is left alone: then the memory may be being copied (see pyper__shm_retire). */
 static inline bool has_item(struct lane *lane) {
     int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
     if (pyper__likely(head < lane->seen)) return true;
-    lane->seen = atomic_load(&lane->tail);
-    return head < lane->seen;
+    int64_t tail = atomic_load(&lane->tail);
+    if (tail == lane->seen) return false;
+    lane->seen = tail;
+    return head < tail;
 }
 
 static inline struct place place_of(const struct lane *lane) {
@@ -724,14 +727,18 @@ static inline void stand(struct lane *lane, struct place place) {
     atomic_store_explicit(&lane->head, place.head, memory_order_relaxed);
 }
 
-static PYPER__COLD void next_chunk(pyper__channel *channel, struct lane *lane) {
+/* False: there is none. */
+static PYPER__COLD bool next_chunk(pyper__channel *channel, struct lane *lane) {
     struct place place = place_of(lane);
     uint64_t size, used_up = place.chunk;
     memcpy(&place.chunk, at(channel, used_up, place.at + sizeof(struct word)), sizeof place.chunk);
     place.at = sizeof(uint64_t);
+    if (!pyper__shm_has(channel->shm, place.chunk) || !pyper__shm_has(channel->shm, used_up))
+        return false;
     stand(lane, place);
     memcpy(&size, at(channel, used_up, 0), sizeof size);
-    pyper__shm_free(channel->shm, used_up, size);
+    if (pyper__shm_holds(channel->shm, used_up, size)) pyper__shm_free(channel->shm, used_up, size);
+    return true;
 }
 
 static inline struct word word_at(const unsigned char *place) {
@@ -740,38 +747,56 @@ static inline struct word word_at(const unsigned char *place) {
     return word;
 }
 
-/* Find the lane to take from, in turn: its first record, or NULL.  The consuming end only. */
+/* Stands for what is no record; see PYPER__BROKEN. */
+static unsigned char broken[sizeof(struct word)];
+
+/* Go to the next lane with a record, in turn; false, and nothing is written: none has one. */
+static bool go_to_next_lane(struct pyper__channel_shared *shared) {
+    for (int64_t i = 1; i < shared->lanes; i++) {
+        int64_t next = (shared->current + i) % shared->lanes;
+        if (!has_item(&shared->lane[next])) continue;
+        shared->current = next;
+        return true;
+    }
+    return false;
+}
+
+/* Find the lane to take from, in turn: its first record, `broken`, or NULL.  The consuming end
+ * only. */
 static inline unsigned char *find(pyper__channel *channel, struct lane **ret_lane) {
     struct pyper__channel_shared *shared = channel->shared;
+    if (!has_item(&shared->lane[shared->current]) && !go_to_next_lane(shared)) return NULL;
     struct lane *lane = &shared->lane[shared->current];
-    for (int64_t i = 1; !has_item(lane); i++) {
-        if (i >= shared->lanes) return NULL;
-        shared->current = (shared->current + 1) % shared->lanes;
-        lane = &shared->lane[shared->current];
-    }
     pyper__shm_take_over(channel->shm);
     *ret_lane = lane;
     struct place place = place_of(lane);
+    if (!pyper__shm_has(channel->shm, place.chunk + place.at)) return broken;
     unsigned char *first = at(channel, place.chunk, place.at);
     if (pyper__likely(word_at(first).kind != LINK)) return first;
-    next_chunk(channel, lane);
+    if (!next_chunk(channel, lane)) return broken;
     place = place_of(lane);
+    if (!pyper__shm_has(channel->shm, place.chunk + place.at)) return broken;
     return at(channel, place.chunk, place.at);
 }
 
-/* The record at `first` as somebody's who has popped it. */
-static inline void show(const pyper__channel *channel, unsigned char *first,
+/* The record at `first` as somebody's who has popped it; false: it is none. */
+static inline bool show(const pyper__channel *channel, unsigned char *first,
                         pyper__record *ret_record) {
+    if (pyper__unlikely(first == broken)) return false;
     struct word word = word_at(first);
     ret_record->size = word.size;
     ret_record->extent = 0;
     ret_record->data = first + sizeof word;
-    if (pyper__likely(word.kind == INSIDE)) return;
+    if (pyper__likely(word.kind == INSIDE)) return pyper__likely(word.size <= PYPER__RECORD_BYTES);
     struct extent extent;
     memcpy(&extent, first + sizeof word, sizeof extent);
+    if (word.kind != EXTENT || word.size != sizeof extent ||
+        !pyper__shm_holds(channel->shm, extent.offset, extent.size))
+        return false;
     ret_record->size = extent.size;
     ret_record->extent = extent.offset;
     ret_record->data = pyper__shm_at(channel->shm, extent.offset);
+    return true;
 }
 
 /* The first record of the lane has been taken. */
@@ -787,26 +812,27 @@ static inline void step_over(pyper__channel *channel, struct lane *lane) {
     atomic_store_explicit(&shared->popped, popped + 1, memory_order_release);
 }
 
-/* A lone consumer looks at the record where it lies; it steps over it when it is done with it. */
-static inline bool pop_alone(pyper__channel *channel, pyper__record *ret_record,
-                             int64_t *ret_ticket) {
+/* These all return 1, 0 (there is nothing) or PYPER__BROKEN.  A lone consumer looks at the record where
+ * it lies; it steps over it when it is done with it. */
+static inline int pop_alone(pyper__channel *channel, pyper__record *ret_record,
+                            int64_t *ret_ticket) {
     struct lane *lane;
     unsigned char *first = find(channel, &lane);
-    if (!first) return false;
-    show(channel, first, ret_record);
+    if (!first) return 0;
+    if (pyper__unlikely(!show(channel, first, ret_record))) return PYPER__BROKEN;
     *ret_ticket = atomic_load_explicit(&channel->shared->popped, memory_order_relaxed);
-    return true;
+    return 1;
 }
 
 /* Several threads of one process: each takes a copy. */
-static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
+static int pop_together(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     struct lane *lane;
     bool as_owner = pyper__owned_lock_take(&channel->pop_lock);
     unsigned char *first = find(channel, &lane);
     bool given_back = false;
-    if (first) {
-        show(channel, first, ret_record);
+    int rc = !first ? 0 : show(channel, first, ret_record) ? 1 : PYPER__BROKEN;
+    if (rc == 1) {
         if (!ret_record->extent) {
             memcpy(ret_record->bytes, ret_record->data, ret_record->size);
             ret_record->data = ret_record->bytes;
@@ -817,7 +843,7 @@ static bool pop_together(pyper__channel *channel, pyper__record *ret_record, int
     }
     pyper__owned_lock_give(&channel->pop_lock, as_owner);
     if (given_back) wake_producers(channel, false);
-    return first != NULL;
+    return rc;
 }
 
 /* ------------------------------------------------------------------------------------ hands */
@@ -838,13 +864,14 @@ static int64_t size_of_claim(pyper__channel *channel) {
     return size;
 }
 
-/* Fill my hand with as many of the first records of a lane as are my share: how many.  With
- * pop_lock. */
-static uint32_t claim_locked(pyper__channel *channel, struct hand *hand, int64_t most) {
+/* Fill my hand with as many of the first records of a lane as are my share: how many, or
+ * PYPER__BROKEN.  With pop_lock. */
+static int claim_locked(pyper__channel *channel, struct hand *hand, int64_t most) {
     struct pyper__channel_shared *shared = channel->shared;
     struct lane *lane;
     const unsigned char *first = find(channel, &lane);
     if (!first) return 0;
+    if (pyper__unlikely(first == broken)) return PYPER__BROKEN;
     struct place place = place_of(lane);
     int64_t share = (lane->seen - place.head) / shared->hands;
     if (share > most) share = most;
@@ -853,10 +880,13 @@ static uint32_t claim_locked(pyper__channel *channel, struct hand *hand, int64_t
     uint64_t size = 0;
     do {
         struct word word = word_at(first + size);
-        if (word.kind == LINK || size + step_of(word.size) > HAND_BYTES) break;
+        if (word.kind == LINK || word.size > PYPER__RECORD_BYTES ||
+            size + step_of(word.size) > HAND_BYTES)
+            break;
         hand->at[count++] = (uint16_t)size;
         size += step_of(word.size);
     } while (count < share);
+    if (pyper__unlikely(count == 0)) return PYPER__BROKEN; /* one always fits */
     hand->at[count] = (uint16_t)size;
     memcpy(hand->bytes, first, size);
     hand->ticket = atomic_load_explicit(&shared->popped, memory_order_relaxed);
@@ -865,27 +895,30 @@ static uint32_t claim_locked(pyper__channel *channel, struct hand *hand, int64_t
     stand(lane, place);
     atomic_store_explicit(&shared->popped, hand->ticket + count, memory_order_relaxed);
     shared->current = (shared->current + 1) % shared->lanes;
-    return count;
+    return (int)count;
 }
 
-/* Take half of what another has claimed and not started, into my hand: how many.  With pop_lock. */
-static uint32_t steal_from_locked(struct hand *hand, struct hand *other) {
+/* Take half of what another has claimed and not started, into my hand: how many, or PYPER__BROKEN.
+ * With pop_lock. */
+static int steal_from_locked(struct hand *hand, struct hand *other) {
     uint64_t before = atomic_load(&other->state);
     uint32_t count = (left_of(before) + 1) / 2;
     while (count > 0 && !atomic_compare_exchange_weak(&other->state, &before, before - count))
         count = (left_of(before) + 1) / 2;
     if (count == 0) return 0;
     uint32_t first = (uint32_t)(started(before) - (int64_t)other->origin) + left_of(before) - count;
-    uint16_t from = other->at[first];
+    if (first > HAND_ITEMS || count > HAND_ITEMS - first) return PYPER__BROKEN;
+    uint16_t from = other->at[first], upto = other->at[first + count];
+    if (from > upto || upto > HAND_BYTES) return PYPER__BROKEN;
     for (uint32_t i = 0; i <= count; i++) hand->at[i] = (uint16_t)(other->at[first + i] - from);
-    memcpy(hand->bytes, other->bytes + from, hand->at[count]);
+    memcpy(hand->bytes, other->bytes + from, (size_t)(upto - from));
     hand->ticket = other->ticket + first;
-    return count;
+    return (int)count;
 }
 
 /* The same, from whoever has something; or only from who is `stuck`: has started nothing since I looked
  * last, which is a hand ago. */
-static uint32_t steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) {
+static int steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) {
     struct pyper__channel_shared *shared = channel->shared;
     for (int64_t i = 0; i < shared->hands; i++) {
         struct hand *other = hand_of(channel, i);
@@ -893,8 +926,8 @@ static uint32_t steal_locked(pyper__channel *channel, struct hand *hand, bool st
         bool moves = state >> 8 != other->noticed;
         other->noticed = state >> 8;
         if (left_of(state) == 0 || (stuck && moves)) continue;
-        uint32_t count = steal_from_locked(hand, other);
-        if (count > 0) return count;
+        int count = steal_from_locked(hand, other);
+        if (count != 0) return count;
     }
     return 0;
 }
@@ -917,51 +950,55 @@ static PYPER__COLD void mend_locked(pyper__channel *channel) {
     atomic_store(&shared->lost, popped - known);
 }
 
-/* The record with this index in my hand is what has been popped. */
-static inline void show_in_hand(const pyper__channel *channel, struct hand *hand, uint64_t index,
-                                pyper__record *ret_record, int64_t *ret_ticket) {
-    show(channel, hand->bytes + hand->at[index], ret_record);
+/* The record with this index in my hand is what has been popped: 1 or PYPER__BROKEN. */
+static inline int show_in_hand(const pyper__channel *channel, struct hand *hand, uint64_t index,
+                               pyper__record *ret_record, int64_t *ret_ticket) {
+    uint16_t place = index < HAND_ITEMS ? hand->at[index] : HAND_BYTES;
     *ret_ticket = hand->ticket + (int64_t)index;
+    return pyper__likely(place < HAND_BYTES && show(channel, hand->bytes + place, ret_record))
+               ? 1
+               : PYPER__BROKEN;
 }
 
 /* Fill my hand, which is empty, and start its first record. */
-static PYPER__NOINLINE bool refill(pyper__channel *channel, struct hand *hand,
-                                   pyper__record *ret_record, int64_t *ret_ticket) {
+static PYPER__NOINLINE int refill(pyper__channel *channel, struct hand *hand,
+                                  pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t most = size_of_claim(channel);
     if (pyper__shared_lock_take(&shared->pop_lock)) mend_locked(channel);
-    uint32_t count = steal_locked(channel, hand, true);
+    int count = steal_locked(channel, hand, true), rc = 0;
     if (count == 0) count = claim_locked(channel, hand, most);
     if (count == 0) count = steal_locked(channel, hand, false);
     if (count > 0) {
         uint64_t before = atomic_load_explicit(&hand->state, memory_order_relaxed) >> 8;
         hand->origin = before;
-        atomic_store(&hand->state, (before + 1) << 8 | (count - 1));
-        show_in_hand(channel, hand, 0, ret_record, ret_ticket);
+        atomic_store(&hand->state, (before + 1) << 8 | (uint64_t)(count - 1));
+        rc = show_in_hand(channel, hand, 0, ret_record, ret_ticket);
     }
     pyper__shared_lock_give(&shared->pop_lock);
+    if (pyper__unlikely(count < 0)) return count;
     channel->claimed = count;
     /* Whoever found nothing while they went from there to here looks again. */
-    if (count > 1) notify(channel, &shared->items, count - 1);
-    return count > 0;
+    if (count > 1) notify(channel, &shared->items, (uint32_t)(count - 1));
+    return rc;
 }
 
-static bool pop_apart(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
+static int pop_apart(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     struct hand *hand = hand_of(channel, channel->hand);
     uint64_t before = atomic_load_explicit(&hand->state, memory_order_relaxed);
     while (left_of(before) > 0 &&
            !atomic_compare_exchange_weak(&hand->state, &before, before + (1 << 8) - 1))
         continue;
-    if (left_of(before) > 0)
-        show_in_hand(channel, hand, (before >> 8) - hand->origin, ret_record, ret_ticket);
-    else if (!refill(channel, hand, ret_record, ret_ticket))
-        return false;
+    int rc = left_of(before) > 0
+                 ? show_in_hand(channel, hand, (before >> 8) - hand->origin, ret_record, ret_ticket)
+                 : refill(channel, hand, ret_record, ret_ticket);
+    if (pyper__unlikely(rc != 1)) return rc;
     if (shared->limit != INT64_MAX && ++channel->ungiven * shared->hands >= shared->block) {
         channel->ungiven = 0;
         if (give_back(channel, 1)) wake_producers(channel, false);
     }
-    return true;
+    return 1;
 }
 
 int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
@@ -970,10 +1007,10 @@ int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
     /* Read before the lanes: if it says ended, there will be no more in them than now. */
     int state = atomic_load_explicit(&shared->state, memory_order_acquire);
     if (pyper__unlikely(state == PYPER__CANCELLED)) return PYPER_ECANCELED;
-    bool popped = shared->consumers == ALONE      ? pop_alone(channel, ret_record, ret_ticket)
-                  : shared->consumers == TOGETHER ? pop_together(channel, ret_record, ret_ticket)
-                                                  : pop_apart(channel, ret_record, ret_ticket);
-    if (pyper__likely(popped)) return 1;
+    int rc = shared->consumers == ALONE      ? pop_alone(channel, ret_record, ret_ticket)
+             : shared->consumers == TOGETHER ? pop_together(channel, ret_record, ret_ticket)
+                                             : pop_apart(channel, ret_record, ret_ticket);
+    if (pyper__likely(rc != 0)) return rc;
     return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
 }
 

@@ -27,6 +27,12 @@
  *     its producers wait until the channel is ended or cancelled.
  *   - No waiting without a futex; a change of state wakes everybody.
  *
+ * A peer that writes where it should not (by a mistake in the functions it runs) may stop everybody, as it
+ * may end the run in other ways, but a record makes nobody read or write beyond the shared memory:
+ * what it says of itself (where it lies, how large it is) is looked at before it is followed, and is
+ * PYPER__BROKEN if it cannot be.  What says who is there (how many lanes, the bound, the locks) is
+ * believed.
+ *
  * How a death leaves a lane whole: its consuming end has two records of where it stands, and the
  * number of its steps says by its lowest bit which of the two counts.  A step writes the other one,
  * and commits with one store to that number.  A producing end needs no such thing: nobody goes on
@@ -157,11 +163,14 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__chan
 bool pyper__channel_may_try_again(const void *wait);
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat);
 
-/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  What
- * has been popped must be released before this consumer pops again. */
+/* What is in the shared memory is no record: somebody has written there who should not have. */
+enum { PYPER__BROKEN = -1001 };
+
+/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED, PYPER__AGAIN (empty) or
+ * PYPER__BROKEN.  What has been popped must be released before this consumer pops again. */
 int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket);
 
-/* The same, but wait for one.  Returns as pyper__queue_pop(). */
+/* The same, but wait for one.  Returns as pyper__queue_pop(), or PYPER__BROKEN. */
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible);
 

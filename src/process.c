@@ -679,14 +679,19 @@ static void attend(pyper_run *run) {
     struct pyper__processes *all = run->processes;
     struct board *board = board_at(all->shm);
     if (atomic_load(&board->failing) == WRITTEN) {
-        const void *data =
-            board->failure.data ? pyper__shm_at(all->shm, board->failure.data) : NULL;
-        pyper__run_fail_bytes(run, board->failure.answer, &run->stages[board->failure.stage],
-                              board->failure.code, board->failure.message, data,
-                              board->failure.size);
+        /* A worker's word for it, see shm.h. */
+        uint64_t offset = board->failure.data, size = board->failure.size;
+        uint64_t stage = board->failure.stage < run->count ? board->failure.stage : run->count - 1;
+        bool has_data = offset && pyper__shm_holds(all->shm, offset, size);
+        char message[sizeof board->failure.message];
+        snprintf(message, sizeof message, "%.*s", (int)sizeof message - 1, board->failure.message);
+        pyper__run_fail_bytes(run, board->failure.answer, &run->stages[stage], board->failure.code,
+                              message, has_data ? pyper__shm_at(all->shm, offset) : NULL,
+                              has_data ? size : 0);
     }
     if (atomic_load(&board->cancelled)) pyper_cancel(run);
     size_t stopped = atomic_load(&board->stopped);
+    if (stopped > run->count) stopped = run->count;
     pyper__run_stop(run, stopped);
     if (stopped == 0) return;
     int64_t now = pyper_now();

@@ -39,6 +39,7 @@ struct heap {
     uint64_t magic;
     uint64_t size; /* of the address space reserved */
     pyper__shared_lock lock;
+    uint64_t blocks; /* set by create, never changes */
     uint64_t top, made;
     uint64_t given_back[CLASSES];
 };
@@ -112,6 +113,11 @@ static int grow(int fd, uint64_t from, uint64_t upto) {
     return rc < 0 ? PYPER_ENOMEM : 0;
 }
 
+static void set_bounds(pyper__shm *shm, uint64_t blocks) {
+    shm->blocks = blocks;
+    shm->space = shm->size - PYPER__SHM_SPARE - blocks;
+}
+
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = memfd_create("pyper", MFD_CLOEXEC);
     if (shm->fd < 0) return pyper__no_descriptor();
@@ -125,8 +131,9 @@ static int furnish(pyper__shm *shm, uint64_t first) {
     struct heap *heap = (struct heap *)shm->base;
     heap->magic = MAGIC;
     heap->size = shm->size;
-    heap->top = top;
+    heap->top = heap->blocks = top;
     heap->made = made;
+    set_bounds(shm, top);
     return pyper__shared_lock_init(&heap->lock);
 }
 
@@ -152,13 +159,18 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
     }
     atomic_init(&shm->refs, 1);
     shm->fd = fd;
-    int rc = fstat(fd, &facts) == 0 && facts.st_size > (off_t)PYPER__SHM_FIRST ? 0 : PYPER_EINVAL;
+    int rc = fstat(fd, &facts) == 0 && facts.st_size > (off_t)(PYPER__SHM_FIRST + PYPER__SHM_SPARE)
+                 ? 0
+                 : PYPER_EINVAL;
     if (rc == 0) {
         shm->size = (uint64_t)facts.st_size;
         shm->base = map(fd, shm->size);
         if (!shm->base) rc = PYPER_ENOMEM;
     }
-    if (rc == 0 && ((struct heap *)shm->base)->magic != MAGIC) rc = PYPER_EINVAL;
+    const struct heap *heap = (const struct heap *)(void *)shm->base;
+    if (rc == 0 && (heap->magic != MAGIC || heap->blocks > shm->size - PYPER__SHM_SPARE))
+        rc = PYPER_EINVAL;
+    if (rc == 0) set_bounds(shm, heap->blocks);
     if (rc < 0)
         pyper__shm_unref(shm);
     else
@@ -232,7 +244,8 @@ static uint64_t *link_of(pyper__shm *shm, uint64_t offset) {
 static uint64_t extend_locked(pyper__shm *shm, struct heap *heap, uint64_t block) {
     uint64_t alignment = block >= PAGE ? PAGE : 64;
     uint64_t offset = (heap->top + alignment - 1) / alignment * alignment;
-    if (block > shm->size || offset > shm->size - block) return 0;
+    uint64_t upto = shm->blocks + shm->space;
+    if (block > upto || offset > upto - block) return 0;
     uint64_t end = offset + block;
     if (end > heap->made) {
         uint64_t more = heap->made / 8;
@@ -258,7 +271,7 @@ uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size) {
     pyper__shared_lock_take(&heap->lock);
     pyper__shm_take_over(shm);
     uint64_t offset = heap->given_back[class];
-    if (offset)
+    if (offset && pyper__shm_holds(shm, offset, block))
         heap->given_back[class] = *link_of(shm, offset);
     else
         offset = extend_locked(shm, heap, block);

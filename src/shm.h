@@ -34,12 +34,14 @@ void pyper__shared_lock_give(pyper__shared_lock *lock);
  * Synchronization
  *   refs                atomic.
  *   fd, base, size      set by create and attach; fd and size change once, in pyper__shm_retire().
+ *   blocks, space       where the blocks behind the first one begin, and how far they may reach; set by
+ *                       create and attach, never change.
  *   crossed             set before a second process or thread uses it: other processes do. */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
     int fd;
     char *base;
-    uint64_t size;
+    uint64_t size, blocks, space;
     bool crossed;
     _Atomic int64_t kept;  /* blocks that this process keeps */
     _Atomic uint64_t keep; /* how much is to stay when none of these is left; 0: everything */
@@ -66,6 +68,20 @@ void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
 
 static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
     return shm->base + offset;
+}
+
+/* Offsets and sizes that stand in the shared memory are another process's word for it: who follows one
+ * asks first whether it lies among the blocks that are handed out, behind the first one, which says
+ * who is there.  The last PYPER__SHM_SPARE bytes are never handed out, so that one comparison is enough
+ * for what is not larger. */
+#define PYPER__SHM_SPARE ((uint64_t)8192)
+
+static inline bool pyper__shm_has(const pyper__shm *shm, uint64_t offset) {
+    return pyper__likely(offset - shm->blocks < shm->space);
+}
+
+static inline bool pyper__shm_holds(const pyper__shm *shm, uint64_t offset, uint64_t size) {
+    return pyper__shm_has(shm, offset) && size <= shm->size - offset;
 }
 
 /* ThreadSanitizer sees the threads of one process only.  That memory went to another process and came

@@ -178,6 +178,16 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
     }
 }
 
+/* What to return if nothing has been popped. */
+static PYPER__COLD int not_popped(pyper_run *run, const pyper__stage *stage, int rc) {
+    if (rc != PYPER__BROKEN) return rc;
+    pyper__run_fail(run, PYPER_EFAILED, stage, PYPER_EINVAL,
+                    "the memory that processes share has been overwritten: there is no item where "
+                    "one should be",
+                    NULL, NULL);
+    return PYPER_EFAILED;
+}
+
 /* Decode what has been popped: 1 or PYPER_EFAILED. */
 static int decode(pyper_transfer *transfer, const pyper_item_type *type, void **ret_item) {
     int rc = type->decode(transfer, transfer->record.data, transfer->record.size, ret_item);
@@ -193,7 +203,7 @@ int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *inpu
     begin(&transfer, run, stage, input->channel, 0);
     int rc = pyper__channel_pop(input->channel, &transfer.record, ret_ticket, seat, deadline_ns,
                                 interruptible);
-    return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
+    return rc <= 0 ? not_popped(run, stage, rc) : decode(&transfer, input->type, ret_item);
 }
 
 int pyper__try_receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input,
@@ -201,7 +211,7 @@ int pyper__try_receive(pyper_run *run, const pyper__stage *stage, pyper__queue *
     pyper_transfer transfer;
     begin(&transfer, run, stage, input->channel, 0);
     int rc = pyper__channel_try_pop(input->channel, &transfer.record, ret_ticket);
-    return rc <= 0 ? rc : decode(&transfer, input->type, ret_item);
+    return rc <= 0 ? not_popped(run, stage, rc) : decode(&transfer, input->type, ret_item);
 }
 
 #else

@@ -316,11 +316,30 @@ static PyObject *load(module_state *state, const char *data, size_t size, PyObje
     return item;
 }
 
+static PyObject *malformed(void) {
+    PyErr_SetString(PyExc_ValueError, "malformed data");
+    return NULL;
+}
+
+/* Do `count` buffers of these sizes lie between `at` and `size`?  (Offsets are behind the header.) */
+static bool buffers_fit(const uint64_t *table, size_t count, size_t at, size_t size) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t length = table[2 + 2 * i];
+        if (at > size || length > size - at) return false;
+        at += aligned((size_t)length);
+    }
+    return true;
+}
+
 static PyObject *load_with_buffers(module_state *state, pyper_transfer *from, const char *data,
                                    size_t size) {
     const uint64_t *table = (const uint64_t *)(const void *)data;
+    size_t words = size / sizeof *table;
+    if (words < 2 || table[0] > (words - 2) / 2) return malformed();
     size_t pickle_at = (2 + 2 * table[0]) * sizeof *table;
+    if (table[1] > size - pickle_at) return malformed();
     size_t buffers_at = aligned(HEADER + pickle_at + table[1]) - HEADER;
+    if (!buffers_fit(table, table[0], buffers_at, size)) return malformed();
     void *mine;
     pyper_kept *kept = pyper_transfer_keep(from, &mine);
     PyObject *buffers =
@@ -334,12 +353,12 @@ static PyObject *load_with_buffers(module_state *state, pyper_transfer *from, co
 
 static int decode(pyper_transfer *from, const void *memory, size_t all, void **ret_item) {
     const char *data = (const char *)memory + HEADER;
-    Py_ssize_t size = (Py_ssize_t)(all - HEADER);
+    Py_ssize_t size = all < HEADER ? -1 : (Py_ssize_t)(all - HEADER);
     python_run *python = pyper_transfer_host_data(from);
     PyObject *item = NULL;
     long long integer;
     double number;
-    switch (*(const char *)memory) {
+    switch (size < 0 ? 0 : *(const char *)memory) {
     case 'N':
         item = Py_NewRef(Py_None);
         break;
@@ -350,10 +369,12 @@ static int decode(pyper_transfer *from, const void *memory, size_t all, void **r
         item = Py_NewRef(Py_False);
         break;
     case 'i':
+        if (size != sizeof integer) break;
         memcpy(&integer, data, sizeof integer);
         item = PyLong_FromLongLong(integer);
         break;
     case 'f':
+        if (size != sizeof number) break;
         memcpy(&number, data, sizeof number);
         item = PyFloat_FromDouble(number);
         break;
@@ -375,14 +396,17 @@ static int decode(pyper_transfer *from, const void *memory, size_t all, void **r
     case 'p':
         item = load(python->plan->state, data, (size_t)size, NULL);
         break;
-    default:
+    case 'P':
         item = load_with_buffers(python->plan->state, from, data, (size_t)size);
+        break;
+    default:
         break;
     }
     if (item) {
         *ret_item = item;
         return 0;
     }
+    if (!PyErr_Occurred()) malformed();
     return refuse(from, "task '%s': an item that came from another process cannot be unpickled%s",
                   "");
 }

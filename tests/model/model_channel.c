@@ -46,7 +46,7 @@ static void make_channel(pyper__channel_shape shape) {
     state.producers = shape.producers;
     state.own.last[0] = state.own.last[1] = -1;
     state.shm.base = state.memory;
-    state.shm.size = MEMORY;
+    state.shm.size = state.shm.space = MEMORY;
     struct heap *heap = (struct heap *)(void *)state.memory;
     uint64_t size = align(pyper__channel_size(&shape));
     heap->top = PYPER__SHM_FIRST + size;

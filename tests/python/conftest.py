@@ -72,13 +72,21 @@ def nothing_left(quick_collections: None) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def uvloop() -> Any:
-    """The module uvloop, with what its first loop opens for good."""
+def uvloop_if_any() -> Any:
+    """The module uvloop, with what its first loop opens for good; None: there is no wheel of it."""
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        pytest.skip("there is no wheel of uvloop for free-threaded builds")
+        return None
     import uvloop as module
 
     loop = module.new_event_loop()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     return module
+
+
+@pytest.fixture
+def uvloop(uvloop_if_any: Any) -> Any:
+    """The module uvloop."""
+    if uvloop_if_any is None:
+        pytest.skip("there is no wheel of uvloop for free-threaded builds")
+    return uvloop_if_any

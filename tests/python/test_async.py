@@ -861,6 +861,171 @@ def test_eager_tasks() -> None:
     assert none_alive()
 
 
+# Whatever the loop is: what it does when its run is left, in each way there is.
+
+
+@pytest.fixture(params=["asyncio", "asyncio, eager", "uvloop"])  # uvloop and eager: not in 3.13.0
+def new_loop(
+    request: pytest.FixtureRequest, uvloop_if_any: Any
+) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Makes a loop of one kind, in debug mode."""
+    kind, *eager = request.param.split(", ")
+    if eager and sys.version_info < (3, 12):
+        pytest.skip("eager tasks are new in Python 3.12")
+    module = uvloop_if_any if kind == "uvloop" else asyncio
+    if module is None:
+        pytest.skip("there is no wheel of uvloop for free-threaded builds")
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop: asyncio.AbstractEventLoop = module.new_event_loop()
+        loop.set_debug(True)
+        if eager:
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        return loop
+
+    return make
+
+
+async def leave_by_break() -> None:
+    async for _ in endless_chain(2)():
+        break
+
+
+async def leave_by_closing() -> None:
+    outputs = endless_chain(2)()
+    await anext(outputs)
+    await outputs.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(outputs)
+
+
+async def leave_a_context() -> None:
+    with pytest.raises(Boom):
+        async with endless_chain(2)() as outputs:
+            await anext(outputs)
+            raise Boom("of the caller")
+
+
+async def leave_by_throwing() -> None:
+    outputs = endless_chain(2)()
+    await anext(outputs)
+    with pytest.raises(Boom):
+        await outputs.athrow(Boom("thrown"))
+
+
+async def be_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        async for _ in endless_chain(2)():
+            begun.set()
+
+    reading = asyncio.ensure_future(read())
+    await begun.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+async def run_out_of_time() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            async with endless_chain(2)() as outputs:
+                async for _ in outputs:
+                    pass
+
+
+async def fail_on_the_loop() -> None:
+    async def fail(item: Counted) -> Counted:
+        if item.value == 7:
+            raise Boom("on the loop")
+        return item
+
+    with pytest.raises(Boom) as caught:
+        await collect((endless_chain(2) | task(fail, workers=3) | task(slow))())
+    assert "in task 'fail' (5 of 6)" in caught.value.__notes__
+
+
+async def fail_in_a_thread() -> None:
+    def fail(item: Counted) -> Counted:
+        if item.value == 7:
+            raise Boom("in a thread")
+        return item
+
+    with pytest.raises(Boom) as caught:
+        await collect((endless_chain(2) | task(fail, workers=3) | task(slow))())
+    assert "in task 'fail' (5 of 6)" in caught.value.__notes__
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        leave_by_break,
+        leave_by_closing,
+        leave_a_context,
+        leave_by_throwing,
+        be_cancelled,
+        run_out_of_time,
+        fail_on_the_loop,
+        fail_in_a_thread,
+    ],
+)
+def test_leaving_on_each_loop(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], leave: Callable[[], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE):
+            await leave()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert none_alive()
+
+
+def test_each_loop_may_be_closed_early(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    loop = new_loop()
+    outputs, kept = endless_chain(2)(), endless_chain(2)()
+    loop.run_until_complete(anext(outputs))
+    loop.run_until_complete(anext(kept))
+    loop.close()
+    del loop, outputs
+    gc.collect()
+    asyncio.run(kept.aclose())
+    del kept
+    assert none_alive()
+
+
+def test_each_loop_mixes_all_kinds(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    pipeline = (
+        task(arange, branch=True, throttle=3)
+        | task(inc, workers=2, ordered=True)
+        | task(ainc_later, workers=5, ordered=True, throttle=1)
+        | task(inc)
+        | task(ainc)
+    )
+
+    async def main() -> list[Any]:
+        return list(await asyncio.gather(*(collect(pipeline(100)) for _ in range(3))))
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(main()) == [list(range(4, 104))] * 3
+
+
+def test_a_runner_that_is_closed_before_its_outputs() -> None:
+    with asyncio.Runner(debug=True) as runner:
+        outputs = endless_chain(2)()
+        runner.run(anext(outputs))
+        waiting = runner.get_loop().create_task(anext(outputs))
+    assert waiting.cancelled()
+    asyncio.run(outputs.aclose())
+    del outputs, waiting
+    assert none_alive()
+
+
 def test_without_a_loop() -> None:
     outputs = task(ainc)(1)
     with pytest.raises(RuntimeError, match="no running event loop"):

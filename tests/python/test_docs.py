@@ -136,7 +136,7 @@ def test_what_shows_a_guarantee_is_a_test() -> None:
         path = ROOT / name
         assert path.is_file(), f"guarantees.md names {name}"
         if path.name.startswith("test_"):
-            test = r"^ *(async )?def test_" if path.suffix == ".py" else r"^(TEST|EACH_HOST)\("
+            test = r"^ *(async )?def test_" if path.suffix == ".py" else r"^ *(TEST|EACH_HOST)\("
             assert re.search(test, path.read_text("utf-8"), re.MULTILINE), f"{name} has no test"
 
 

@@ -95,8 +95,8 @@ class Soaker(threading.Thread):
 
     def stop(self) -> None:
         """Another one has failed: enough."""
-        self.stopped = self.process.poll() is None
-        if self.stopped:
+        if self.process.poll() is None:
+            self.stopped = True
             end_session(self.process.pid)
 
     def _count(self, items: int, in_time: bool) -> None:

@@ -544,7 +544,11 @@ def exhausted(plan: Plan) -> contextlib.AbstractContextManager[None]:
 def interrupts(plan: Plan) -> Iterator[None]:
     """Ctrl-C in a moment; the block goes on until it is interrupted."""
 
+    begun = threading.Lock()  # threading does not survive an interrupt in the midst of start()
+    begun.acquire()
+
     def interrupt() -> None:
+        begun.acquire()
         os.kill(os.getpid(), signal.SIGINT)
 
     def swallowed(unraisable: Any) -> None:
@@ -552,12 +556,13 @@ def interrupts(plan: Plan) -> Iterator[None]:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             unraisable_hook(unraisable)
         else:
-            interrupt()
+            os.kill(os.getpid(), signal.SIGINT)
 
     thread = elsewhere(plan, interrupt)
     sys.unraisablehook = swallowed
+    thread.start()
     try:
-        thread.start()
+        begun.release()
         yield
     finally:
         thread.join()

@@ -669,23 +669,47 @@ EACH_HOST(a_failure_elsewhere_ends_a_long_call) {
     finish(run, p);
 }
 
-/* A process fails, and tells those behind it to stop, one after the other.  Each of them gets on at
- * once, and leaves: there is one processor, and who has failed goes last.  And nobody else tells them:
- * the thread that looks after the processes is held up until they have all been told. */
-enum { SUMS = 3 };
+/* A process fails, and tells those behind it to stop, one after the other.  The first of them stops it
+ * in the midst of that, and leaves: that is not the end of its outputs.  (What the process must do
+ * first takes it long: there may be very many who wait for their turn.)  Nobody else tells them: the
+ * thread that looks after the processes is held up until they have all been told. */
+enum { SUMS = 3, WIDE = 65536 };
 static tally told = TALLY;
 static _Thread_local bool looks_after;
+static _Atomic int
+    *who; /* fails; is told first; has the second stopped the first?; how many wait */
 
-static int count_and_fail(pyper_worker *w, void *item, void *bind) {
-    const struct sched_param none = {0};
-    for (long i = 0; i < INT(item); i++)
-        if (pyper_emit(w, PTR(i)) < 0) return PYPER_ECANCELED;
-    CHECK_EQ(sched_setscheduler(0, SCHED_IDLE, &none), 0);
-    return pyper_fail(w, 404, "no more items");
+static int fail_at_9(pyper_worker *w, void *item, void *bind) {
+    if (INT(item) != 9) return pyper_emit(w, item);
+    while (atomic_load(&who[3]) < 1 + SUMS) sched_yield();
+    atomic_store(&who[0], (int)getpid());
+    return pyper_fail(w, 404, "no nine");
+}
+
+static int stop_who_fails(pyper_worker *w, void *item, void *bind) {
+    int rc;
+    atomic_store(&who[1], (int)getpid());
+    atomic_fetch_add(&who[3], 1);
+    for (void *x; (rc = pyper_pull(w, &x)) > 0;) continue;
+    CHECK_EQ(kill(atomic_load(&who[0]), SIGSTOP), 0);
+    atomic_store(&who[2], 1);
+    return rc;
+}
+
+/* Let the one who was stopped go on, when everybody else has done what there was to do: when the one
+ * who stopped it has left, or waits for a lock that it has. */
+static void continue_who_fails(void *unused) {
+    while (atomic_load(&who[2]) == 0) sched_yield();
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%d/status", atomic_load(&who[1]));
+    while (lines_with(path, "State:\tZ") + lines_with(path, "State:\tS") == 0) sched_yield();
+    all_asleep();
+    CHECK_EQ(kill(atomic_load(&who[0]), SIGCONT), 0);
 }
 
 static int sum_of_what_never_ends(pyper_worker *w, void *item, void *bind) {
     int rc;
+    atomic_fetch_add(&who[3], 1);
     for (void *x; (rc = pyper_pull(w, &x)) > 0;) continue;
     tally_add(&told, 1);
     CHECK_EQ(rc, PYPER_ECANCELED);
@@ -735,20 +759,19 @@ static const pyper_host late_host = {.size = sizeof late_host,
                                      .join_thread = join_carrier};
 
 TEST(the_end_of_a_stopped_process_is_not_the_end_of_its_outputs) {
-    cpu_set_t all, one;
-    int cpu = 0;
-    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
-    while (!CPU_ISSET(cpu, &all)) cpu++;
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    who = shared(4 * sizeof *who);
     pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_and_fail, .branch = true, INTS, .multiprocess = true),
-                   pyper_task(pass, INTS, .multiprocess = true),
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(fail_at_9, INTS, .multiprocess = true, .workers = 2, .ordered = true,
+                              .throttle = WIDE),
+                   pyper_task(stop_who_fails, .join = true, INTS, .multiprocess = true),
                    pyper_task(sum_of_what_never_ends, .join = true, INTS, .workers = SUMS));
-    pyper_run *run = pyper_start(p, PTR(10), .type = &pyper_type_int, .host = &late_host);
+    pyper_run *run = pyper_start(p, PTR(10), .host = &late_host);
+    thread continuer;
+    thread_start(&continuer, continue_who_fails, NULL);
     ENDS_WITH(run, PYPER_EFAILED);
     CHECK_EQ(pyper_error_code(run), 404);
+    thread_join(&continuer);
     finish(run, p);
 }
 

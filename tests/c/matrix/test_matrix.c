@@ -10,7 +10,8 @@
  * Each cell is one run.  It must end within the hang guard, with the right code; each output that was
  * promised is delivered once (ids are counted, and are in order where each task has one worker); each
  * item is delivered or destroyed once, in whatever process it is (but for what a process held that had
- * to be killed); and then nothing is left: no thread, process, descriptor, mapped memory, allocation of the library.
+ * to be killed); and then nothing is left: no thread, process, descriptor, mapped memory, allocation
+ * of the library.
  *
  * The table is a full product of 7 236 cells, but for one thing: 64 processes take some 50 ms to start
  * and end.  Of the cells with processes and 64 workers there is a *cover* in place of the product: a

@@ -139,6 +139,56 @@ static int try_push(fixture *f, uint64_t number, uint64_t size, int64_t ticket) 
     return rc;
 }
 
+/* A peer has written where it should not have: what is no record is not followed.  The first record
+ * lies behind the size of its chunk, the first block. */
+static int pop_overwritten(const pyper__channel_shape *shape, uint64_t size, uint64_t at,
+                           uint64_t value, size_t bytes) {
+    fixture f;
+    pyper__record record;
+    int64_t ticket;
+    setup_shape(&f, shape);
+    CHECK_EQ(try_push(&f, 7, size, 0), 0);
+    memcpy((char *)pyper__shm_at(f.shm, f.shm->blocks) + 8 + at, &value, bytes);
+    int rc = pyper__channel_try_pop(&f.channel, &record, &ticket);
+    teardown(&f);
+    return rc;
+}
+
+TEST(what_is_no_record_is_not_followed) {
+    const pyper__channel_shape shapes[] = {
+        {.producers = 1, .consumers = 1},
+        {.producers = 1, .consumers = 2},
+        {.producers = 1, .consumers = 2, .apart = true},
+    };
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(pop_overwritten(&shapes[i], 8, 4, 8, 4), 1); /* as it was */
+        CHECK_EQ(pop_overwritten(&shapes[i], 8, 4, UINT32_MAX, 4), PYPER__BROKEN);
+        CHECK_EQ(pop_overwritten(&shapes[i], 8, 4, PYPER__RECORD_BYTES + 1, 4), PYPER__BROKEN);
+        CHECK_EQ(pop_overwritten(&shapes[i], 8, 0, 77, 4), PYPER__BROKEN); /* a kind that is none */
+        CHECK_EQ(pop_overwritten(&shapes[i], 2000, 8, UINT64_MAX / 2, 8), PYPER__BROKEN);
+        CHECK_EQ(pop_overwritten(&shapes[i], 2000, 16, UINT64_MAX - 100, 8), PYPER__BROKEN);
+        CHECK_EQ(pop_overwritten(&shapes[i], 2000, 16, PYPER__SHM_FIRST, 8), PYPER__BROKEN);
+    }
+}
+
+TEST(a_lane_that_leads_out_of_the_memory_is_not_followed) {
+    fixture f;
+    pyper__record record;
+    int64_t ticket;
+    setup(&f, 0, false, false, 0);
+    /* In place of the second record. */
+    const uint64_t nowhere = UINT64_MAX / 3;
+    for (uint64_t i = 0; i < 60; i++) CHECK_EQ(try_push(&f, i, 64, (int64_t)i), 0);
+    char *chunk = pyper__shm_at(f.shm, f.shm->blocks);
+    const uint64_t link = 2; /* its kind; the offset follows after the word */
+    memcpy(chunk + 8 + (8 + 64), &link, sizeof link);
+    memcpy(chunk + 8 + (8 + 64) + 8, &nowhere, sizeof nowhere);
+    CHECK_EQ(pyper__channel_try_pop(&f.channel, &record, &ticket), 1);
+    CHECK_EQ(unfill(&f.channel, &record), 0);
+    CHECK_EQ(pyper__channel_try_pop(&f.channel, &record, &ticket), PYPER__BROKEN);
+    teardown(&f);
+}
+
 static int push(fixture *f, int64_t lane, pyper__seat *seat, uint64_t number, uint64_t size,
                 int64_t ticket) {
     pyper__record record;
