@@ -733,7 +733,7 @@ static PYPER__COLD bool next_chunk(pyper__channel *channel, struct lane *lane) {
     uint64_t size, used_up = place.chunk;
     memcpy(&place.chunk, at(channel, used_up, place.at + sizeof(struct word)), sizeof place.chunk);
     place.at = sizeof(uint64_t);
-    if (!pyper__shm_has(channel->shm, place.chunk) || !pyper__shm_has(channel->shm, used_up))
+    if (!pyper__shm_holds(channel->shm, place.chunk, 0) || !pyper__shm_has(channel->shm, used_up))
         return false;
     stand(lane, place);
     memcpy(&size, at(channel, used_up, 0), sizeof size);

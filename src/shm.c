@@ -242,7 +242,7 @@ static uint64_t *link_of(pyper__shm *shm, uint64_t offset) {
 
 /* A block from the end of the file.  With the lock held. */
 static uint64_t extend_locked(pyper__shm *shm, struct heap *heap, uint64_t block) {
-    uint64_t alignment = block >= PAGE ? PAGE : 64;
+    uint64_t alignment = block >= PAGE ? PAGE : PYPER__SHM_ALIGNMENT;
     uint64_t offset = (heap->top + alignment - 1) / alignment * alignment;
     uint64_t upto = shm->blocks + shm->space;
     if (block > upto || offset > upto - block) return 0;

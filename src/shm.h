@@ -76,12 +76,17 @@ static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
  * for what is not larger. */
 #define PYPER__SHM_SPARE ((uint64_t)8192)
 
+/* Blocks begin on this, at least. */
+#define PYPER__SHM_ALIGNMENT ((uint64_t)64)
+
 static inline bool pyper__shm_has(const pyper__shm *shm, uint64_t offset) {
     return pyper__likely(offset - shm->blocks < shm->space);
 }
 
+/* A block of this size. */
 static inline bool pyper__shm_holds(const pyper__shm *shm, uint64_t offset, uint64_t size) {
-    return pyper__shm_has(shm, offset) && size <= shm->size - offset;
+    return pyper__shm_has(shm, offset) && size <= shm->size - offset &&
+           offset % PYPER__SHM_ALIGNMENT == 0;
 }
 
 /* ThreadSanitizer sees the threads of one process only.  That memory went to another process and came
