@@ -516,7 +516,8 @@ enum {
 
 /* The operation of this worker is done; rc < 0 means what it means for a function that returns it.
  * The last call for this operation: the worker goes on to its next input.  Exactly once after
- * PYPER_PENDING was returned (or is about to be).
+ * PYPER_PENDING was returned (or is about to be).  The run may be over and closed before this returns;
+ * its memory and its descriptor go when it has.
  * Blocks: no.  Thread safety: worker; from any thread. */
 PYPER_API void pyper_done(pyper_worker *worker, int rc);
 

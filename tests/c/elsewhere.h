@@ -24,6 +24,7 @@ typedef struct elsewhere {
     pthread_cond_t changed;
     operation *first, **last;
     long count, most, hold, completed, cancelled;
+    long inside; /* threads that complete an operation at this moment */
     bool let, stop, lifo;
     void (*complete)(operation *op);
     thread threads[4];
@@ -55,6 +56,7 @@ KIT operation *elsewhere_take(elsewhere *e) {
         if (!e->first) e->last = &e->first;
         e->count--;
         e->completed++;
+        e->inside++;
     }
     pthread_mutex_unlock(&e->lock);
     kit_attach(mine);
@@ -66,7 +68,20 @@ static void elsewhere_work(void *arg) {
     for (operation *op; (op = elsewhere_take(e));) {
         e->complete(op);
         free(op);
+        elsewhere_lock(e);
+        e->inside--;
+        pthread_cond_broadcast(&e->changed);
+        pthread_mutex_unlock(&e->lock);
     }
+}
+
+/* Wait until nobody is inside pyper_done(): until then the run has its descriptor. */
+KIT void elsewhere_rest(elsewhere *e) {
+    bool mine = kit_detach();
+    pthread_mutex_lock(&e->lock);
+    while (e->inside > 0) pthread_cond_wait(&e->changed, &e->lock);
+    pthread_mutex_unlock(&e->lock);
+    kit_attach(mine);
 }
 
 KIT void elsewhere_begin(elsewhere *e, int threads, void (*complete)(operation *op)) {

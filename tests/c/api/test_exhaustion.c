@@ -61,6 +61,7 @@ static int run(const char *kind, char ret_message[600]) {
     close_both(run, p);
     CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
     CHECK_EQ(errno, ECHILD);
+    elsewhere_rest(&place);
     /* -1: what it takes to count them has run out. */
     long after = check_entries("/proc/self/fd");
     if (descriptors >= 0 && after >= 0) CHECK_EQ(after, descriptors);
