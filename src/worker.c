@@ -209,13 +209,18 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
 }
 
-/* A cancel tells the stages first and the queues then.  A function on a thread learns of it when its
- * own input refuses (and with it all later queues, see stop() in run.c): so whoever has seen it knows
- * that no call begins after that. */
+/* A cancel tells the stages first and then the queues, the last one first (see stop() in run.c).  A
+ * function on a thread learns of it when its own input refuses: so whoever has seen it knows that no
+ * call begins after that.  If its output refuses already, and it may know that, the input is the next
+ * to be cancelled, and is cancelled here. */
 bool pyper_cancelled(const pyper_worker *worker) {
-    const pyper__queue *input = worker->stage->input;
-    return pyper__worker_stopped(worker) &&
-           (worker->slot || input->channel || pyper__queue_state(input) == PYPER__CANCELLED);
+    if (!pyper__worker_stopped(worker)) return false;
+    pyper__queue *input = worker->stage->input;
+    if (worker->slot || input->channel || pyper__queue_state(input) == PYPER__CANCELLED)
+        return true;
+    if (pyper__edge_state(worker->output) != PYPER__CANCELLED) return false;
+    pyper__queue_set_state(input, PYPER__CANCELLED);
+    return true;
 }
 
 pyper_run *pyper_worker_run(const pyper_worker *worker) {
