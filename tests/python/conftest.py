@@ -28,9 +28,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def threads_of_the_system() -> int | None:
-    """How many threads the operating system sees in this process, if it says."""
+    """How many threads the operating system sees in this process, if it says.
+
+    By the number of links: a list ends early when the thread that it has come to ends meanwhile.
+    """
     tasks = Path("/proc/self/task")
-    return len(list(tasks.iterdir())) if tasks.exists() else None
+    return tasks.stat().st_nlink - 2 if tasks.exists() else None
 
 
 def open_files() -> set[str]:

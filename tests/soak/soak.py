@@ -392,7 +392,7 @@ def make_plan(seed: int) -> Plan:
 
 
 def threads_of_the_system() -> int:
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208 - often called
+    return os.stat("/proc/self/task").st_nlink - 2  # noqa: PTH116 - often called
 
 
 def open_files() -> set[str]:
