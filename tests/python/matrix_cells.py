@@ -30,7 +30,6 @@ import os
 import random
 import select
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -719,9 +718,9 @@ WARM_UP = 200  # runs before the first cell that is hunted
 def hunt(cell: Cell) -> list[str]:
     """Run a cell many times; what was wrong, and what has grown all the time.
 
-    Caches fill more and more slowly, and now and then one grows; a leak grows with each run.  So
-    what counts is the median of the later intervals.  Where processes start, Python's caches take
-    so many runs to fill that its blocks tell nothing.
+    Caches fill more and more slowly, and now and then one grows, or gives back what it takes next
+    time; a leak grows with each run.  So all of the later intervals but one must have grown.  Where
+    processes start, Python's caches take so many runs to fill that its blocks tell nothing.
     """
     repeat = 3 if cell.method else 12
     least = {"objects": 0.5, "bytes": 64}  # for each run
@@ -737,7 +736,7 @@ def hunt(cell: Cell) -> list[str]:
     problems = []
     for what, numbers in zip(MEASURES, seen, strict=True):
         grown = [after - before for before, after in itertools.pairwise(numbers)]
-        if what in least and statistics.median(grown[INTERVALS // 2 :]) >= least[what] * repeat:
+        if what in least and sorted(grown[INTERVALS // 2 :])[1] >= least[what] * repeat:
             problems.append(f"{what} leak: in {repeat} runs each, {grown}")
     return problems
 

@@ -499,7 +499,8 @@ def test_ctrl_c() -> None:
             multiprocessing.set_start_method("fork")
             chain = task(count, branch=True, throttle=5) | task(abs, multiprocess=True, workers=2)
             async with chain() as outputs:
-                print(await anext(outputs), flush=True)
+                await anext(outputs)
+                print("begun", flush=True)
                 async for _ in outputs:
                     pass
 
@@ -508,7 +509,7 @@ def test_ctrl_c() -> None:
         except KeyboardInterrupt:
             print("interrupted", multiprocessing.active_children())
     """)
-    program.wait_for("0")
+    program.wait_for("begun")
     program.interrupt()
     assert program.end() == ("interrupted []", "", 0)
 
