@@ -49,7 +49,11 @@ def chosen(kind: str) -> list[Cell]:
         return matrix.cells(kind)
     if kind in OLDEST_ONLY and not OLDEST:
         return []
-    return matrix.ordinary(kind, product=PRODUCT)
+    cells = matrix.ordinary(kind, product=PRODUCT)
+    if FREE_THREADED:
+        # Not understood yet: such a run was once still there after a Ctrl-C.  See docs/guarantees.md.
+        cells = [cell for cell in cells if not (cell.end == "ctrl-c" and cell.shape == "nested")]
+    return cells
 
 
 def lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
