@@ -51,7 +51,7 @@ def chosen(kind: str) -> list[Cell]:
         return []
     cells = matrix.ordinary(kind, product=PRODUCT)
     if FREE_THREADED:
-        # Not understood yet: such a run was once still there after a Ctrl-C.  See docs/guarantees.md.
+        # Not understood yet: such a run was once still there.  See docs/guarantees.md.
         cells = [cell for cell in cells if not (cell.end == "ctrl-c" and cell.shape == "nested")]
     return cells
 
