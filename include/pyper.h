@@ -388,7 +388,8 @@ PYPER_API void pyper_run_unref(pyper_run *run);
  * pyper_failed         0, or the code that pyper_next() reports: PYPER_EFAILED if a function
  *                      failed.  A cancelled run has not failed.
  * pyper_error_code     the code given to pyper_fail(), or the one the function returned; if a
- *                      process died, its exit code, or minus the signal that killed it
+ *                      process died, its exit code, or minus the signal that killed it, or
+ *                      PYPER_STATUS_UNKNOWN
  * pyper_error_message  a text that names the task and its place; "" if nothing failed
  * pyper_error_task     the index of the task (0 is the first), or -1
  * pyper_error_payload  what was given to pyper_fail_with(), borrowed; or NULL
@@ -606,6 +607,10 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
  *    killed. */
 #define PYPER_GRACE_MS 200
 
+/* How a process has ended is not known: SIGCHLD is ignored, or somebody else has waited for it.  Neither
+ * troubles a run; only the message about a death says less. */
+#define PYPER_STATUS_UNKNOWN INT32_MIN
+
 /* For `encode`: ask for `size` bytes to write the item to, aligned to 8 bytes; once an item.  Returns
  * NULL if there is no memory: then return PYPER_ENOMEM.  Thread safety: only within the call of
  * `encode`, by its thread; so for all of pyper_transfer_*(). */
@@ -713,8 +718,8 @@ struct pyper_host {
     int (*start_process)(void *host_data, const pyper_process *process, void **ret_process,
                          int64_t *ret_pid);
 
-    /* The process has ended: forget it, and set *ret_status to its exit code, or to minus the signal
-     * that ended it.  With the token. */
+    /* The process has ended: forget it, and set *ret_status to its exit code, to minus the signal
+     * that ended it, or to PYPER_STATUS_UNKNOWN.  With the token. */
     void (*join_process)(void *host_data, void *process, int *ret_status);
 
     /* Slots: the host's own way to carry the workers of asynchronous tasks (its coroutines).  NULL:

@@ -638,7 +638,12 @@ static void judge(pyper_run *run, struct process *process, int status) {
         char message[200], who[64];
         snprintf(who, sizeof who, "worker %" PRId64 " of %" PRId64, process->worker + 1,
                  post->workers);
-        if (status < 0)
+        if (status == PYPER_STATUS_UNKNOWN)
+            snprintf(message, sizeof message,
+                     "%s has died; how is not known, for SIGCHLD is ignored or somebody else has "
+                     "waited for it",
+                     who);
+        else if (status < 0)
             snprintf(message, sizeof message, "%s was killed by signal %d (%s)", who, -status,
                      signal_text(-status));
         else if (state == UNBORN)
@@ -659,7 +664,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
 
 static void reap(pyper_run *run, struct process *process) {
     const pyper_host *host = run->host;
-    int status = 0;
+    int status = PYPER_STATUS_UNKNOWN;
     if (host && host->start_process) {
         host->join_process(run->host_data, process->handle, &status);
     } else {
@@ -667,7 +672,6 @@ static void reap(pyper_run *run, struct process *process) {
         pid_t pid;
         do pid = waitpid(process->pid, &raw, 0);
         while (pid < 0 && errno == EINTR);
-        /* If somebody else has waited for it, or SIGCHLD is ignored, its status is lost. */
         if (pid == process->pid) status = WIFSIGNALED(raw) ? -WTERMSIG(raw) : WEXITSTATUS(raw);
     }
     close_(&process->pidfd);

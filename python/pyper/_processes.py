@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
@@ -93,7 +92,7 @@ def start(
 
     `func` is the task's function with its bound arguments, which a forked process inherits; any
     other gets the task pickled.  Raises what pickle and multiprocessing raise.  Ctrl-C waits
-    meanwhile (see process.c).
+    meanwhile (see interrupt.c).
     """
     _insist_on_descriptors(fds[0])
     method, chosen = _start_method()
@@ -150,15 +149,30 @@ def _pickled(task: Task) -> bytes:
         ) from error
 
 
-def join(process: BaseProcess) -> int:
-    """Wait for a process that is ending; returns its exit code, or minus the signal."""
+def join(process: BaseProcess) -> int | None:
+    """Wait for a process that is ending; returns its exit code, or minus the signal.
+
+    None if that cannot be known: SIGCHLD is ignored, or another part of the program has waited for
+    it.  multiprocessing would never call such a process ended.
+    """
+    seen = _exit_code(process)
     process.join()
-    while process.exitcode is None:  # another thread is just asking for it
-        time.sleep(0)
-        process.join()
-    code = process.exitcode
+    if process.exitcode is None:
+        process._popen.returncode = 0 if seen is None else seen  # type: ignore[attr-defined]
+    else:
+        seen = process.exitcode
     process.close()
-    return code
+    return seen
+
+
+def _exit_code(process: BaseProcess) -> int | None:
+    """Wait for a child and leave it to others to be waited for; None if it is no child any more."""
+    try:
+        info = os.waitid(os.P_PID, process.pid or 0, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    assert info is not None
+    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
 
 
 # ------------------------------------------------------------------------ in the process

@@ -25,7 +25,7 @@ class WorkerDied(Error):  # noqa: N818 - what happened, as Cancelled
     task: int
     """The place of the task in `Pipeline.tasks`."""
     exitcode: int
-    """The exit code, or minus the number of the signal."""
+    """The exit code, or minus the number of the signal; -2**31 if that is not known."""
 
     def __init__(self, message: str, task: int = -1, exitcode: int = 0) -> None:
         """Make it of its message, the task's place and how the process ended."""

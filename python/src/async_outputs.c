@@ -54,10 +54,24 @@ static int check_loop(outputs *self, bool claim) {
     return rc;
 }
 
+/* Tell the loop, as Python's own asynchronous generators do when they begin: a loop that ends closes
+ * those that have begun in it (shutdown_asyncgens()).  0, or -1 with an exception. */
+static int announce(outputs *self) {
+    PyObject *function = PySys_GetObject("get_asyncgen_hooks"); /* borrowed */
+    PyObject *hooks = function ? PyObject_CallNoArgs(function) : NULL;
+    if (!hooks) return function ? -1 : 0;
+    PyObject *begins = PyTuple_GET_ITEM(hooks, 0);
+    PyObject *result =
+        begins == Py_None ? Py_NewRef(Py_None) : PyObject_CallOneArg(begins, (PyObject *)self);
+    Py_DECREF(hooks);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
 /* Start the run, in phase STARTING: 0, or -1 with an exception. */
 static int start(outputs *self) {
     atomic_store(&self->process, self->plan->state->generation);
-    if (outputs_start_run(self) < 0) {
+    if (announce(self) < 0 || outputs_start_run(self) < 0) {
         atomic_store(&self->phase, OVER);
         return -1;
     }
@@ -383,15 +397,11 @@ static PyMemberDef async_outputs_members[] = {
 };
 
 static PyType_Slot async_outputs_slots[] = {
-    {Py_tp_doc, (void *)async_outputs_doc},
-    {Py_tp_dealloc, outputs_dealloc},
-    {Py_tp_traverse, outputs_traverse},
-    {Py_tp_clear, outputs_clear},
-    {Py_am_aiter, PyObject_SelfIter},
-    {Py_am_anext, async_outputs_anext},
-    {Py_tp_methods, async_outputs_methods},
-    {Py_tp_members, async_outputs_members},
-    {0, NULL},
+    {Py_tp_doc, (void *)async_outputs_doc}, {Py_tp_dealloc, outputs_dealloc},
+    {Py_tp_traverse, outputs_traverse},     {Py_tp_finalize, outputs_finalize},
+    {Py_tp_clear, outputs_clear},           {Py_am_aiter, PyObject_SelfIter},
+    {Py_am_anext, async_outputs_anext},     {Py_tp_methods, async_outputs_methods},
+    {Py_tp_members, async_outputs_members}, {0, NULL},
 };
 
 PyType_Spec async_outputs_spec = {

@@ -221,7 +221,13 @@ static int driver_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(self->loop);
     Py_VISIT(self->waiting);
     for (slot *slot = self->slots; slot; slot = slot->older) Py_VISIT((PyObject *)slot);
-    return 0;
+    return self->run ? failure_traverse(self->run, visit, arg) : 0;
+}
+
+/* We are garbage, and about to be taken apart. */
+static void driver_finalize(PyObject *op) {
+    driver *self = (driver *)op;
+    if (self->run) failure_finalize(self->run, self->python);
 }
 
 /* We are garbage, so the loop has forgotten us: end the slots without it. */
@@ -260,9 +266,13 @@ static void driver_dealloc(PyObject *op) {
 PyDoc_STRVAR(driver_doc, "What an event loop calls when a run has something to do.");
 
 static PyType_Slot driver_slots[] = {
-    {Py_tp_doc, (void *)driver_doc},   {Py_tp_dealloc, driver_dealloc},
-    {Py_tp_traverse, driver_traverse}, {Py_tp_clear, driver_clear},
-    {Py_tp_call, driver_call},         {0, NULL},
+    {Py_tp_doc, (void *)driver_doc},
+    {Py_tp_dealloc, driver_dealloc},
+    {Py_tp_traverse, driver_traverse},
+    {Py_tp_clear, driver_clear},
+    {Py_tp_finalize, driver_finalize},
+    {Py_tp_call, driver_call},
+    {0, NULL},
 };
 
 PyType_Spec driver_spec = {

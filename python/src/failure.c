@@ -2,7 +2,11 @@
  *
  * The first exception fails the run and travels as the failure's payload.  It is raised once, by
  * next() or close(); if nobody was left to raise it (the outputs were dropped), it goes to
- * sys.unraisablehook when the run is freed.  Later ones become notes at the first.
+ * sys.unraisablehook when the run is freed, or when the garbage collector is about to break it up.
+ * Later ones become notes at the first.
+ *
+ * The exception may lead to the outputs, by its traceback say; so the collector must see that the run
+ * holds it.  One object shows it: the driver, as long as that has the run, and else the outputs.
  */
 #include "pyper_python.h"
 
@@ -11,7 +15,7 @@ enum { NOTES_MAX = 8 };
 
 /* The payload of a failed run. */
 typedef struct failure {
-    _Atomic(PyObject *) exception; /* NULL once taken */
+    _Atomic(PyObject *) exception; /* NULL once taken, which is done under python_run.lock */
     PyObject *func;                /* for sys.unraisablehook */
 } failure;
 
@@ -42,9 +46,16 @@ static PyObject *died(module_state *state, pyper_run *run) {
                                  (long long)pyper_error_task(run), pyper_error_code(run));
 }
 
+static PyObject *take(failure *self, python_run *python) {
+    LOCK_TAKE(&python->lock);
+    PyObject *exception = atomic_exchange(&self->exception, NULL);
+    LOCK_GIVE(&python->lock);
+    return exception;
+}
+
 PyObject *failure_take(pyper_run *run, python_run *python) {
     failure *self = pyper_error_payload(run);
-    if (self) return atomic_exchange(&self->exception, NULL);
+    if (self) return take(self, python);
     size_t size;
     const void *bytes = pyper_error_bytes(run, &size);
     bool has_died = pyper_failed(run) == PYPER_EDIED;
@@ -52,6 +63,22 @@ PyObject *failure_take(pyper_run *run, python_run *python) {
     module_state *state = python->plan->state;
     PyObject *exception = bytes ? load(state, bytes, size) : died(state, run);
     return exception ? exception : PyErr_GetRaisedException();
+}
+
+int failure_traverse(pyper_run *run, visitproc visit, void *arg) {
+    failure *self = pyper_error_payload(run);
+    if (self) Py_VISIT(atomic_load(&self->exception));
+    return 0;
+}
+
+void failure_finalize(pyper_run *run, python_run *python) {
+    failure *self = pyper_error_payload(run);
+    PyObject *exception = self ? take(self, python) : NULL;
+    if (!exception) return;
+    PyObject *raised = PyErr_GetRaisedException();
+    PyErr_SetRaisedException(exception);
+    PyErr_WriteUnraisable(self->func);
+    if (raised) PyErr_SetRaisedException(raised);
 }
 
 bool failure_was_taken(pyper_run *run, python_run *python) {
@@ -110,22 +137,27 @@ static PyObject *made_loud(const step *step, PyObject *exception) {
 }
 
 /* A failure of a run that has failed before: a note at the first one.  All workers must have left
- * before anybody can take that first one, so it is still there, unless the run failed of itself. */
+ * before anybody is told of that, so it is still there, unless the run failed of itself or its outputs
+ * were garbage. */
 static void note_another(const step *step, pyper_worker *worker, PyObject *exception) {
+    python_run *python = pyper_worker_host_data(worker);
     failure *first = pyper_error_payload(pyper_worker_run(worker));
-    PyObject *target = first ? atomic_load(&first->exception) : NULL;
+    LOCK_TAKE(&python->lock);
+    PyObject *target = first ? Py_XNewRef(atomic_load(&first->exception)) : NULL;
+    LOCK_GIVE(&python->lock);
     if (!target) {
         PyErr_SetRaisedException(Py_NewRef(exception));
         PyErr_WriteUnraisable(step->func);
         return;
     }
-    python_run *python = pyper_worker_host_data(worker);
-    if (target == exception || atomic_fetch_add(&python->notes, 1) >= NOTES_MAX) return;
-    PyObject *prefix = PyUnicode_FromFormat("also raised in task '%U' (%zd of %zd)", step->name,
-                                            step->place, step->count);
-    const char *text = prefix ? PyUnicode_AsUTF8(prefix) : NULL;
-    failure_add_note(step->state, target, text ? failure_text(text, exception) : NULL);
-    Py_XDECREF(prefix);
+    if (target != exception && atomic_fetch_add(&python->notes, 1) < NOTES_MAX) {
+        PyObject *prefix = PyUnicode_FromFormat("also raised in task '%U' (%zd of %zd)", step->name,
+                                                step->place, step->count);
+        const char *text = prefix ? PyUnicode_AsUTF8(prefix) : NULL;
+        failure_add_note(step->state, target, text ? failure_text(text, exception) : NULL);
+        Py_XDECREF(prefix);
+    }
+    Py_DECREF(target);
 }
 
 /* From a worker's process an exception goes as bytes.  Takes it. */

@@ -247,9 +247,12 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
     int rc = PYPER_ETHREAD;
     PyObject *worker = entry_new(python, enter, arg);
     if (worker && (thread = make_thread(state, name, worker)) != NULL) {
-        PyObject *result = PyObject_CallMethodNoArgs(thread, state->name_start);
+        interrupts held;
+        int holds = interrupts_hold(state, &held);
+        PyObject *result = holds < 0 ? NULL : PyObject_CallMethodNoArgs(thread, state->name_start);
         Py_XDECREF(result);
         if (result || !turn((entry *)worker, REVOKED)) rc = 0;
+        interrupts_let(&held);
     }
     python_run_keep_raised(python, rc == 0);
     if (rc == 0) {

@@ -499,6 +499,11 @@ PyObject *outputs_stats(PyObject *op, PyObject *unused) {
 
 /* ---------------------------------------------------------------------------- the object */
 
+/* See failure.c. */
+static bool shows_failure(const outputs *self) {
+    return self->run && !(self->driver && self->driver->run);
+}
+
 int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
     outputs *self = (outputs *)op;
     Py_VISIT(Py_TYPE(op));
@@ -511,7 +516,13 @@ int outputs_traverse(PyObject *op, visitproc visit, void *arg) {
         Py_VISIT(self->python->plan);
         Py_VISIT(self->python->context);
     }
-    return 0;
+    return shows_failure(self) ? failure_traverse(self->run, visit, arg) : 0;
+}
+
+/* We are garbage, and about to be taken apart. */
+void outputs_finalize(PyObject *op) {
+    outputs *self = (outputs *)op;
+    if (shows_failure(self)) failure_finalize(self->run, self->python);
 }
 
 /* The plan stays: everything here relies on it.  A plan is cleared by its own. */
@@ -581,15 +592,11 @@ static PyMemberDef outputs_members[] = {
 };
 
 static PyType_Slot outputs_slots[] = {
-    {Py_tp_doc, (void *)outputs_doc},
-    {Py_tp_dealloc, outputs_dealloc},
-    {Py_tp_traverse, outputs_traverse},
-    {Py_tp_clear, outputs_clear},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, outputs_next},
-    {Py_tp_methods, outputs_methods},
-    {Py_tp_members, outputs_members},
-    {0, NULL},
+    {Py_tp_doc, (void *)outputs_doc},   {Py_tp_dealloc, outputs_dealloc},
+    {Py_tp_traverse, outputs_traverse}, {Py_tp_finalize, outputs_finalize},
+    {Py_tp_clear, outputs_clear},       {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, outputs_next},     {Py_tp_methods, outputs_methods},
+    {Py_tp_members, outputs_members},   {0, NULL},
 };
 
 PyType_Spec outputs_spec = {

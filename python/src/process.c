@@ -6,8 +6,6 @@
  */
 #include "pyper_python.h"
 
-#include <signal.h>
-
 /* The attribute `name` of `module`: 0, or -1 with an exception. */
 static int take(PyObject *module, const char *name, PyObject **ret_value) {
     *ret_value = PyObject_GetAttrString(module, name);
@@ -52,63 +50,16 @@ int processes_import(module_state *state) {
 
 /* ------------------------------------------------------------------------- callbacks of the host */
 
-/* Ctrl-C while multiprocessing starts a process: a handler that raises between two of its steps would
- * leave pipes open, and a process that nobody knows.  So Ctrl-C waits meanwhile: what arrives is kept
- * in a dictionary, whose __setitem__ is the handler, and arrives again afterwards.
- *
- * This is done here because no bytecode, which is where handlers run, comes between the start and
- * `started`.  Handlers run in the main thread only. */
-typedef struct held {
-    PyObject *module;  /* _signal; NULL: nothing is held */
-    PyObject *handler; /* the user's */
-    PyObject *arrived;
-} held;
-
-/* 0, or -1 with an exception: what the user's handler has raised just before. */
-static int hold_interrupts(module_state *state, held *ret_held) {
-    *ret_held = (held){0};
-    if (PyThread_get_thread_ident() != state->main_thread) return 0;
-    PyObject *module = PyImport_ImportModule("_signal");
-    PyObject *handler = module ? PyObject_CallMethod(module, "getsignal", "i", SIGINT) : NULL;
-    PyObject *arrived = handler ? PyDict_New() : NULL;
-    PyObject *keep = arrived ? PyObject_GetAttrString(arrived, "__setitem__") : NULL;
-    PyObject *before = NULL;
-    if (keep && PyCallable_Check(handler)) {
-        before = PyObject_CallMethod(module, "signal", "iO", SIGINT, keep);
-        if (before) *ret_held = (held){module, handler, arrived};
-    }
-    Py_XDECREF(keep);
-    Py_XDECREF(before);
-    if (ret_held->module) return 0;
-    Py_XDECREF(module);
-    Py_XDECREF(handler);
-    Py_XDECREF(arrived);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-static void let_interrupts(held *self) {
-    if (!self->module) return;
-    PyObject *raised = PyErr_GetRaisedException();
-    PyObject *before = PyObject_CallMethod(self->module, "signal", "iO", SIGINT, self->handler);
-    if (!before) PyErr_WriteUnraisable(self->handler);
-    Py_XDECREF(before);
-    if (PyDict_GET_SIZE(self->arrived) > 0) PyErr_SetInterruptEx(SIGINT);
-    Py_DECREF(self->module);
-    Py_DECREF(self->handler);
-    Py_DECREF(self->arrived);
-    if (raised) PyErr_SetRaisedException(raised);
-}
-
 static PyObject *start(const pyper_process *process) {
     step *step = process->bind;
     const int *fds = process->fds;
-    held held;
-    if (hold_interrupts(step->state, &held) < 0) return NULL;
+    interrupts held;
+    if (interrupts_hold(step->state, &held) < 0) return NULL;
     PyObject *started =
         PyObject_CallFunction(step->state->start_process, "OOsnnLL(iiii)", step->task, step->func,
                               process->name, step->place, step->count, (long long)process->task,
                               (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
-    let_interrupts(&held);
+    interrupts_let(&held);
     return started;
 }
 
@@ -132,8 +83,11 @@ int process_start(void *host_data, const pyper_process *process, void **ret_proc
 void process_join(void *host_data, void *process, int *ret_status) {
     python_run *python = host_data;
     PyObject *status = PyObject_CallOneArg(python->plan->state->join_process, process);
-    long number = status ? PyLong_AsLong(status) : -1;
-    if (PyErr_Occurred()) PyErr_WriteUnraisable(process);
+    long number = status && status != Py_None ? PyLong_AsLong(status) : PYPER_STATUS_UNKNOWN;
+    if (PyErr_Occurred()) {
+        number = PYPER_STATUS_UNKNOWN;
+        PyErr_WriteUnraisable(process);
+    }
     *ret_status = (int)number;
     Py_XDECREF(status);
     Py_DECREF((PyObject *)process);

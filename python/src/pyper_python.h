@@ -211,6 +211,7 @@ PyObject *outputs_exception_of(PyObject *const *args, Py_ssize_t count);
 PyObject *outputs_stats(PyObject *outputs, PyObject *unused);
 int outputs_traverse(PyObject *op, visitproc visit, void *arg);
 int outputs_clear(PyObject *op);
+void outputs_finalize(PyObject *op);
 void outputs_dealloc(PyObject *op);
 
 /* Outputs of a call: not started yet.  Takes nothing, shares its arguments. */
@@ -300,6 +301,21 @@ void nested_leave(nested *self, pyper_worker *worker);
 
 /* The run has been told to stop: tell those nested in it. */
 void nested_cancel(python_run *python);
+
+/* ----------------------------------------------------------------------------- interrupt.c */
+
+/* What has been put aside while Ctrl-C waits. */
+typedef struct interrupts {
+    PyObject *module;  /* _signal; NULL: nothing is held */
+    PyObject *handler; /* the user's */
+    PyObject *arrived;
+} interrupts;
+
+/* Have Ctrl-C wait until interrupts_let(): 0, or -1 with an exception, what the user's handler has
+ * raised just before; then interrupts_let() has nothing to do.  interrupts_let() keeps the current
+ * exception. */
+int interrupts_hold(module_state *state, interrupts *ret_held);
+void interrupts_let(interrupts *self);
 
 /* ------------------------------------------------------------------------------ awaiting.c */
 
@@ -426,6 +442,11 @@ int failure_report(step *step, pyper_worker *worker);
 
 /* The exception the run failed with, once: a new reference, or NULL if there is none (any more). */
 PyObject *failure_take(pyper_run *run, python_run *python);
+
+/* For the collector: visit that exception; and give it to sys.unraisablehook, for what could raise it
+ * is garbage.  See failure.c for who calls these. */
+int failure_traverse(pyper_run *run, visitproc visit, void *arg);
+void failure_finalize(pyper_run *run, python_run *python);
 
 /* Has the run failed with an exception that was taken before? */
 bool failure_was_taken(pyper_run *run, python_run *python);

@@ -45,6 +45,7 @@ from typing import Any
 from matrix import Cell
 from matrix import cells as all_cells
 from pyper import AsyncPipeline, Cancelled, Pipeline, WorkerDied, task
+from pyper._threads import WorkerThread
 
 PATIENCE = 20  # seconds; only a cell that fails waits that long
 SEED = os.environ.get("PYPER_TEST_SEED", "0")
@@ -266,7 +267,9 @@ def nothing_is_alive(outputs: Any) -> None:
     assert alive == [0, 0, 0], f"workers are alive after close(): {alive}"
 
 
-def interrupt_later(cell: Cell) -> None:
+def interrupt_later(cell: Cell, gate: threading.Lock) -> None:
+    """Interrupt at a random moment, but not while this thread itself is being started."""
+    gate.acquire()
     time.sleep(random.Random(f"{SEED} {cell.name}").random() * 0.005)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -313,9 +316,12 @@ def leave(cell: Cell, pipeline: Pipeline[..., Any], got: list[Item]) -> None:
 
         (pipeline > consumer)()
     elif cell.end == "ctrl-c":
-        interrupter = threading.Thread(target=interrupt_later, args=(cell,))
+        gate = threading.Lock()
+        gate.acquire()
+        interrupter = threading.Thread(target=interrupt_later, args=(cell, gate))
+        interrupter.start()
         try:
-            interrupter.start()
+            gate.release()
             while True:
                 taken: list[Item] = []
                 for item in pipeline():
@@ -382,9 +388,12 @@ async def aleave(cell: Cell, pipeline: AsyncPipeline[..., Any], got: list[Item])
 
         await (pipeline > consumer)()
     elif cell.end == "ctrl-c":
-        interrupter = threading.Thread(target=interrupt_later, args=(cell,))
+        gate = threading.Lock()
+        gate.acquire()
+        interrupter = threading.Thread(target=interrupt_later, args=(cell, gate))
         interrupter.start()
         try:
+            gate.release()
             while True:
                 taken: list[Item] = []
                 await atake(pipeline(), taken)
@@ -536,7 +545,9 @@ def children() -> set[int]:
     """The processes whose parent is this one, but those that multiprocessing keeps.
 
     What a worker has left behind becomes ours when the worker ends; if that is dead, it is buried.
+    Not while there are workers, for somebody may just be starting or burying a process.
     """
+    workers = any(isinstance(thread, WorkerThread) for thread in threading.enumerate())
     found = set()
     for folder in os.scandir("/proc"):
         if not folder.name.isdigit():
@@ -549,7 +560,7 @@ def children() -> set[int]:
             found.add((int(folder.name), state))
     known = {p.pid for p in multiprocessing.active_children()}
     for pid, state in list(found):
-        if state == "Z" and pid not in known:
+        if state == "Z" and pid not in known and not workers:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
             found.discard((pid, state))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import builtins
+import contextlib
 import contextvars
 import functools
 import gc
@@ -16,6 +17,7 @@ import sys
 import textwrap
 import threading
 import types
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ import pytest
 import pyper
 from helpers import PATIENCE, Counted, none_alive
 from on_loop import collect, nothing_said, run
-from pyper import AsyncPipeline, Pipeline, task
+from pyper import AsyncOutputs, AsyncPipeline, Pipeline, task
 
 __all__ = ["nothing_said"]  # a fixture for every test here
 
@@ -674,6 +676,45 @@ def test_outputs_that_outlive_their_loop() -> None:
     assert none_alive()
 
 
+def test_a_failure_that_leads_to_its_outputs_is_collected_with_its_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(repr(args.exc_value)))
+    box: list[AsyncOutputs[int]] = []
+
+    class HoldsOutputs(Exception):
+        pass
+
+    async def fail_later(x: int) -> int:
+        if x > 0:
+            raise HoldsOutputs(box.pop(), asyncio.get_running_loop())
+        return x
+
+    async def all_left(outputs: AsyncOutputs[int]) -> None:
+        while any(stats.alive for stats in outputs.stats()):
+            await asyncio.sleep(0)
+
+    for close in (True, False):
+        loop = asyncio.new_event_loop()
+        outputs = (task(arange, branch=True) | task(fail_later))(2)
+        box.append(outputs)
+        assert loop.run_until_complete(anext(outputs)) == 0
+        loop.run_until_complete(all_left(outputs))
+        if close:
+            loop.close()
+        reference = weakref.ref(outputs)
+        del outputs
+        with contextlib.ExitStack() as stack:
+            if not close:
+                stack.enter_context(pytest.warns(ResourceWarning, match="unclosed event loop"))
+            del loop
+            gc.collect()
+        assert reference() is None
+        assert [text[:13] for text in told] == ["HoldsOutputs("]
+        told.clear()
+
+
 def test_a_loop_that_is_closed_early() -> None:
     loop = asyncio.new_event_loop()
     outputs = endless_chain(2)()
@@ -996,6 +1037,24 @@ def test_each_loop_may_be_closed_early(
     asyncio.run(kept.aclose())
     del kept
     assert none_alive()
+
+
+def test_each_loop_that_ends_closes_outputs_that_are_kept(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """As it closes asynchronous generators: asyncio.run() leaves nothing behind."""
+    kept = []
+
+    async def main() -> None:
+        for outputs in [endless_chain(2)(), (task(arange, branch=True) | task(ainc))(3)]:
+            await anext(outputs)
+            kept.append(outputs)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert [stats.alive for outputs in kept for stats in outputs.stats()] == [0] * 6
+    assert Counted.alive == 0
+    asyncio.run(kept[0].aclose())  # once more is no mistake
 
 
 def test_each_loop_mixes_all_kinds(

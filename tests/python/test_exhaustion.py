@@ -107,11 +107,13 @@ def limited(source: str) -> str:
 @pytest.mark.skipif(os.getuid() != 0, reason="takes on a user of its own, to count its threads")
 @pytest.mark.parametrize("kind", ["thread", "process", "async", "async and process"])
 def test_threads_and_processes_are_refused(kind: str) -> None:
+    """Each of them once; a thread that has just ended may still count, and be refused as well."""
+    least = {"thread": 5, "process": 5, "async": 2, "async and process": 3}[kind]
     printed = limited(f"""
         run({kind!r})  # what it imports may be out of that user's reach
         os.setuid(61234)
         errors = raise_limit({kind!r}, resource.RLIMIT_NPROC, itertools.count(1))
-        assert len(errors) >= 3, errors
+        assert len(errors) >= {least}, errors
         for error in errors:
             assert "thread" in error or "process could not be started" in error, error
         print("done")

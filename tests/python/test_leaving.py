@@ -9,6 +9,7 @@ import contextlib
 import gc
 import itertools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -285,8 +286,6 @@ def test_a_generator_that_will_not_be_closed() -> None:
 def test_a_failure_that_nobody_can_be_told_goes_to_the_unraisable_hook(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import sys
-
     told: list[tuple[str, object]] = []
     monkeypatch.setattr(
         sys, "unraisablehook", lambda args: told.append((repr(args.exc_value), args.object))
@@ -561,9 +560,41 @@ def test_cycles_through_a_closed_run_are_collected() -> None:
     assert reference() is None
 
 
-def test_references_to_items_are_exactly_those_that_are_left() -> None:
-    import sys
+class HoldsOutputs(Exception):
+    """Leads to the outputs of the run that has failed with it."""
 
+    def __init__(self, outputs: object) -> None:
+        super().__init__("holds its outputs")
+        self.outputs = outputs
+
+
+def wait_for_workers(outputs: Outputs[Any]) -> None:
+    until(lambda: not any(stats.alive for stats in outputs.stats()))
+
+
+def test_a_failure_that_leads_to_its_outputs_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run holds the exception, which holds the outputs, which hold the run."""
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(repr(args.exc_value)))
+    box: list[Outputs[int]] = []
+
+    def fail_later(x: int) -> int:
+        if x > 0:
+            raise HoldsOutputs(box.pop())
+        return x
+
+    outputs = (numbers | task(fail_later))(2)
+    box.append(outputs)
+    assert next(outputs) == 0
+    wait_for_workers(outputs)
+    reference = weakref.ref(outputs)
+    del outputs
+    gc.collect()
+    assert reference() is None
+    assert told == ["HoldsOutputs('holds its outputs')"]
+
+
+def test_references_to_items_are_exactly_those_that_are_left() -> None:
     item = object()
     before = sys.getrefcount(item)
     pipeline = task(lambda: itertools.repeat(item, 1000), branch=True) | task(
@@ -578,8 +609,6 @@ def test_references_to_items_are_exactly_those_that_are_left() -> None:
 
 
 def test_functions_and_arguments_are_given_back() -> None:
-    import sys
-
     argument, function = object(), lambda x: x
     before = sys.getrefcount(argument), sys.getrefcount(function)
     for _ in range(10):

@@ -49,11 +49,7 @@ def chosen(kind: str) -> list[Cell]:
         return matrix.cells(kind)
     if kind in OLDEST_ONLY and not OLDEST:
         return []
-    cells = matrix.ordinary(kind, product=PRODUCT)
-    if FREE_THREADED:
-        # Not understood yet: such a run was once still there.  See docs/guarantees.md.
-        cells = [cell for cell in cells if not (cell.end == "ctrl-c" and cell.shape == "nested")]
-    return cells
+    return matrix.ordinary(kind, product=PRODUCT)
 
 
 def lines(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:

@@ -46,6 +46,9 @@ pytestmark = [
 ]
 
 
+METHODS = ["fork", "forkserver", "spawn"]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def servers() -> None:
     """Start what multiprocessing keeps for the whole session, so that it is not taken for ours."""
@@ -741,6 +744,53 @@ def test_a_death_is_named(method: str, func: Any, code: int, words: str) -> None
     assert isinstance(c.value, pyper.Error)
 
 
+@pytest.mark.parametrize("handler", ["signal.SIG_IGN", "wait_for_all"])
+@pytest.mark.parametrize("chosen", METHODS)
+def test_others_may_wait_for_the_processes(tmp_path: Path, chosen: str, handler: str) -> None:
+    """The kernel, or a handler of the program's: multiprocessing never hears of their end."""
+    done = run_program(
+        tmp_path,
+        f"""
+        import multiprocessing, os, signal
+        import pyper
+        from pyper import task
+
+        def inc(x):
+            return x + 1
+
+        def die(x):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def wait_for_all(number, frame):
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("{chosen}")
+            signal.signal(signal.SIGCHLD, {handler})
+            numbers = task(range, branch=True)
+            print(list((numbers | task(inc, multiprocess=True, workers=2, ordered=True))(3)))
+            try:
+                list((numbers | task(die, multiprocess=True))(3))
+            except pyper.WorkerDied as error:
+                print(error.task, error.exitcode, error)
+            print(multiprocessing.active_children(), flush=True)
+            os._exit(0)  # at its end multiprocessing may complain that its own process is gone
+        """,
+    )
+    assert done.stderr == ""
+    first, second, third = done.stdout.splitlines()
+    assert (first, third) == ("[1, 2, 3]", "[]")
+    known = second.startswith("1 -9 ") and "was killed by signal 9" in second
+    unknown = second.startswith(f"1 {-(2**31)} ") and "how is not known" in second
+    assert known if chosen == "forkserver" else known or unknown
+    if handler == "signal.SIG_IGN":
+        assert known == (chosen == "forkserver")
+
+
 def test_an_idle_worker_may_die(fork: None) -> None:
     """It waits for an input, and the caller for an output: nobody else is doing anything."""
     outputs = (
@@ -828,9 +878,6 @@ def run_program(folder: Path, source: str, **options: Any) -> subprocess.Complet
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         **options,
     )
-
-
-METHODS = ["fork", "forkserver", "spawn"]
 
 
 @pytest.mark.parametrize("chosen", METHODS)

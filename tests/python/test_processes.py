@@ -669,6 +669,31 @@ def test_an_interrupt_while_threads_are_started() -> None:
     assert printed.splitlines() == ["interrupted", "[] 1"]
 
 
+def test_ctrl_c_while_threads_are_started() -> None:
+    """It waits: threading would list a half-started thread for ever."""
+    printed = run_program(
+        program("""
+        import signal
+        start = threading.Thread.start
+        def interrupted(self):
+            if self.name.startswith("abs-2"):
+                signal.raise_signal(signal.SIGINT)
+                print("it waits")
+            start(self)
+        threading.Thread.start = interrupted
+        outputs = (counting | task(abs, workers=4))()
+        try:
+            next(outputs)
+        except KeyboardInterrupt:
+            print("interrupted")
+        outputs.close()
+        print(list(outputs), threading.active_count())
+        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        """)
+    )
+    assert printed.splitlines() == ["it waits", "interrupted", "[] 1", "True"]
+
+
 def test_an_interrupt_while_threads_are_joined() -> None:
     printed = run_program(
         program("""

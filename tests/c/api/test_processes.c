@@ -830,6 +830,19 @@ EACH_HOST(a_death_is_named) {
     dies(die_by_exit, 0, 0, "exit code 0");
 }
 
+EACH_HOST(the_kernel_may_wait_for_the_processes) {
+    struct sigaction ignore = {.sa_handler = SIG_IGN}, before;
+    CHECK_EQ(sigaction(SIGCHLD, &ignore, &before), 0);
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(add_one, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(10));
+    for (long i = 0; i < 10; i++) NEXT_IS(run, i + 1);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+    dies(die_of_signal, SIGKILL, PYPER_STATUS_UNKNOWN, "how is not known");
+    CHECK_EQ(sigaction(SIGCHLD, &before, NULL), 0);
+}
+
 #if !CHECK_TSAN && !CHECK_ASAN /* which have handlers of their own */
 static int die_of_fault(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
