@@ -1,8 +1,7 @@
 """Leak hunts: what one run leaves behind, however little, many runs show.
 
 Cells of the table of ends (see matrix.py) run many times each, in processes of their own that look
-at threads, processes, descriptors, references and memory; and many of them at once, in the threads
-of one process, which on free-threaded builds run in parallel.
+at threads, processes, descriptors, references and memory.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ HUNTED = {
 }
 
 
-def run(cells: list[Cell], option: str) -> None:
-    """Run cells so, and fail with all that was wrong."""
+def hunt(cells: list[Cell]) -> None:
+    """Run each cell many times, and fail with all that was wrong."""
     faulthandler.cancel_dump_traceback_later()  # pytest's, which is for shorter tests
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("matrix_cells.py"), option],
+        [sys.executable, Path(__file__).with_name("matrix_cells.py"), "--hunt"],
         input="\n".join(cell.name for cell in cells),
         capture_output=True,
         text=True,
@@ -52,22 +51,14 @@ def run(cells: list[Cell], option: str) -> None:
     ended = {line["ended"]: line["problems"] for line in said if "ended" in line}
     failures = [f"{name}: {' '.join(problems)}" for name, problems in ended.items() if problems]
     assert failures == []
-    assert len(ended) == (1 if option == "--together" else len(cells))
+    assert len(ended) == len(cells)
 
 
 @pytest.mark.parametrize(("kind", "shape"), HUNTED, ids=map(" ".join, HUNTED))
 def test_no_end_leaks(kind: str, shape: str) -> None:
     ends = HUNTED[kind, shape]
     cells = [Cell(kind, shape, 1, 2, end, "infinite") for end in ends]
-    run([cell for cell in matrix.cells(kind) if cell in cells], "--hunt")
-
-
-def test_many_runs_in_many_threads() -> None:
-    """Each thread begins runs and leaves them in every way, in an order of its own."""
-    kinds = ("thread", "async", "async.thread.async", "thread.async.thread")
-    cells = [cell for kind in kinds for cell in matrix.cover(matrix.cells(kind))]
-    main_thread_only = ("ctrl-c", "exit")
-    run([cell for cell in cells if cell.end not in main_thread_only], "--together")
+    hunt([cell for cell in matrix.cells(kind) if cell in cells])
 
 
 def test_the_hunt_finds_what_leaks(tmp_path: Path) -> None:

@@ -140,6 +140,32 @@ def test_every_end(kind: str, workers: int) -> None:
     run([cell for cell in chosen(kind) if cell.workers == workers])
 
 
+def test_many_runs_in_many_threads() -> None:
+    """Each thread begins runs and leaves them in every way, in an order of its own.
+
+    Without a GIL they do so in parallel.  None has 64 workers: in each thread so many pipelines of threads inside of others would be more
+    threads than a limited address space has room for.
+    """
+    kinds = ("thread", "async", "async.thread.async", "thread.async.thread")
+    cells = [
+        cell.name
+        for kind in kinds
+        for cell in matrix.cover(cell for cell in matrix.cells(kind) if cell.workers < 64)
+        if cell.end not in ("ctrl-c", "exit")  # these concern the main thread alone
+    ]
+    faulthandler.cancel_dump_traceback_later()  # pytest's, which is for shorter tests
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("matrix_cells.py"), "--together", *cells],
+        capture_output=True,
+        text=True,
+        timeout=3 * HANG,
+        env=os.environ | {"PYPER_TEST_SEED": SEED},
+    )
+    assert done.returncode == 0, f"PYPER_TEST_SEED={SEED}\n{done.stderr}"
+    ended = json.loads(done.stdout.splitlines()[-1])
+    assert ended["problems"] == [], f"PYPER_TEST_SEED={SEED}"
+
+
 def test_the_cover_has_every_pair() -> None:
     for kind in matrix.KINDS:
         every = matrix.cells(kind)
