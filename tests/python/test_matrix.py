@@ -143,8 +143,8 @@ def test_every_end(kind: str, workers: int) -> None:
 def test_many_runs_in_many_threads() -> None:
     """Each thread begins runs and leaves them in every way, in an order of its own.
 
-    Without a GIL they do so in parallel.  None has 64 workers: in each thread so many pipelines of threads inside of others would be more
-    threads than a limited address space has room for.
+    Without a GIL they do so in parallel.  None has 64 workers: so many pipelines of threads inside
+    of others, in each thread, would be more threads than a limited address space has room for.
     """
     kinds = ("thread", "async", "async.thread.async", "thread.async.thread")
     cells = [
