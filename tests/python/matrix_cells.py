@@ -27,6 +27,7 @@ import json
 import logging
 import multiprocessing
 import os
+import queue
 import random
 import select
 import signal
@@ -267,11 +268,14 @@ def nothing_is_alive(outputs: Any) -> None:
     assert alive == [0, 0, 0], f"workers are alive after close(): {alive}"
 
 
-def interrupt_later(cell: Cell, gate: threading.Lock) -> None:
-    """Interrupt at a random moment, but not while this thread itself is being started."""
-    gate.acquire()
-    time.sleep(random.Random(f"{SEED} {cell.name}").random() * 0.005)
-    os.kill(os.getpid(), signal.SIGINT)
+INTERRUPTS: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: one is wanted
+
+
+def interrupt_later(cell: Cell) -> None:
+    """Interrupt the main thread at a random moment, each time that this is asked for."""
+    while INTERRUPTS.get():
+        time.sleep(random.Random(f"{SEED} {cell.name}").random() * 0.005)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def kill_somebody(cell: Cell) -> None:
@@ -316,18 +320,17 @@ def leave(cell: Cell, pipeline: Pipeline[..., Any], got: list[Item]) -> None:
 
         (pipeline > consumer)()
     elif cell.end == "ctrl-c":
-        gate = threading.Lock()
-        gate.acquire()
-        interrupter = threading.Thread(target=interrupt_later, args=(cell, gate))
+        interrupter = threading.Thread(target=interrupt_later, args=(cell,))
         interrupter.start()
         try:
-            gate.release()
+            INTERRUPTS.put(True)
             while True:
                 taken: list[Item] = []
                 for item in pipeline():
                     taken.append(item)
                 verify(cell, taken, complete=True)
         finally:
+            INTERRUPTS.put(False)
             interrupter.join()
     elif cell.end == "killed" and not dies_itself(cell):
         outputs = pipeline()
@@ -388,18 +391,17 @@ async def aleave(cell: Cell, pipeline: AsyncPipeline[..., Any], got: list[Item])
 
         await (pipeline > consumer)()
     elif cell.end == "ctrl-c":
-        gate = threading.Lock()
-        gate.acquire()
-        interrupter = threading.Thread(target=interrupt_later, args=(cell, gate))
+        interrupter = threading.Thread(target=interrupt_later, args=(cell,))
         interrupter.start()
         try:
-            gate.release()
+            INTERRUPTS.put(True)
             while True:
                 taken: list[Item] = []
                 await atake(pipeline(), taken)
                 verify(cell, taken, complete=True)
                 await asyncio.sleep(0)
         finally:
+            INTERRUPTS.put(False)
             interrupter.join()
     elif cell.end == "killed" and not dies_itself(cell):
         outputs = pipeline()
@@ -637,10 +639,19 @@ class Listener(logging.Handler):
         SAID.append(f"asyncio says: {record.getMessage()}")
 
 
+def hear(args: sys.UnraisableHookArgs) -> None:
+    """Note what nobody could raise, but for a Ctrl-C in a callback of Python's own: repeat that."""
+    module = getattr(args.object, "__module__", None)
+    if args.exc_type is KeyboardInterrupt and module in ("threading", "_weakrefset"):
+        INTERRUPTS.put(True)
+    else:
+        SAID.append(f"unraisable: {args.exc_value!r}, {args.object}")
+
+
 def listen() -> None:
     """Note what Python reports because nobody could raise it."""
     logging.getLogger("asyncio").addHandler(Listener())
-    sys.unraisablehook = lambda args: SAID.append(f"unraisable: {args.exc_value!r}, {args.object}")
+    sys.unraisablehook = hear
     threading.excepthook = lambda args: SAID.append(f"{args.thread} raised {args.exc_value!r}")
 
 
