@@ -286,7 +286,9 @@ static int64_t published_in(const pyper__channel *channel) {
 }
 
 int64_t pyper__channel_pushed(const pyper__channel *channel) {
-    return published_in(channel) + kept_in(channel);
+    /* Published before kept, as in pyper__queue_room(). */
+    int64_t published = published_in(channel);
+    return published + kept_in(channel);
 }
 
 int64_t pyper__channel_popped(const pyper__channel *channel) {

@@ -401,10 +401,10 @@ static void resume(pyper__slot *slot) {
 /* The next slot that has never worked: it begins, unless there is nothing left for it. */
 static void resume_fresh(pyper__crew *crew) {
     pyper__slot *slot = &crew->slots[crew->fresh++];
-    pyper__queue *input = crew->stage->input;
-    bool complete = pyper__edge_state(input) == PYPER__ENDED && pyper__edge_there(input) == 0;
+    const pyper__stage *stage = crew->stage;
     /* A joined task is called also when there is nothing to read. */
-    if (pyper__worker_stopped(slot->worker) || (complete && !crew->stage->task->join))
+    if (pyper__worker_stopped(slot->worker) ||
+        (!stage->task->join && pyper__edge_is_complete(stage->input)))
         leave(slot);
     else
         resume(slot);

@@ -17,7 +17,6 @@ struct pyper__order {
     pyper__queue *queue;
     int64_t window;
     _Atomic int64_t turn;
-    _Atomic int64_t kept;
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     _Atomic int64_t waiting; /* how many threads wait for a turn */
@@ -84,7 +83,7 @@ static int keep_locked(pyper__order *order, struct record *record, void *item) {
         record->capacity = capacity;
     }
     record->items[record->count++] = item;
-    atomic_fetch_add(&order->kept, 1);
+    atomic_fetch_add(&order->queue->kept, 1);
     return 0;
 }
 
@@ -101,13 +100,13 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
     if (trouble(order) < 0) return trouble(order);
     int64_t turn = atomic_load(&order->turn);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    int64_t waiting = tail + atomic_load(&order->kept) - atomic_load(&queue->given_back);
+    int64_t room = pyper__queue_room(queue);
     *ret_wait = (struct pyper__turn){.queue = queue, .order = order, .until = ticket};
     struct record *record = record_of(order, ticket);
     bool within = ticket < turn + order->window;
     if (within) set_blocked_locked(order, record, false);
     if (ticket == turn) {
-        if (waiting >= queue->limit) return PYPER__AGAIN;
+        if (room <= 0) return PYPER__AGAIN;
         int rc = pyper__queue_write(queue, tail, item);
         if (rc == 0) atomic_store(&queue->tail, tail + 1);
         return rc;
@@ -118,7 +117,7 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket,
         return PYPER__AGAIN;
     }
     if (queue->limit == INT64_MAX && record->count >= order->window) return PYPER__AGAIN;
-    if (queue->limit != INT64_MAX && waiting >= queue->limit - 1) {
+    if (room <= 1) {
         ret_wait->or_for_room = true;
         set_blocked_locked(order, record, true);
         return PYPER__AGAIN;
@@ -138,7 +137,7 @@ static int publish_locked(pyper__order *order, struct record *record, int64_t *p
             return rc;
         }
         /* kept before tail: seen from outside an item is never counted twice. */
-        atomic_fetch_sub(&order->kept, 1);
+        atomic_fetch_sub(&queue->kept, 1);
         atomic_store(&queue->tail, tail + 1);
         ++*published;
     }
@@ -236,9 +235,7 @@ bool pyper__order_turn_has_come(const void *arg) {
     const pyper__queue *queue = turn->queue;
     return atomic_load(&queue->state) != PYPER__OPEN ||
            atomic_load(&turn->order->turn) >= turn->until ||
-           (turn->or_for_room && atomic_load(&queue->tail) + atomic_load(&turn->order->kept) -
-                                         atomic_load(&queue->given_back) <
-                                     queue->limit - 1);
+           (turn->or_for_room && pyper__queue_room(queue) > 1);
 }
 
 /* They have tickets soon after the turn, so they are found soon. */
@@ -258,20 +255,16 @@ void pyper__order_notify_all(pyper__order *order) {
     for (int64_t i = 0; i < order->window; i++) pyper__event_notify_all(&order->ring[i].turn);
 }
 
-int64_t pyper__order_kept(const pyper__order *order) {
-    return atomic_load(&order->kept);
-}
-
 int64_t pyper__order_pushed(const pyper__order *order) {
     return atomic_load_explicit(&order->pushed, memory_order_relaxed);
 }
 
 bool pyper__order_take_any(pyper__order *order, void **ret_item) {
-    for (int64_t i = 0; i < order->window && atomic_load(&order->kept) > 0; i++) {
+    for (int64_t i = 0; i < order->window && atomic_load(&order->queue->kept) > 0; i++) {
         struct record *record = &order->ring[i];
         if (record->count == 0) continue;
         *ret_item = record->items[--record->count];
-        atomic_fetch_sub(&order->kept, 1);
+        atomic_fetch_sub(&order->queue->kept, 1);
         return true;
     }
     return false;

@@ -12,11 +12,12 @@
  *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn.
  *
  * Synchronization
- *   All fields are protected by the queue's push_lock, except: `turn` and `kept` are also read
- *   without it (atomic, seq_cst) by those who wait and by statistics; `blocked` and a record's flag
- *   of that name are set under it and read without it (atomic, seq_cst): who waits for room sets them
- *   before he looks for it, and who makes room reads them after he has made it; `waiting` in the same
- *   way by who waits for his turn, and who moves it; `one_each` never changes once workers run; `trouble` is read without it; the events look after themselves. */
+ *   All fields are protected by the queue's push_lock, except: `turn` is also read without it (atomic,
+ *   seq_cst) by those who wait; `blocked` and a record's flag of that name are set under it and read
+ *   without it (atomic, seq_cst): who waits for room sets them before he looks for it, and who makes
+ *   room reads them after he has made it; `waiting` in the same way by who waits for his turn, and who
+ *   moves it; `one_each` never changes once workers run; `trouble` and `pushed` are read without it;
+ *   the events look after themselves.  How many outputs are kept is the queue's `kept`. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -63,8 +64,7 @@ void pyper__order_notify_all(pyper__order *order);
 /* There is room again: `count` of those who wait for it out of turn may try again. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count);
 
-/* How many outputs are kept; how many were pushed with a ticket, kept or not. */
-int64_t pyper__order_kept(const pyper__order *order);
+/* How many outputs were pushed with a ticket, kept or not. */
 int64_t pyper__order_pushed(const pyper__order *order);
 
 /* Any output that is kept, for destroying; false: none.  Nobody pushes any more. */

@@ -80,6 +80,8 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
  * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
  * when it wakes up the next time. */
 #define LONG_YIELD_NS 1000000
+/* Where yielding was of no use, one is tried again after this many sleeps: then it costs next to nothing,
+ * and is learned anew soon enough.  The exact number does not matter much. */
 #define SLEEPS_BETWEEN 16
 
 /* The half of the word that counts notifications. */
@@ -248,15 +250,23 @@ static uint32_t yields_to_try(pyper__event *event) {
     return try_one ? 1 : 0;
 }
 
+/* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
+ * over. */
+static bool yield_was_long(int64_t *now) {
+    int64_t before = *now;
+    pyper__yield();
+    *now = pyper_now();
+    return *now - before > LONG_YIELD_NS;
+}
+
 static int yield_and_sleep(struct wait *wait) {
     pyper__event *event = wait->event;
     uint32_t yields = yields_to_try(event);
-    int64_t before = wait->since_ns;
+    int64_t now = wait->since_ns;
     for (uint32_t i = 0; i < yields; i++) {
-        pyper__yield();
+        bool was_long = yield_was_long(&now);
         bool ready = wait->ready(wait->arg);
-        int64_t now = pyper_now();
-        if (now - before > LONG_YIELD_NS)
+        if (was_long)
             yields = 0;
         else if (ready)
             yields = yields + 4 < YIELDS_MAX ? yields + 4 : YIELDS_MAX;
@@ -264,7 +274,6 @@ static int yield_and_sleep(struct wait *wait) {
             atomic_store_explicit(&event->yields, yields, memory_order_relaxed);
             return 0;
         }
-        before = now;
     }
     int64_t asleep = pyper_now();
     for (;;) {
@@ -319,13 +328,10 @@ struct bell_wait {
 
 /* While the loop counts as driven, what wakes it costs no system call. */
 static bool woken_soon(pyper__waker *waker) {
-    int64_t before = pyper_now();
+    int64_t now = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
-        pyper__yield();
-        int64_t now = pyper_now();
-        if (now - before > LONG_YIELD_NS) break;
-        before = now;
+        if (yield_was_long(&now)) break;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);

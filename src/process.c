@@ -387,9 +387,7 @@ void pyper__child_cancel(pyper_run *run) {
 static void child_left(struct pyper__child *child, pyper__stage *stage, struct seat *seat) {
     struct post *post = &board_at(child->shm)->posts[child->stage];
     if (atomic_fetch_sub(&post->alive, 1) == 1) {
-        bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
-                        pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
-        if (!complete) child_stop(child, child->stage);
+        if (!pyper__edge_is_complete(stage->input)) child_stop(child, child->stage);
         /* As there: a stage that was told to stop has not ended its stream. */
         if (atomic_load(&board_at(child->shm)->stopped) <= child->stage)
             pyper__edge_set_state(stage->output, PYPER__ENDED);

@@ -181,12 +181,6 @@ int64_t pyper__queue_there(const pyper__queue *queue) {
     return atomic_load(&queue->tail) - head;
 }
 
-int64_t pyper__queue_room(const pyper__queue *queue) {
-    if (queue->limit == INT64_MAX) return INT64_MAX;
-    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
-    return queue->limit - (atomic_load(&queue->tail) + kept - atomic_load(&queue->given_back));
-}
-
 int64_t pyper__queue_started(const pyper__queue *queue) {
     int64_t drained = atomic_load_explicit(&queue->drained, memory_order_relaxed);
     return pyper__queue_popped(queue) - drained;
@@ -196,10 +190,8 @@ int64_t pyper__queue_started(const pyper__queue *queue) {
 
 /* Wake producers if half of the places are free (or, `all`, if any is).  Too few woken now are
  * woken by a later call: at the latest when the consumer is about to wait. */
-static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
-    int64_t tail = atomic_load(&queue->tail);
-    int64_t kept = queue->order ? pyper__order_kept(queue->order) : 0;
-    int64_t free_places = queue->limit - (tail + kept - given_back);
+static void wake_producers(pyper__queue *queue, bool all) {
+    int64_t free_places = pyper__queue_room(queue);
     if (free_places <= 0 || (!all && free_places < queue->limit / 2)) return;
     pyper__event_notify(&queue->places,
                         free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
@@ -209,7 +201,7 @@ static void wake_producers(pyper__queue *queue, int64_t given_back, bool all) {
 static PYPER__COLD void give_back(pyper__queue *queue, int64_t head) {
     queue->give_at = head + queue->block;
     atomic_store(&queue->given_back, head);
-    wake_producers(queue, head, false);
+    wake_producers(queue, false);
 }
 
 /* The item that takes head to give_at is popped with care. */
@@ -226,7 +218,7 @@ void pyper__queue_settle(pyper__queue *queue) {
     if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
         atomic_store(&queue->given_back, head);
     if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
-    wake_producers(queue, head, true);
+    wake_producers(queue, true);
 }
 
 /* -------------------------------------------------------------------------------- pushing */
@@ -252,16 +244,7 @@ int pyper__queue_try_push(pyper__queue *queue, void *item) {
 
 static bool room_or_over(const void *arg) {
     const pyper__queue *queue = arg;
-    return atomic_load(&queue->state) != PYPER__OPEN ||
-           atomic_load(&queue->tail) - atomic_load(&queue->given_back) < queue->limit;
-}
-
-static bool room_with_order(const void *arg) {
-    const pyper__queue *queue = arg;
-    return atomic_load(&queue->state) != PYPER__OPEN || atomic_load(&queue->tail) +
-                                                                pyper__order_kept(queue->order) -
-                                                                atomic_load(&queue->given_back) <
-                                                            queue->limit;
+    return atomic_load(&queue->state) != PYPER__OPEN || pyper__queue_room(queue) > 0;
 }
 
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
@@ -286,8 +269,8 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
         if (turn) {
             pyper__order_await(&wait_for, seat);
         } else {
-            pyper__await(seat, &queue->places, queue->order ? room_with_order : room_or_over, queue,
-                         PYPER_FOREVER, PYPER__BLOCKED, false);
+            pyper__await(seat, &queue->places, room_or_over, queue, PYPER_FOREVER, PYPER__BLOCKED,
+                         false);
         }
     }
 }

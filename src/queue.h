@@ -30,6 +30,7 @@
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
  *                read of it by the consuming end): seq_cst, but with `quick_push` release, and
  *                whoever sleeps on `items` makes up for it (park.h, light notifiers).
+ *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an order.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
@@ -41,8 +42,7 @@
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
- *   given_back <= head <= tail;  with a limit: tail - given_back <= limit (kept items of an order
- *   included).
+ *   given_back <= head <= tail;  with a limit: tail + kept - given_back <= limit.
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.
@@ -90,6 +90,7 @@ typedef struct pyper__queue {
     uintptr_t push_base; /* where the slot of item 0 would be, if push_chunk reached back to it */
     int64_t push_end;    /* the first item that is behind push_chunk */
     int64_t room_until;  /* tail may grow to this without looking at given_back again */
+    _Atomic int64_t kept;
     pyper__chunk *push_chunk;
     pyper__lock push_lock;
     bool quick_push;
@@ -140,7 +141,17 @@ int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to b
 
 /* How many items can be popped at this moment, and pushed (INT64_MAX: there is no bound). */
 int64_t pyper__queue_there(const pyper__queue *queue);
-int64_t pyper__queue_room(const pyper__queue *queue);
+
+/* Never fewer places than there are at the last of the three reads: an item goes from `kept` to `tail`,
+ * and its place is given back after that, so read in this order none is counted twice.  One may be
+ * missed on its way, and there seem to be more: a hint.  Under push_lock, where tail and kept stand
+ * still, it is exact, and only grows. */
+static inline int64_t pyper__queue_room(const pyper__queue *queue) {
+    if (queue->limit == INT64_MAX) return INT64_MAX;
+    int64_t tail = atomic_load(&queue->tail);
+    int64_t kept = atomic_load(&queue->kept);
+    return queue->limit - (tail + kept - atomic_load(&queue->given_back));
+}
 
 /* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *

@@ -157,9 +157,7 @@ void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
     if (atomic_fetch_sub(stage->alive, 1) == 1) {
         /* The last one.  If inputs were left (a joined task that had enough), nobody will take them:
          * the stages before are done. */
-        bool complete = pyper__edge_state(stage->input) == PYPER__ENDED &&
-                        pyper__edge_pushed(stage->input) == pyper__edge_popped(stage->input);
-        if (!complete) stop(run, stage->index, stage->index + 1);
+        if (!pyper__edge_is_complete(stage->input)) stop(run, stage->index, stage->index + 1);
         /* A stage that was told to stop has not ended its stream: whoever told it sees to that queue. */
         if (!pyper__run_stopped(run, stage->index))
             pyper__edge_set_state(stage->output, PYPER__ENDED);

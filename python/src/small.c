@@ -393,30 +393,19 @@ static inline Py_ssize_t read_length(reader *r, size_t least) {
     return (Py_ssize_t)length;
 }
 
-static PyObject *read_tuple(reader *r) {
+static inline PyObject *read_sequence(reader *r, bool list) {
     Py_ssize_t count = read_length(r, 1);
-    PyObject *tuple = count < 0 ? NULL : PyTuple_New(count);
-    for (Py_ssize_t i = 0; tuple && i < count; i++) {
+    PyObject *sequence = count < 0 ? NULL : list ? PyList_New(count) : PyTuple_New(count);
+    for (Py_ssize_t i = 0; sequence && i < count; i++) {
         PyObject *value = read_value(r);
-        if (value)
-            PyTuple_SET_ITEM(tuple, i, value);
+        if (!value)
+            Py_CLEAR(sequence);
+        else if (list)
+            PyList_SET_ITEM(sequence, i, value);
         else
-            Py_CLEAR(tuple);
+            PyTuple_SET_ITEM(sequence, i, value);
     }
-    return tuple;
-}
-
-static PyObject *read_list(reader *r) {
-    Py_ssize_t count = read_length(r, 1);
-    PyObject *list = count < 0 ? NULL : PyList_New(count);
-    for (Py_ssize_t i = 0; list && i < count; i++) {
-        PyObject *value = read_value(r);
-        if (value)
-            PyList_SET_ITEM(list, i, value);
-        else
-            Py_CLEAR(list);
-    }
-    return list;
+    return sequence;
 }
 
 static PyObject *read_dict(reader *r) {
@@ -541,9 +530,9 @@ static PyObject *read_object(reader *r, bool is_new) {
 static PyObject *read_compound(reader *r, char kind) {
     switch (kind) {
     case '(':
-        return read_tuple(r);
+        return read_sequence(r, false);
     case '[':
-        return read_list(r);
+        return read_sequence(r, true);
     case '{':
         return read_dict(r);
     case '<':

@@ -17,6 +17,8 @@
 
 #include "check.h"
 
+#include "../random.h"
+
 #include <pyper.h>
 #include <stdatomic.h>
 
@@ -425,24 +427,32 @@ KIT int drain(pyper_run *run, long *ret_count, long *ret_sum) {
     return rc;
 }
 
+/* Three threads take the outputs, to the end, which is a good one: what they have got together. */
+typedef struct kit_share {
+    thread thread;
+    pyper_run *run;
+    long count, sum;
+} kit_share;
+
+static void kit_take_share(void *arg) {
+    kit_share *share = arg;
+    CHECK_EQ(drain(share->run, &share->count, &share->sum), 0);
+}
+
+KIT void drain_together(pyper_run *run, long *ret_count, long *ret_sum) {
+    kit_share shares[3] = {{.run = run}, {.run = run}, {.run = run}};
+    for (int i = 0; i < 3; i++) thread_start(&shares[i].thread, kit_take_share, &shares[i]);
+    *ret_count = *ret_sum = 0;
+    for (int i = 0; i < 3; i++) {
+        thread_join(&shares[i].thread);
+        *ret_count += shares[i].count;
+        *ret_sum += shares[i].sum;
+    }
+}
+
 KIT void close_both(pyper_run *run, pyper_pipeline *pipeline) {
     CHECK_EQ(pyper_close(run), 0);
     pyper_unref(pipeline);
-}
-
-/* ------------------------------------------------------------------------ Random, by a seed */
-
-/* splitmix64: small, and the same everywhere. */
-KIT uint64_t random_next(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-/* 0 to n - 1. */
-KIT long random_below(uint64_t *state, long n) {
-    return (long)(random_next(state) % (uint64_t)n);
 }
 
 /* ------------------------------------------------------------------- Around each test */

@@ -78,8 +78,7 @@ static void destroy_queue(void) {
  * moment its item is visible: so this is never less than what really waits. */
 static void check_bound(void) {
     pyper__queue *q = &state.queue;
-    int64_t tail = q->tail, head = q->head, given_back = q->given_back;
-    int64_t kept = q->order ? pyper__order_kept(q->order) : 0;
+    int64_t tail = q->tail, head = q->head, given_back = q->given_back, kept = q->kept;
     MODEL_CHECK(given_back <= head && head <= tail);
     if (q->limit < INT64_MAX) MODEL_CHECK(tail + kept - given_back <= q->limit);
 }

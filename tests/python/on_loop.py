@@ -7,7 +7,7 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -48,3 +48,22 @@ def run(main: Awaitable[Any] | Callable[[], Awaitable[Any]], **options: Any) -> 
 
 async def collect(outputs: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in outputs]
+
+
+# --------------------------------------------------------------------------- functions of tasks
+
+
+async def ainc(x: int) -> int:
+    return x + 1
+
+
+async def ainc_later(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+async def arange(n: int) -> AsyncGenerator[int, None]:
+    for i in range(n):
+        yield i
+        if i % 7 == 0:
+            await asyncio.sleep(0)

@@ -25,30 +25,14 @@ import pytest
 
 import pyper
 from helpers import PATIENCE, Counted, none_alive
-from on_loop import collect, nothing_said, run
+from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncOutputs, AsyncPipeline, Pipeline, task
 
 __all__ = ["nothing_said"]  # a fixture for every test here
 
 
-async def ainc(x: int) -> int:
-    return x + 1
-
-
-async def ainc_later(x: int) -> int:
-    await asyncio.sleep(0)
-    return x + 1
-
-
 def inc(x: int) -> int:
     return x + 1
-
-
-async def arange(n: int) -> AsyncGenerator[int, None]:
-    for i in range(n):
-        yield i
-        if i % 7 == 0:
-            await asyncio.sleep(0)
 
 
 def numbers(n: int) -> Pipeline[..., int]:

@@ -14,14 +14,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import pytest
 
 import pyper
 from helpers import PATIENCE, Program, until
-from on_loop import collect, nothing_said, run
+from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncPipeline, task
 from test_multiprocess import fork, method, nothing_is_left, servers
 
@@ -42,22 +42,6 @@ def no_process_is_left() -> None:
 
 
 # --------------------------------------------------------------------------- functions of tasks
-
-
-async def ainc(x: int) -> int:
-    return x + 1
-
-
-async def ainc_later(x: int) -> int:
-    await asyncio.sleep(0)
-    return x + 1
-
-
-async def arange(n: int) -> AsyncGenerator[int, None]:
-    for i in range(n):
-        yield i
-        if i % 7 == 0:
-            await asyncio.sleep(0)
 
 
 async def aendless() -> AsyncIterator[int]:

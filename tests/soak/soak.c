@@ -7,6 +7,8 @@
  * error, and of what is left over.  An item is an allocated number, of which each must be delivered or
  * destroyed.  A broken promise ends the program with a message and abort(). */
 #define _GNU_SOURCE
+#include "../random.h"
+
 #include <pyper.h>
 
 #include <dirent.h>
@@ -63,17 +65,6 @@ static _Noreturn void broken(const char *format, ...) {
     do {                                                                                           \
         if (!(condition)) broken("%s:%d: not true: %s", __FILE__, __LINE__, #condition);           \
     } while (0)
-
-static uint64_t random_next(uint64_t *state) { /* splitmix64 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static int64_t random_below(uint64_t *state, int64_t n) {
-    return (int64_t)(random_next(state) % (uint64_t)n);
-}
 
 /* ----------------------------------------------------------------------------------- items */
 

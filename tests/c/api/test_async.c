@@ -550,14 +550,6 @@ EACH_HOST(an_async_function_cannot_wait_for_its_own_run) {
 
 /* --------------------------------------------------------------------------- Several callers */
 
-static _Atomic long several_sum, several_count;
-static void take_all(void *run) {
-    long count, sum_of;
-    CHECK_EQ(drain(run, &count, &sum_of), 0);
-    atomic_fetch_add(&several_count, count);
-    atomic_fetch_add(&several_sum, sum_of);
-}
-
 EACH_HOST(several_threads_may_take_the_outputs) {
     elsewhere e;
     elsewhere_begin(&e, 2, NULL);
@@ -566,11 +558,10 @@ EACH_HOST(several_threads_may_take_the_outputs) {
         pyper_pipe(pyper_task(count_up, .branch = true),
                    pyper_task(begin, .async = true, .workers = 8, .throttle = 4, .bind = &e));
     pyper_run *run = START(p, PTR(n));
-    thread threads[3];
-    for (int i = 0; i < 3; i++) thread_start(&threads[i], take_all, run);
-    for (int i = 0; i < 3; i++) thread_join(&threads[i]);
-    CHECK_EQ(atomic_load(&several_count), n);
-    CHECK_EQ(atomic_load(&several_sum), n * (n - 1) / 2 + n);
+    long count, total;
+    drain_together(run, &count, &total);
+    CHECK_EQ(count, n);
+    CHECK_EQ(total, n * (n - 1) / 2 + n);
     close_both(run, p);
     elsewhere_end(&e);
 }

@@ -537,14 +537,6 @@ EACH_HOST(a_mixed_run_can_be_dropped) {
 
 /* ----------------------------------------------------------------------------------- The rest */
 
-static _Atomic long several_sum, several_count;
-static void take_share(void *run) {
-    long count, sum_of;
-    CHECK_EQ(drain(run, &count, &sum_of), 0);
-    atomic_fetch_add(&several_count, count);
-    atomic_fetch_add(&several_sum, sum_of);
-}
-
 EACH_HOST(several_threads_may_take_what_processes_make) {
     elsewhere e;
     elsewhere_begin(&e, 2, NULL);
@@ -554,11 +546,10 @@ EACH_HOST(several_threads_may_take_what_processes_make) {
                    pyper_task(begin, .async = true, .workers = 8, .bind = &e, .throttle = 4, INTS),
                    pyper_task(add_one, .multiprocess = true, .workers = 2, .throttle = 4, INTS));
     pyper_run *run = START(p, PTR(n));
-    thread threads[3];
-    for (int i = 0; i < 3; i++) thread_start(&threads[i], take_share, run);
-    for (int i = 0; i < 3; i++) thread_join(&threads[i]);
-    CHECK_EQ(atomic_load(&several_count), n);
-    CHECK_EQ(atomic_load(&several_sum), n * (n - 1) / 2 + 2 * n);
+    long count, total;
+    drain_together(run, &count, &total);
+    CHECK_EQ(count, n);
+    CHECK_EQ(total, n * (n - 1) / 2 + 2 * n);
     finish(run, p);
     elsewhere_end(&e);
 }
