@@ -57,13 +57,11 @@ static int check_loop(outputs *self, bool claim) {
 /* Tell the loop, as Python's own asynchronous generators do when they begin: a loop that ends closes
  * those that have begun in it (shutdown_asyncgens()).  0, or -1 with an exception. */
 static int announce(outputs *self) {
-    PyObject *function = PySys_GetObject("get_asyncgen_hooks"); /* borrowed */
-    PyObject *hooks = function ? PyObject_CallNoArgs(function) : NULL;
-    if (!hooks) return function ? -1 : 0;
-    PyObject *begins = PyTuple_GET_ITEM(hooks, 0);
+    PyObject *hook = asyncgen_hook(self->plan->state);
+    if (!hook) return -1;
     PyObject *result =
-        begins == Py_None ? Py_NewRef(Py_None) : PyObject_CallOneArg(begins, (PyObject *)self);
-    Py_DECREF(hooks);
+        hook == Py_None ? Py_NewRef(Py_None) : PyObject_CallOneArg(hook, (PyObject *)self);
+    Py_DECREF(hook);
     Py_XDECREF(result);
     return result ? 0 : -1;
 }
@@ -177,16 +175,11 @@ static PySendResult leave_step(awaitable *awaitable, PyObject **ret_value, PyObj
         if (rc < 0) return PYGEN_ERROR;
     }
     if (check_loop(self, false) < 0) return PYGEN_ERROR;
-    int rc;
-    do {
-        rc = pyper_wait_until(self->run, PYPER_NOWAIT);
-    } while (rc == PYPER_EINTR);
-    if (rc != PYPER_ETIMEDOUT) {
+    if (!self->driver || driver_all_left(self->driver)) {
         *ret_failure = finished(self);
         return PYGEN_RETURN;
     }
-    self->driver->closing = true;
-    *ret_value = driver_wait(self->driver);
+    *ret_value = driver_wait_for_end(self->driver);
     return *ret_value ? PYGEN_NEXT : PYGEN_ERROR;
 }
 

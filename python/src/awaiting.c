@@ -135,3 +135,16 @@ void future_wake(module_state *state, PyObject *future) {
     }
     if (is_done < 0) PyErr_WriteUnraisable(future);
 }
+
+PyObject *asyncgen_hook(module_state *state) {
+    PyObject *hooks = PyObject_CallNoArgs(state->get_asyncgen_hooks);
+    PyObject *hook = hooks ? Py_NewRef(PyTuple_GET_ITEM(hooks, 0)) : NULL;
+    Py_XDECREF(hooks);
+    return hook;
+}
+
+int asyncgen_set_hook(module_state *state, PyObject *hook) {
+    PyObject *result = PyObject_CallOneArg(state->set_asyncgen_hooks, hook);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}

@@ -85,8 +85,8 @@ static void wake_all(driver *self) {
     Py_DECREF(waiting);
 }
 
-/* Has everybody left? */
-static bool all_left(driver *self) {
+bool driver_all_left(driver *self) {
+    if (!self->run) return true;
     int rc;
     do {
         rc = pyper_wait_until(self->run, PYPER_NOWAIT);
@@ -107,7 +107,7 @@ void driver_look(driver *self) {
     if (!self->run) return;
     Py_INCREF(self);
     pyper_drive(self->run);
-    if (self->run && (self->closing || atomic_load(&self->unwanted)) && all_left(self)) {
+    if (self->run && (self->closing || atomic_load(&self->unwanted)) && driver_all_left(self)) {
         self->closing = false;
         wake_all(self);
         if (atomic_load(&self->unwanted)) end(self);
@@ -120,6 +120,11 @@ PyObject *driver_wait(driver *self) {
     PyObject *future = future_new(self->state, self->loop);
     if (future && PyList_Append(self->waiting, future) < 0) Py_CLEAR(future);
     return future;
+}
+
+PyObject *driver_wait_for_end(driver *self) {
+    self->closing = true;
+    return driver_wait(self);
 }
 
 void driver_unwanted(driver *self) {

@@ -95,6 +95,8 @@ static int module_exec(PyObject *module) {
         return -1;
     if (!(state->name_name = PyUnicode_InternFromString("name"))) return -1;
     if (!(state->name_context = PyUnicode_InternFromString("context"))) return -1;
+    if (!(state->get_asyncgen_hooks = import_from("sys", "get_asyncgen_hooks"))) return -1;
+    if (!(state->set_asyncgen_hooks = import_from("sys", "set_asyncgen_hooks"))) return -1;
     if (!(state->names_of_task = PyTuple_Pack(2, state->name_name, state->name_context))) return -1;
 
     if (!(state->plan_type = make_type(module, &plan_spec, true))) return -1;
@@ -146,6 +148,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->async_generator);
     Py_VISIT(state->async_cancelled);
     Py_VISIT(state->get_running_loop);
+    Py_VISIT(state->get_asyncgen_hooks);
+    Py_VISIT(state->set_asyncgen_hooks);
     return 0;
 }
 
@@ -183,6 +187,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->async_generator);
     Py_CLEAR(state->async_cancelled);
     Py_CLEAR(state->get_running_loop);
+    Py_CLEAR(state->get_asyncgen_hooks);
+    Py_CLEAR(state->set_asyncgen_hooks);
     Py_CLEAR(state->name_start);
     Py_CLEAR(state->name_join);
     Py_CLEAR(state->name_close);

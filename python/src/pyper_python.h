@@ -98,9 +98,10 @@ typedef struct module_state {
     PyTypeObject *driver_type;
     PyTypeObject *slot_type;
     PyTypeObject *async_stream_type;
-    PyObject *async_cancelled;  /* asyncio.CancelledError */
-    PyObject *get_running_loop; /* asyncio.get_running_loop */
-    PyObject *async_generator;  /* collections.abc.AsyncGenerator */
+    PyObject *async_cancelled;                         /* asyncio.CancelledError */
+    PyObject *get_running_loop;                        /* asyncio.get_running_loop */
+    PyObject *get_asyncgen_hooks, *set_asyncgen_hooks; /* of sys */
+    PyObject *async_generator;                         /* collections.abc.AsyncGenerator */
     PyObject *name_send, *name_throw, *name_aclose, *name_create_future, *name_create_task,
         *name_set_result, *name_done, *name_cancel, *name_add_reader, *name_remove_reader,
         *name_is_closed, *name_blocking, *name_log_destroy_pending, *name_name, *name_context;
@@ -369,6 +370,12 @@ PySendResult async_stream_step(PyObject *stream, PyObject **ret_value);
 PyObject *future_new(module_state *state, PyObject *loop);
 void future_wake(module_state *state, PyObject *future);
 
+/* Whom Python tells in this thread that an asynchronous generator begins, the running loop as a rule (see
+ * sys.set_asyncgen_hooks(): firstiter): a new reference, None for nobody, or NULL.  And: set it; 0, or -1
+ * with an exception. */
+PyObject *asyncgen_hook(module_state *state);
+int asyncgen_set_hook(module_state *state, PyObject *hook);
+
 /* ------------------------------------------------------------------------------- driver.c */
 
 /* Between a run and its event loop: what the loop calls when the run's descriptor is readable.  All of
@@ -400,6 +407,10 @@ void driver_look(driver *self);
 /* A future that is woken when it is worth looking again: a new reference, or NULL. */
 PyObject *driver_wait(driver *self);
 
+/* The same, when nothing of the run is left.  And: is nothing left of it? */
+PyObject *driver_wait_for_end(driver *self);
+bool driver_all_left(driver *self);
+
 /* Nobody will ask the run for anything any more. */
 void driver_unwanted(driver *self);
 
@@ -425,8 +436,10 @@ typedef struct slot {
     struct async_stream *stream;
     struct turn turn;
     int state;
+    bool iterating; /* the iterator was asked for an item */
     bool cancelled_outside;
-    bool told; /* that the run is over, by a CancelledError */
+    bool told;    /* that the run is over, by a CancelledError */
+    bool lingers; /* it has left, and its task waits until all others have */
 } slot;
 
 slot *slot_new(driver *driver, pyper_worker *worker);

@@ -20,6 +20,10 @@
  * How it stops.  A worker that waits for the engine is resumed, and then told that the run is over.
  * One whose function awaits something else gets its task cancelled; CancelledError is raised inside
  * the function, whose clean-up is awaited.  Somebody else who cancels the task cancels the run.
+ *
+ * That somebody is a loop that ends, as a rule: it cancels all tasks that it has, and waits for them.
+ * While functions clean up, the run may have begun new ones, which the loop then does not know of.  So
+ * the task of a worker that was cancelled like this ends only when nothing of the run is left.
  */
 #include "pyper_python.h"
 
@@ -144,8 +148,25 @@ static void fail(slot *self) {
     failure_report(self->step, self->worker);
 }
 
+/* The first anext() of an asynchronous generator, without the loop's being told that it has begun: this
+ * worker closes it, and a loop that ends must not do so as well, while it runs.  NULL: an exception. */
+static PyObject *begin_generator(module_state *state, PyObject *generator) {
+    PyObject *hook = asyncgen_hook(state);
+    if (!hook || asyncgen_set_hook(state, Py_None) < 0) {
+        Py_XDECREF(hook);
+        return NULL;
+    }
+    PyObject *awaitable = Py_TYPE(generator)->tp_as_async->am_anext(generator);
+    PyObject *raised = PyErr_GetRaisedException();
+    if (asyncgen_set_hook(state, hook) < 0) PyErr_WriteUnraisable(generator);
+    Py_DECREF(hook);
+    if (raised) PyErr_SetRaisedException(raised);
+    return awaitable;
+}
+
 /* What the function returned was an iterable for a branch: ANEXT or ITERATE; else fail(). */
 static void begin_iterating(slot *self, PyObject *iterable) {
+    self->iterating = false;
     PyTypeObject *type = Py_TYPE(iterable);
     if (type->tp_as_async && type->tp_as_async->am_aiter) {
         self->iterator = type->tp_as_async->am_aiter(iterable);
@@ -274,7 +295,10 @@ static void iterate(slot *self) {
 
 /* ANEXT. */
 static void begin_anext(slot *self) {
-    PyObject *awaitable = Py_TYPE(self->iterator)->tp_as_async->am_anext(self->iterator);
+    bool begins = !self->iterating && PyAsyncGen_CheckExact(self->iterator);
+    self->iterating = true;
+    PyObject *awaitable = begins ? begin_generator(self->step->state, self->iterator)
+                                 : Py_TYPE(self->iterator)->tp_as_async->am_anext(self->iterator);
     if (awaitable && !awaiting_possible(awaitable)) {
         PyErr_Format(PyExc_TypeError, "task '%U': __anext__() returned %s, which cannot be awaited",
                      self->step->name, Py_TYPE(awaitable)->tp_name);
@@ -330,6 +354,7 @@ static void begin_close(slot *self) {
     self->iterator = NULL;
     Py_CLEAR(self->output);
     if (!iterator) {
+        self->lingers = self->cancelled_outside && pyper_cancelled(self->worker);
         leave(self);
         return;
     }
@@ -361,9 +386,26 @@ static void interrupt(slot *self, PyObject *thrown) {
     fail(self);
 }
 
+/* LEFT: the task ends, or waits for the others first. */
+static PySendResult after_leaving(slot *self, PyObject *thrown, PyObject **ret_value) {
+    if (thrown) {
+        self->lingers = false;
+        PyErr_SetRaisedException(thrown);
+        return PYGEN_ERROR;
+    }
+    if (self->lingers && !driver_all_left(self->driver)) {
+        *ret_value = driver_wait_for_end(self->driver);
+        return *ret_value ? PYGEN_NEXT : PYGEN_ERROR;
+    }
+    self->lingers = false;
+    *ret_value = Py_NewRef(Py_None);
+    return PYGEN_RETURN;
+}
+
 static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_value) {
     slot *self = (slot *)op;
     *ret_value = NULL;
+    if (self->state == LEFT && self->lingers) return after_leaving(self, thrown, ret_value);
     if (self->state == LEFT) {
         if (thrown)
             PyErr_SetRaisedException(thrown);
@@ -420,10 +462,9 @@ static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_val
             rc = PYGEN_RETURN;
         }
     }
+    if (rc == PYGEN_RETURN) rc = after_leaving(self, NULL, ret_value);
     Py_DECREF(op);
-    if (rc == PYGEN_NEXT) return PYGEN_NEXT;
-    *ret_value = Py_NewRef(Py_None);
-    return PYGEN_RETURN;
+    return rc;
 }
 
 /* ------------------------------------------------------------------- the object: a coroutine */

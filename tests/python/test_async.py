@@ -660,6 +660,68 @@ def test_outputs_that_outlive_their_loop() -> None:
     assert none_alive()
 
 
+@pytest.mark.parametrize("who", ["a worker", "another task"])
+def test_a_loop_that_ends_waits_for_workers_that_begin_meanwhile(who: str) -> None:
+    """It cancels the tasks that it has; while one of them cleans up, another worker begins."""
+    gate = threading.Event()
+    begun: list[int] = []
+    ended: list[int] = []
+    kept = []
+
+    def source() -> Iterator[int]:
+        if who == "a worker":
+            yield 0
+        gate.wait()
+        yield 1
+
+    async def slow(x: int) -> AsyncIterator[int]:
+        begun.append(x)
+        try:
+            if x == 0:
+                yield x
+            await asyncio.Event().wait()
+        finally:
+            await clean_up(x)
+            ended.append(x)
+
+    async def uses_slow(x: int) -> AsyncIterator[int]:  # this one the loop knows of
+        async for item in slow(x):
+            yield item
+
+    async def clean_up(x: int) -> None:
+        gate.set()
+        while 1 not in begun:
+            await asyncio.sleep(0)
+        if x == 1:
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async def another() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await clean_up(2)
+
+    async def main() -> None:
+        function = uses_slow if who == "a worker" else slow
+        outputs = (task(source, branch=True) | task(function, branch=True, workers=3))()
+        kept.append(outputs)
+        if who == "a worker":
+            assert await anext(outputs) == 0
+            await asyncio.sleep(0)  # it goes on, and waits
+        else:
+            kept.append(asyncio.create_task(another()))
+            reading = asyncio.create_task(anext(outputs))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            reading.cancel()
+
+    asyncio.run(main(), debug=True)
+    kept.clear()
+    assert 1 in begun
+    assert sorted(ended) == begun
+    assert none_alive()
+
+
 def test_a_failure_that_leads_to_its_outputs_is_collected_with_its_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,6 +6,7 @@ The functions of process tasks stand at the top level of this module: a worker f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -23,7 +24,14 @@ import pyper
 from helpers import PATIENCE, Program, until
 from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncPipeline, task
-from test_multiprocess import fork, method, nothing_is_left, servers
+from test_multiprocess import (
+    descriptors,
+    fork,
+    method,
+    nothing_is_left,
+    servers,
+    shared_memory,
+)
 
 __all__ = ["fork", "method", "nothing_is_left", "nothing_said", "servers"]  # fixtures
 
@@ -35,10 +43,14 @@ pytestmark = [
 forked = pytest.mark.usefixtures("fork")
 
 
-def no_process_is_left() -> None:
-    """Wait until every process of a run that was dropped has ended, and who looked after them."""
+@contextlib.contextmanager
+def nothing_stays() -> Iterator[None]:
+    """Wait until nothing of a run that was dropped inside is left: that takes its time."""
+    before = descriptors()
+    yield
     until(lambda: not [p for p in multiprocessing.active_children() if "Fork" not in p.name])
     until(lambda: not [t for t in threading.enumerate() if t.name == "pyper-processes"])
+    until(lambda: descriptors() <= before and shared_memory() == 0)
 
 
 # --------------------------------------------------------------------------- functions of tasks
@@ -430,8 +442,8 @@ def test_break() -> None:
             assert item >= 4
             break
 
-    run(main)
-    no_process_is_left()
+    with nothing_stays():
+        run(main)
 
 
 @forked
@@ -461,13 +473,13 @@ def test_cancelling_and_timeouts() -> None:
 
 @forked
 def test_a_loop_that_is_closed_early() -> None:
-    loop = asyncio.new_event_loop()
-    outputs = endless_chain()()
-    loop.run_until_complete(anext(outputs))
-    loop.close()
-    del loop, outputs
-    gc.collect()
-    no_process_is_left()
+    with nothing_stays():
+        loop = asyncio.new_event_loop()
+        outputs = endless_chain()()
+        loop.run_until_complete(anext(outputs))
+        loop.close()
+        del loop, outputs
+        gc.collect()
 
 
 def test_ctrl_c() -> None:
