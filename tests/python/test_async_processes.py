@@ -6,7 +6,6 @@ The functions of process tasks stand at the top level of this module: a worker f
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -21,17 +20,10 @@ from typing import Any
 import pytest
 
 import pyper
-from helpers import PATIENCE, Program, until
+from helpers import PATIENCE, Program
 from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncPipeline, task
-from test_multiprocess import (
-    descriptors,
-    fork,
-    method,
-    nothing_is_left,
-    servers,
-    shared_memory,
-)
+from test_multiprocess import fork, method, nothing_is_left, nothing_stays, servers
 
 __all__ = ["fork", "method", "nothing_is_left", "nothing_said", "servers"]  # fixtures
 
@@ -41,16 +33,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 forked = pytest.mark.usefixtures("fork")
-
-
-@contextlib.contextmanager
-def nothing_stays() -> Iterator[None]:
-    """Wait until nothing of a run that was dropped inside is left: that takes its time."""
-    before = descriptors()
-    yield
-    until(lambda: not [p for p in multiprocessing.active_children() if "Fork" not in p.name])
-    until(lambda: not [t for t in threading.enumerate() if t.name == "pyper-processes"])
-    until(lambda: descriptors() <= before and shared_memory() == 0)
 
 
 # --------------------------------------------------------------------------- functions of tasks
