@@ -134,8 +134,8 @@ static int push(pyper__slot *slot, void *item) {
                                &slot->wait);
 #endif
     slot->turn.event = NULL;
-    int rc = queue->order ? pyper__order_try_push(queue->order, item, worker->ticket, &slot->turn)
-                          : pyper__queue_try_push(queue, item);
+    if (queue->order) return pyper__order_try_push(queue->order, item, worker->ticket, &slot->turn);
+    int rc = pyper__queue_try_push(queue, item);
     if (rc == 0) pyper__event_notify(&queue->items, 1);
     return rc;
 }

@@ -37,7 +37,9 @@ struct pyper__turn {
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window);
 void pyper__order_free(pyper__order *order);
 
-/* 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN and *ret_wait says what to wait for. */
+/* Wakes consumers for what can be taken now.
+ *
+ * 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN and *ret_wait says what to wait for. */
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 

@@ -247,26 +247,25 @@ static bool room_or_over(const void *arg) {
     return atomic_load(&queue->state) != PYPER__OPEN || pyper__queue_room(queue) > 0;
 }
 
+/* Without an order: as pyper__queue_try_push(), by any producer. */
+static int push_unordered(pyper__queue *queue, void *item) {
+    if (queue->many_producers) pyper__lock_take(&queue->push_lock);
+    int rc = pyper__queue_try_push(queue, item);
+    if (queue->many_producers) pyper__lock_give(&queue->push_lock);
+    if (rc == 0) pyper__event_notify(&queue->items, 1);
+    return rc;
+}
+
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
                       pyper__queue *input) {
     for (;;) {
-        pyper__event *turn = NULL; /* of an order: what to wait for instead of room */
         struct pyper__turn wait_for;
-        int rc;
-        if (queue->order) {
-            rc = pyper__order_try_push(queue->order, item, ticket, &wait_for);
-            turn = rc == PYPER__AGAIN ? wait_for.event : NULL;
-        } else if (queue->many_producers) {
-            pyper__lock_take(&queue->push_lock);
-            rc = pyper__queue_try_push(queue, item);
-            pyper__lock_give(&queue->push_lock);
-        } else {
-            rc = pyper__queue_try_push(queue, item);
-        }
-        if (rc == 0) pyper__event_notify(&queue->items, 1);
+        wait_for.event = NULL; /* wait for room */
+        int rc = queue->order ? pyper__order_try_push(queue->order, item, ticket, &wait_for)
+                              : push_unordered(queue, item);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        if (turn) {
+        if (wait_for.event) {
             pyper__order_await(&wait_for, seat);
         } else {
             pyper__await(seat, &queue->places, room_or_over, queue, PYPER_FOREVER, PYPER__BLOCKED,
