@@ -104,6 +104,15 @@ int64_t pyper_now(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+int64_t pyper__thread_busy_ns(void) {
+#ifdef CLOCK_THREAD_CPUTIME_ID
+    struct timespec t;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0)
+        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+#endif
+    return pyper_now();
+}
+
 /* ----------------------------------------------------------------------------- sleeping */
 
 void pyper__yield(void) {

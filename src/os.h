@@ -47,6 +47,9 @@ void pyper__unmap(void *memory, size_t size);
 #define PYPER__PROCESSES 0
 #endif
 
+/* How long this thread has had a processor, in ns; where nobody knows that, what pyper_now() says. */
+int64_t pyper__thread_busy_ns(void);
+
 /* Sleep while *word == expected, until woken, interrupted by a handled signal, or `deadline_ns`.
  * `shared`: the word lies in memory that processes share.
  * Returns 0 (woken, or the word had changed, or for no reason), PYPER_ETIMEDOUT or PYPER_EINTR.

@@ -184,6 +184,7 @@ void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data
         int64_t now = pyper_now();
         atomic_init(&seat->checked_ns, now);
         atomic_init(&seat->held_since_ns, now);
+        atomic_init(&seat->busy_ns, pyper__thread_busy_ns());
     }
 }
 
@@ -208,13 +209,23 @@ static int let_others(void *arg) {
     return 0;
 }
 
+/* By the clock the token was held for HOLD_MAX_NS.  But has the thread computed, or has a function
+ * given the token up and slept?  Then everybody had his chance, and the time begins anew. */
+static bool has_been_busy(pyper__seat *seat, int64_t now) {
+    int64_t busy = pyper__thread_busy_ns();
+    int64_t before = atomic_exchange_explicit(&seat->busy_ns, busy, memory_order_relaxed);
+    if (busy - before >= HOLD_MAX_NS / 2) return true;
+    atomic_store_explicit(&seat->held_since_ns, now, memory_order_relaxed);
+    return false;
+}
+
 void pyper__seat_check_token(pyper__seat *seat) {
     int64_t now = pyper_now();
     int64_t held = now - atomic_load_explicit(&seat->held_since_ns, memory_order_relaxed);
     int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
     bool wanted = atomic_load_explicit(&wanting, memory_order_relaxed) > 0;
     int64_t hold = atomic_load_explicit(&seat->hold_ns, memory_order_relaxed);
-    if ((wanted && held >= hold) || held >= HOLD_MAX_NS) {
+    if ((wanted && held >= hold) || (held >= HOLD_MAX_NS && has_been_busy(seat, now))) {
         detached(seat, let_others, NULL);
         now = pyper_now();
         if (hold < HOLD_NS) atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);

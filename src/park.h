@@ -242,7 +242,7 @@ typedef struct pyper__clock {
  *   clock        set before the seat is taken, by init if nobody else has; never changes.
  *   shared       set before others see the seat: several callers of pyper_next() use it at once, so
  *       its clocks stand still.
- *   patience, granted, hold_ns, checked_ns, held_since_ns   belong to the thread in the seat; atomic (relaxed) because
+ *   patience, granted, hold_ns, checked_ns, held_since_ns, busy_ns   belong to the thread in the seat; atomic (relaxed) because
  *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
  *   clock->*     written by the thread in the seat, read by statistics; relaxed.  One clock for each
  *       thing to wait for: how long it was waited for; while it is, that less the time since when,
@@ -257,6 +257,7 @@ typedef struct pyper__seat {
     _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
+    _Atomic int64_t busy_ns; /* the thread's processor time when the clock last said HOLD_MAX_NS */
     pyper__clock *clock;
     pyper__clock own_clock;
 } pyper__seat;
