@@ -44,6 +44,7 @@ typedef struct kit_carrier {
 static int kit_variant;
 static pthread_mutex_t kit_token = PTHREAD_MUTEX_INITIALIZER;
 static _Thread_local bool kit_token_mine;
+static _Thread_local long kit_detachments; /* of this thread, by the library */
 static _Atomic(kit_host *) kit_hosts;
 
 static void token_take(void) {
@@ -78,6 +79,7 @@ static kit_host *kit_living(void *host_data) {
 
 static int kit_detached(void *host_data, int (*call)(void *), void *arg) {
     (void)kit_living(host_data);
+    kit_detachments++;
     token_give();
     int rc = call(arg);
     token_take();

@@ -304,6 +304,44 @@ EACH_HOST(a_busy_worker_lets_an_unknown_thread_get_on) {
     thread_join(&other);
 }
 
+/* A function that gives the token up and sleeps has not held it: the library offers it to nobody. */
+static tally all_made = TALLY, all_slept = TALLY;
+static int make_twenty(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < 20; i++) CHECK_EQ(pyper_emit(w, PTR(i)), 0);
+    gate_open(&all_made);
+    return 0;
+}
+
+static int sleep_without_the_token(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    static _Thread_local long before;
+    if (item == PTR(0)) {
+        gate_wait(&all_made);
+        before = kit_detachments;
+    }
+    bool mine = kit_detach();
+    struct timespec longer_than_a_hold = {.tv_nsec = 3000000};
+    nanosleep(&longer_than_a_hold, NULL);
+    kit_attach(mine);
+    if (item == PTR(19)) {
+        CHECK_EQ(kit_detachments, before);
+        gate_open(&all_slept);
+    }
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(a_function_that_sleeps_without_the_token_has_not_held_it) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_twenty, .branch = true), pyper_task(sleep_without_the_token));
+    pyper_run *run = START(p, NULL);
+    gate_wait(&all_slept);
+    long count;
+    CHECK_EQ(drain(run, &count, NULL), 0);
+    CHECK_EQ(count, 20);
+    close_both(run, p);
+}
+
 /* Many destroy calls in a row: the token is free now and then here as well, and all are made. */
 EACH_HOST(closing_a_long_queue) {
     pyper_pipeline *p = pyper_task(make_items, .branch = true, .type = &item_type);
