@@ -529,14 +529,28 @@ def limited(which: int, soft: int) -> Iterator[None]:
         resource.setrlimit(which, before)
 
 
+@contextlib.contextmanager
+def large_stacks(threads: int) -> Iterator[None]:
+    """Address space for the stacks of so many threads, and for half of one: it is threads that are
+    refused, and what they need besides is there (Thread.start() may wait for ever for one that has
+    no memory to begin with)."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    each = 1 << 30
+    before = threading.stack_size(each)
+    try:
+        with limited(resource.RLIMIT_AS, used + threads * each + each // 2):
+            yield
+    finally:
+        threading.stack_size(before)
+
+
 def exhausted(plan: Plan) -> contextlib.AbstractContextManager[None]:
     """The limits of the ends that lack something."""
     if plan.end == "no descriptors":
         free = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208
         return limited(resource.RLIMIT_NOFILE, free + plan.seed % 12)
-    if plan.end == "no threads":  # 8 MiB of address space each
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        return limited(resource.RLIMIT_AS, used + (50 << 20) + plan.seed % (100 << 20))
+    if plan.end == "no threads":
+        return large_stacks(plan.seed % 4)
     return contextlib.nullcontext()
 
 
