@@ -3,12 +3,18 @@
 
 #include <string.h>
 
-/* What the ticket t with t % size == index has kept, for turn <= t < turn + window. */
+/* What the ticket t with t % size == index has kept, for turn <= t < turn + window.  Small, because
+ * workers on different processors touch one after the other. */
 struct record {
-    void **items; /* `one`, or memory of its own if the call has kept several */
-    void *one;
-    int64_t count, capacity;
+    void *first;
+    int32_t count;
     bool done;
+};
+
+/* What only few tickets need, at the same index. */
+struct extra {
+    void **items; /* those that were kept after the first */
+    int64_t capacity;
     _Atomic bool blocked; /* its worker waits for room */
     pyper__event turn;    /* where its worker waits, and those of the tickets t + n * size */
 };
@@ -17,32 +23,33 @@ struct pyper__order {
     pyper__queue *queue;
     int64_t window;
     int64_t size; /* of the ring: the least power of two that has room for the window */
+    int32_t most; /* that one ticket may keep */
     _Atomic int64_t turn;
     _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
     _Atomic int64_t blocked; /* how many records are */
     _Atomic int64_t waiting; /* how many threads wait for a turn */
     _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     bool one_each;
-    struct record ring[];
+    struct record *ring;
+    struct extra extras[];
 };
 
-/* A record's memory is kept for the next ticket up to this many outputs. */
-#define CAPACITY_KEPT 64
-
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
-    int64_t size = 1;
-    while (size < window) size *= 2;
-    pyper__order *order = pyper__alloc(sizeof *order + (size_t)size * sizeof(struct record));
+    size_t size = 1;
+    while (size < (size_t)window) size *= 2;
+    pyper__order *order = pyper__alloc(sizeof *order + size * sizeof(struct extra));
     if (!order) return NULL;
+    order->ring = pyper__alloc(size * sizeof(struct record));
+    if (!order->ring) {
+        pyper__free(order);
+        return NULL;
+    }
     order->queue = queue;
     order->window = window;
-    order->size = size;
-    for (int64_t i = 0; i < size; i++) {
-        struct record *record = &order->ring[i];
-        record->items = &record->one;
-        record->capacity = 1;
-        pyper__event_init(&record->turn);
-    }
+    order->size = (int64_t)size;
+    bool bounded = queue->limit != INT64_MAX || window > INT32_MAX;
+    order->most = bounded ? INT32_MAX : (int32_t)window;
+    for (size_t i = 0; i < size; i++) pyper__event_init(&order->extras[i].turn);
     return order;
 }
 
@@ -54,20 +61,10 @@ static int trouble(const pyper__order *order) {
     return atomic_load_explicit(&order->trouble, memory_order_relaxed);
 }
 
-static void reset(struct record *record) {
-    record->count = 0;
-    record->done = false;
-    if (record->capacity > CAPACITY_KEPT) {
-        pyper__free(record->items);
-        record->items = &record->one;
-        record->capacity = 1;
-    }
-}
-
 void pyper__order_free(pyper__order *order) {
     if (!order) return;
-    for (int64_t i = 0; i < order->size; i++)
-        if (order->ring[i].items != &order->ring[i].one) pyper__free(order->ring[i].items);
+    for (int64_t i = 0; i < order->size; i++) pyper__free(order->extras[i].items);
+    pyper__free(order->ring);
     pyper__free(order);
 }
 
@@ -75,32 +72,51 @@ static struct record *record_of(pyper__order *order, int64_t ticket) {
     return &order->ring[ticket & (order->size - 1)];
 }
 
+static struct extra *extra_of(pyper__order *order, int64_t ticket) {
+    return &order->extras[ticket & (order->size - 1)];
+}
+
+static int make_capacity_locked(struct extra *extra, int64_t count) {
+    if (count <= extra->capacity) return 0;
+    int64_t capacity = extra->capacity ? extra->capacity * 2 : 4;
+    void **items = pyper__alloc_unset((size_t)capacity * sizeof *items);
+    if (!items) return PYPER_ENOMEM;
+    if (extra->items) memcpy(items, extra->items, (size_t)extra->capacity * sizeof *items);
+    pyper__free(extra->items);
+    extra->items = items;
+    extra->capacity = capacity;
+    return 0;
+}
+
 /* One more output for a ticket whose turn has not come.  Under push_lock. */
-static int keep_locked(pyper__order *order, struct record *record, void *item) {
-    if (record->count == record->capacity) {
-        int64_t capacity = record->capacity * 2;
-        void **items = pyper__alloc((size_t)capacity * sizeof *items);
-        if (!items) return PYPER_ENOMEM;
-        memcpy(items, record->items, (size_t)record->count * sizeof *items);
-        if (record->items != &record->one) pyper__free(record->items);
-        record->items = items;
-        record->capacity = capacity;
+static int keep_locked(pyper__order *order, int64_t ticket, void *item) {
+    struct record *record = record_of(order, ticket);
+    if (record->count == 0) {
+        record->first = item;
+    } else {
+        struct extra *extra = extra_of(order, ticket);
+        int rc = make_capacity_locked(extra, record->count);
+        if (rc < 0) return rc;
+        extra->items[record->count - 1] = item;
     }
-    record->items[record->count++] = item;
+    record->count++;
     atomic_fetch_add(&order->queue->kept, 1);
     return 0;
 }
 
-static void set_blocked_locked(pyper__order *order, struct record *record, bool blocked) {
-    if (atomic_load(&record->blocked) == blocked) return;
-    atomic_store(&record->blocked, blocked);
+static void set_blocked_locked(pyper__order *order, int64_t ticket, bool blocked) {
+    if (!blocked && atomic_load(&order->blocked) == 0) return;
+    struct extra *extra = extra_of(order, ticket);
+    if (atomic_load(&extra->blocked) == blocked) return;
+    atomic_store(&extra->blocked, blocked);
     atomic_fetch_add(&order->blocked, blocked ? 1 : -1);
 }
 
-/* PYPER__AGAIN: wait until turn >= until, at the event, or, with none, for room. */
-static int wait_until(pyper__order *order, int64_t until, pyper__event *event,
-                      struct pyper__turn *ret_wait) {
-    *ret_wait = (struct pyper__turn){event, order->queue, order, until, false};
+/* PYPER__AGAIN: wait for turn >= until, which the worker of `ticket` is told. */
+static int wait_for_turn(pyper__order *order, int64_t ticket, int64_t until,
+                         struct pyper__turn *ret_wait) {
+    *ret_wait =
+        (struct pyper__turn){&extra_of(order, ticket)->turn, order->queue, order, until, false};
     return PYPER__AGAIN;
 }
 
@@ -111,41 +127,62 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket, int6
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     if (trouble(order) < 0) return trouble(order);
     int64_t turn = atomic_load(&order->turn);
-    struct record *record = record_of(order, ticket);
     if (ticket >= turn + order->window)
-        return wait_until(order, ticket - order->window + 1, &record->turn, ret_wait);
-    set_blocked_locked(order, record, false);
+        return wait_for_turn(order, ticket, ticket - order->window + 1, ret_wait);
+    set_blocked_locked(order, ticket, false);
     int64_t room = pyper__queue_room(queue);
     if (ticket == turn) {
-        if (room <= 0) return wait_until(order, ticket, NULL, ret_wait);
+        ret_wait->event = NULL; /* if there is no room, that is what to wait for */
+        if (room <= 0) return PYPER__AGAIN;
         int rc = pyper__queue_write(queue, *tail, item);
         if (rc == 0) ++*tail;
         return rc;
     }
-    if (queue->limit == INT64_MAX && record->count >= order->window)
-        return wait_until(order, ticket, &record->turn, ret_wait);
+    if (record_of(order, ticket)->count >= order->most)
+        return wait_for_turn(order, ticket, ticket, ret_wait);
     if (room <= 1) {
-        set_blocked_locked(order, record, true);
-        wait_until(order, ticket, &record->turn, ret_wait);
+        set_blocked_locked(order, ticket, true);
+        wait_for_turn(order, ticket, ticket, ret_wait);
         ret_wait->or_for_room = true;
         return PYPER__AGAIN;
     }
-    return keep_locked(order, record, item);
+    return keep_locked(order, ticket, item);
+}
+
+/* A record's further memory is kept for the next ticket up to this many outputs. */
+#define CAPACITY_KEPT 64
+
+static void forget_locked(pyper__order *order, int64_t ticket) {
+    struct extra *extra = extra_of(order, ticket);
+    if (extra->capacity <= CAPACITY_KEPT) return;
+    pyper__free(extra->items);
+    extra->items = NULL;
+    extra->capacity = 0;
 }
 
 /* What the ticket has kept goes behind the last item: it is counted in the queue already, so there is
  * room. */
-static int write_kept_locked(pyper__order *order, struct record *record, int64_t *tail) {
-    for (int64_t i = 0; i < record->count; i++) {
-        int rc = pyper__queue_write(order->queue, *tail, record->items[i]);
+static int write_kept_locked(pyper__order *order, int64_t ticket, int64_t *tail) {
+    struct record *record = record_of(order, ticket);
+    if (record->count == 0) return 0;
+    int rc = pyper__queue_write(order->queue, *tail, record->first);
+    if (rc < 0) return rc;
+    ++*tail;
+    int32_t further = record->count - 1;
+    record->count = 0;
+    if (further == 0) return 0;
+    void **items = extra_of(order, ticket)->items;
+    for (int32_t i = 0; i < further; i++) {
+        rc = pyper__queue_write(order->queue, *tail, items[i]);
         if (rc < 0) {
-            record->count -= i;
-            memmove(record->items, record->items + i, (size_t)record->count * sizeof(void *));
+            record->first = items[i];
+            record->count = further - i;
+            memmove(items, items + i + 1, (size_t)(further - i - 1) * sizeof *items);
             return rc;
         }
         ++*tail;
     }
-    record->count = 0;
+    forget_locked(order, ticket);
     return 0;
 }
 
@@ -155,8 +192,8 @@ static int move_turn_locked(pyper__order *order, int64_t *tail) {
     int64_t turn = atomic_load(&order->turn), first = *tail;
     int rc = 0;
     while (rc == 0 && record_of(order, turn)->done) {
-        reset(record_of(order, turn));
-        rc = write_kept_locked(order, record_of(order, ++turn), tail);
+        record_of(order, turn)->done = false;
+        rc = write_kept_locked(order, ++turn, tail);
     }
     if (rc < 0) atomic_store(&order->trouble, rc);
     /* kept before tail: seen from outside an item is never counted twice. */
@@ -183,7 +220,7 @@ static int64_t publish_locked(pyper__queue *queue, int64_t tail) {
 static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
     if (published > 0) pyper__event_notify(&order->queue->items, (uint32_t)published);
     if (after == before || atomic_load(&order->waiting) == 0) return;
-    for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&record_of(order, t)->turn);
+    for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&extra_of(order, t)->turn);
 }
 
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
@@ -222,7 +259,7 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     pyper__lock_give(&queue->push_lock);
     tell(order, published, before, after);
     if (rc < 0 || !beyond) return rc;
-    return wait_until(order, ticket - order->window + 1, &record_of(order, ticket)->turn, ret_wait);
+    return wait_for_turn(order, ticket, ticket - order->window + 1, ret_wait);
 }
 
 void pyper__order_await(const struct pyper__turn *turn, pyper__seat *seat) {
@@ -256,15 +293,15 @@ void pyper__order_notify_blocked(pyper__order *order, int64_t count) {
     if (left > count) left = count;
     int64_t turn = atomic_load(&order->turn);
     for (int64_t t = turn + 1; left > 0 && t < turn + order->window; t++) {
-        struct record *record = record_of(order, t);
-        if (!atomic_load(&record->blocked)) continue;
-        pyper__event_notify_all(&record->turn);
+        struct extra *extra = extra_of(order, t);
+        if (!atomic_load(&extra->blocked)) continue;
+        pyper__event_notify_all(&extra->turn);
         left--;
     }
 }
 
 void pyper__order_notify_all(pyper__order *order) {
-    for (int64_t i = 0; i < order->size; i++) pyper__event_notify_all(&order->ring[i].turn);
+    for (int64_t i = 0; i < order->size; i++) pyper__event_notify_all(&order->extras[i].turn);
 }
 
 int64_t pyper__order_pushed(const pyper__order *order) {
@@ -275,7 +312,8 @@ bool pyper__order_take_any(pyper__order *order, void **ret_item) {
     for (int64_t i = 0; i < order->size && atomic_load(&order->queue->kept) > 0; i++) {
         struct record *record = &order->ring[i];
         if (record->count == 0) continue;
-        *ret_item = record->items[--record->count];
+        int32_t left = --record->count;
+        *ret_item = left == 0 ? record->first : order->extras[i].items[left - 1];
         atomic_fetch_sub(&order->queue->kept, 1);
         return true;
     }

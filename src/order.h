@@ -9,11 +9,12 @@
  *   - Only tickets below turn + window keep anything or are done; later ones wait.
  *   - With a throttle, what is kept counts as waiting in the queue, and the last place is only for
  *     the turn: so the bound is exact, and the one whose turn it is always gets on.
- *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn.
+ *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn (with
+ *     one, INT32_MAX).
  *
  * Synchronization
  *   All fields are protected by the queue's push_lock, except: `turn` is also read without it (atomic,
- *   seq_cst) by those who wait; `blocked` and a record's flag of that name are set under it and read
+ *   seq_cst) by those who wait; `blocked` and a ticket's flag of that name are set under it and read
  *   without it (atomic, seq_cst): who waits for room sets them before he looks for it, and who makes
  *   room reads them after he has made it; `waiting` in the same way by who waits for his turn, and who
  *   moves it; `one_each` never changes once workers run; `trouble` and `pushed` are read without it;

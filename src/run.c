@@ -17,7 +17,7 @@ enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
 
 /* With no throttle an ordered task may be this many inputs ahead of the one whose turn it is. */
 #define WINDOW 1024
-/* A larger throttle does not widen the window any more: a record of it is 56 bytes. */
+/* A larger throttle does not widen the window any more: a place in it is 72 bytes. */
 #define WINDOW_MAX 65536
 
 /* What there is to return when there is no memory for a run.  Never freed, never counted. */
