@@ -98,17 +98,20 @@ void pyper__unmap(void *memory, size_t size) {
 
 /* -------------------------------------------------------------------------------- clock */
 
+static int64_t in_ns(struct timespec t) {
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 int64_t pyper_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return in_ns(t);
 }
 
 int64_t pyper__thread_busy_ns(void) {
 #ifdef CLOCK_THREAD_CPUTIME_ID
     struct timespec t;
-    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0)
-        return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0) return in_ns(t);
 #endif
     return pyper_now();
 }

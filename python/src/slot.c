@@ -405,12 +405,9 @@ static PySendResult after_leaving(slot *self, PyObject *thrown, PyObject **ret_v
 static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_value) {
     slot *self = (slot *)op;
     *ret_value = NULL;
-    if (self->state == LEFT && self->lingers) return after_leaving(self, thrown, ret_value);
     if (self->state == LEFT) {
-        if (thrown)
-            PyErr_SetRaisedException(thrown);
-        else
-            PyErr_SetString(PyExc_RuntimeError, "this worker has left");
+        if (thrown || self->lingers) return after_leaving(self, thrown, ret_value);
+        PyErr_SetString(PyExc_RuntimeError, "this worker has left");
         return PYGEN_ERROR;
     }
     Py_INCREF(op);

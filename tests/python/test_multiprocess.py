@@ -91,13 +91,18 @@ def shared_memory() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:pyper")
 
 
+def workers_alive() -> list[Any]:
+    """The processes of runs; a server that forks for others stays."""
+    return [p for p in multiprocessing.active_children() if "ForkServer" not in p.name]
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """After each test: no process, no descriptor, no shared memory."""
     before = descriptors()
     named = set(Path("/dev/shm").iterdir())
     yield
-    assert [p for p in multiprocessing.active_children() if "ForkServer" not in p.name] == []
+    assert workers_alive() == []
     assert descriptors() <= before
     assert shared_memory() == 0
     # Other programs of this machine have names there for a moment, too.
@@ -109,7 +114,7 @@ def nothing_stays() -> Iterator[None]:
     """Wait until nothing of a run that is dropped inside is left: that takes its time."""
     descriptors_before = descriptors()
     yield
-    until(lambda: not [p for p in multiprocessing.active_children() if "Fork" not in p.name])
+    until(lambda: not workers_alive())
     until(lambda: not [t for t in threading.enumerate() if t.name == "pyper-processes"])
     until(lambda: shared_memory() == 0 and descriptors() <= descriptors_before)
 
@@ -833,15 +838,14 @@ def test_a_function_that_cannot_be_loaded_is_an_error_of_its_own(tmp_path: Path)
     assert "before it could begin" in done.stderr
 
 
-def stay(workers: int) -> Generator[int, None, None]:
-    """The outputs of workers that stay in their first call."""
-    pipeline = numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=workers)
-    return pipeline(10)
+def stay() -> Generator[int, None, None]:
+    """The outputs of two workers that stay in their first call."""
+    return (numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=2))(10)
 
 
 @pytest.mark.parametrize("how", ["close", "with", "throw"])
 def test_leaving_ends_long_calls(method: str, how: str) -> None:
-    outputs = stay(workers=2)
+    outputs = stay()
     next(outputs)
     if how == "close":
         outputs.close()
@@ -855,7 +859,7 @@ def test_leaving_ends_long_calls(method: str, how: str) -> None:
 
 def test_dropping_ends_long_calls(method: str) -> None:
     with nothing_stays():
-        outputs = stay(workers=2)
+        outputs = stay()
         pidfd = os.pidfd_open(next(outputs))
         del outputs
         wait_readable(pidfd)
