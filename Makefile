@@ -31,8 +31,9 @@ test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to cho
 test-typing: all tools ## ask type checkers about the package (test-python does so too)
 	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
 
-test-faults: all tools ## run all cells of the table of ends (make test runs a part of them)
-	PYPER_MATRIX=all .venv/bin/python -m pytest tests/python/test_matrix.py
+test-faults: all tools ## run the whole table of ends, exhaustion and leak hunts (INTERPRETERS=)
+	PYPER_MATRIX=full scripts/test-c build -t 4 test_matrix test_exhaustion
+	.venv/bin/python scripts/test-python --faults $(INTERPRETERS)
 
 soak: all ## run pipelines with faults for some time (SECONDS=60 or MINUTES=20, SEED=, SOAKERS="C 3.11")
 	@$(ninja) -C build tests/soak/soak
@@ -57,7 +58,7 @@ model-all: venv ## the same with larger bounds: some ten minutes
 fuzz: venv ## feed made-up bytes to what reads those of other processes (PYPER_FUZZ=seed)
 	scripts/fuzz
 
-sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers
+sanitize: sanitize-address sanitize-thread ## run the C tests under the sanitizers (PYPER_SCHEDULES=seed: with pauses)
 
 sanitize-address: venv ## run the C tests under AddressSanitizer and UBSan
 	scripts/sanitize address

@@ -25,7 +25,7 @@ import random
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, fields
 
-__all__ = ["KINDS", "Cell", "cells", "cover", "ordinary"]
+__all__ = ["KINDS", "Cell", "cells", "cover", "ordinary", "whole"]
 
 KINDS = {
     kind: tuple(kind.split(".")) if "." in kind else (kind,) * 3
@@ -147,6 +147,19 @@ def cover(candidates: Iterable[Cell]) -> list[Cell]:
                 chosen.append(cell)
                 wanted -= new
     return chosen
+
+
+def whole(kind: str) -> list[Cell]:
+    """The cells of a kind that the whole table has: all that make sense.
+
+    But where a new interpreter must be started for each worker, 64 of them take seconds: of those
+    cells it is the cover.
+    """
+    every = cells(kind)
+    if not any(worker in NEW_INTERPRETERS for worker in KINDS[kind]):
+        return every
+    many = [cell for cell in every if cell.workers == 64]
+    return [cell for cell in every if cell.workers < 64] + cover(many)
 
 
 def ordinary(kind: str, *, product: Container[str]) -> list[Cell]:

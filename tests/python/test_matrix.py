@@ -3,7 +3,7 @@
 The cells of a kind run one after another in a process of their own, which says where it is; so a
 cell that hangs or crashes is named, and the others run in spite of it.  The product of threads,
 tasks and forked processes runs with the oldest Python, that of threads and tasks with the
-free-threaded one; the rest is the cover.  PYPER_MATRIX=all runs all cells that there are.
+free-threaded one; the rest is the cover.  PYPER_MATRIX=full runs the whole table.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ OLDEST_ONLY = ("spawn",)
 
 def chosen(kind: str) -> list[Cell]:
     """The cells of this kind that run here."""
-    if os.environ.get("PYPER_MATRIX") == "all":
-        return matrix.cells(kind)
+    if os.environ.get("PYPER_MATRIX") == "full":
+        return matrix.whole(kind)
     if kind in OLDEST_ONLY and not OLDEST:
         return []
     return matrix.ordinary(kind, product=PRODUCT)
