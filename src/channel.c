@@ -433,15 +433,19 @@ static int append(pyper__channel *channel, struct lane *lane, uint32_t kind, con
     return 0;
 }
 
+/* A record that was not written in its place. */
+static PYPER__NOINLINE int append_elsewhere(pyper__channel *channel, struct lane *lane,
+                                            const pyper__record *record) {
+    struct extent extent = {.size = record->size, .offset = record->extent};
+    if (record->extent) return append(channel, lane, EXTENT, &extent, sizeof extent);
+    return append(channel, lane, INSIDE, record->data, (uint32_t)record->size);
+}
+
 static inline int append_record(pyper__channel *channel, struct lane *lane,
                                 const pyper__record *record) {
-    if (pyper__unlikely(record->extent != 0)) {
-        struct extent extent = {.size = record->size, .offset = record->extent};
-        return append(channel, lane, EXTENT, &extent, sizeof extent);
-    }
     unsigned char *place = at(channel, lane->chunk, lane->at);
-    if (pyper__unlikely(record->data != place + sizeof(struct word)))
-        return append(channel, lane, INSIDE, record->data, (uint32_t)record->size);
+    if (pyper__unlikely(record->extent != 0 || record->data != place + sizeof(struct word)))
+        return append_elsewhere(channel, lane, record);
     publish(channel, lane, place, INSIDE, (uint32_t)record->size);
     return 0;
 }
