@@ -98,8 +98,7 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
 }
 
 void pyper__queue_push_quickly(pyper__queue *queue) {
-    queue->quick_push =
-        !queue->many_producers && !queue->channel && pyper__event_let_notify_lightly(&queue->items);
+    queue->quick_push = !queue->channel && pyper__event_let_notify_lightly(&queue->items);
 }
 
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered) {
@@ -238,7 +237,10 @@ int pyper__queue_try_push(pyper__queue *queue, void *item) {
     int rc = pyper__queue_write(queue, tail, item);
     if (rc < 0) return rc;
     atomic_store(&queue->tail, tail + 1);
-    if (queue->quick_push) queue->push_until = least(queue->room_until, queue->push_end);
+    if (queue->quick_push) {
+        int64_t until = least(queue->room_until, queue->push_end);
+        *(queue->many_producers ? &queue->shared_until : &queue->push_until) = until;
+    }
     return 0;
 }
 

@@ -17,7 +17,8 @@
  *     there are more that it has seen.
  *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked after:
  *     no end of a chunk, no full queue, no places to give back.  Up to there an item costs a dozen
- *     instructions; past it the end looks after everything and sets its number anew.
+ *     instructions (and where several share an end, its lock); past it the end looks after everything
+ *     and sets its number anew.
  *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
  *     back, to the system if it was much.
  *
@@ -38,7 +39,7 @@
  *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
- *   quick_push   set by pyper__queue_push_quickly(), before the producer starts.
+ *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
@@ -86,7 +87,8 @@ typedef struct pyper__queue {
 
     /* The producing end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
-    int64_t push_until;  /* items before this one go in without further ado; 0 unless quick_push */
+    int64_t push_until;  /* items before this one go in without further ado; 0 unless quick_push,
+                          * or if many_producers: then it is shared_until */
     uintptr_t push_base; /* where the slot of item 0 would be, if push_chunk reached back to it */
     int64_t push_end;    /* the first item that is behind push_chunk */
     int64_t room_until;  /* tail may grow to this without looking at given_back again */
@@ -94,6 +96,7 @@ typedef struct pyper__queue {
     pyper__chunk *push_chunk;
     pyper__lock push_lock;
     bool quick_push;
+    int64_t shared_until;
 
     /* The consuming end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
@@ -115,7 +118,8 @@ typedef struct pyper__queue {
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type);
 
-/* Its one producer may use pyper__queue_push_at_once(): nothing, if there is no way to do that. */
+/* Its one producer may use pyper__queue_push_at_once(), or its many pyper__queue_push_shared(): nothing,
+ * if there is no way to do that.  Not for one with an order. */
 void pyper__queue_push_quickly(pyper__queue *queue);
 
 /* Its items go through a channel: nobody takes the quick way here any more. */
@@ -200,6 +204,20 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     return true;
 }
 
+/* The same where there are several producers. */
+static inline bool pyper__queue_push_shared(pyper__queue *queue, void *item) {
+    if (!queue->many_producers || !queue->quick_push) return false;
+    pyper__lock_take(&queue->push_lock);
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    bool taken = tail < queue->shared_until && pyper__queue_state(queue) == PYPER__OPEN;
+    if (pyper__likely(taken)) {
+        *pyper__queue_slot(queue->push_base, tail) = item;
+        atomic_store_explicit(&queue->tail, tail + 1, memory_order_release);
+    }
+    pyper__lock_give(&queue->push_lock);
+    return taken;
+}
+
 /* 0, PYPER_ECANCELED, PYPER_ENOMEM or PYPER__AGAIN (no room).  The producing end only; notifies
  * nobody. */
 int pyper__queue_try_push(pyper__queue *queue, void *item);
@@ -213,6 +231,16 @@ static inline bool pyper__queue_pop_at_once(pyper__queue *queue, void **ret_item
     *ret_item = *pyper__queue_slot(queue->pop_base, head);
     atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
     return true;
+}
+
+/* The same where workers share the end (it has no owner then); false: call pyper__queue_pop(). */
+static inline bool pyper__queue_pop_shared(pyper__queue *queue, void **ret_item,
+                                           int64_t *ret_ticket) {
+    pyper__lock_take(&queue->pop_lock.lock);
+    *ret_ticket = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    bool taken = pyper__queue_pop_at_once(queue, ret_item);
+    pyper__lock_give(&queue->pop_lock.lock);
+    return taken;
 }
 
 /* 1, 0 (end), PYPER_ECANCELED or PYPER__AGAIN (empty).  The consuming end only. */

@@ -69,19 +69,31 @@ static inline bool call(pyper_worker *worker, const pyper__task *task, void *ite
     return true;
 }
 
-/* The next input of a worker; waits for it. */
-static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
-                       int64_t deadline_ns) {
-    if (pyper__likely(!input->many_consumers)) {
-        int rc = pyper__queue_try_pop(input, ret_item, &worker->ticket);
-        if (pyper__likely(rc != PYPER__AGAIN)) return rc;
-    }
+/* There may be something to do, or to wait for. */
+static PYPER__NOINLINE int take_slow(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                                     int64_t deadline_ns) {
 #if PYPER__PROCESSES
     if (input->channel)
         return pyper__receive(worker->run, worker->stage, input, ret_item, &worker->ticket,
                               &worker->seat, deadline_ns, false);
 #endif
     return pyper__queue_pop(input, ret_item, &worker->ticket, &worker->seat, deadline_ns, false);
+}
+
+static PYPER__NOINLINE int take_shared(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                                       int64_t deadline_ns) {
+    if (!input->channel && pyper__queue_pop_shared(input, ret_item, &worker->ticket)) return 1;
+    return take_slow(worker, input, ret_item, deadline_ns);
+}
+
+/* The next input of a worker; waits for it. */
+static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                       int64_t deadline_ns) {
+    if (pyper__unlikely(input->many_consumers))
+        return take_shared(worker, input, ret_item, deadline_ns);
+    int rc = pyper__queue_try_pop(input, ret_item, &worker->ticket);
+    if (pyper__likely(rc != PYPER__AGAIN)) return rc;
+    return take_slow(worker, input, ret_item, deadline_ns);
 }
 
 static void work(pyper_worker *worker) {
@@ -132,11 +144,30 @@ PYPER__COLD int pyper__worker_refuse(pyper_worker *worker, void *item, int rc) {
     return rc;
 }
 
+static PYPER__NOINLINE int share_token(pyper_worker *worker) {
+    pyper__seat_share_token(&worker->seat);
+    return 0;
+}
+
+static PYPER__NOINLINE int notify(pyper_worker *worker) {
+    pyper__event_notify_slow(&worker->output->items, 1);
+    return worker->seat.shares_token ? share_token(worker) : 0;
+}
+
+/* An item went into the queue at once. */
+static inline int after_push(pyper_worker *worker, pyper__queue *output) {
+    worker->emitted++;
+    if (pyper__unlikely(pyper__event_has_waiters_light(&output->items))) return notify(worker);
+    if (pyper__unlikely(worker->seat.shares_token)) return share_token(worker);
+    return 0;
+}
+
 /* Anything but an item that goes into the queue at once. */
 static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (worker->slot) return pyper__slot_emit(worker, item);
     if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
     pyper__queue *output = worker->output, *input = worker->stage->input;
+    if (pyper__queue_push_shared(output, item)) return after_push(worker, output);
     int rc;
 #if PYPER__PROCESSES
     if (output->channel)
@@ -151,25 +182,12 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     return 0;
 }
 
-static PYPER__NOINLINE int share_token(pyper_worker *worker) {
-    pyper__seat_share_token(&worker->seat);
-    return 0;
-}
-
-static PYPER__NOINLINE int notify(pyper_worker *worker) {
-    pyper__event_notify_slow(&worker->output->items, 1);
-    return worker->seat.shares_token ? share_token(worker) : 0;
-}
-
 int pyper_emit(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output;
-    int64_t emitted = worker->emitted;
-    if (pyper__unlikely(emitted >= worker->allowed || !pyper__queue_push_at_once(output, item)))
+    if (pyper__unlikely(worker->emitted >= worker->allowed ||
+                        !pyper__queue_push_at_once(output, item)))
         return emit_slow(worker, item);
-    worker->emitted = emitted + 1;
-    if (pyper__unlikely(pyper__event_has_waiters_light(&output->items))) return notify(worker);
-    if (pyper__unlikely(worker->seat.shares_token)) return share_token(worker);
-    return 0;
+    return after_push(worker, output);
 }
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {

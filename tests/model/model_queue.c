@@ -66,7 +66,7 @@ static void make_queue(int64_t limit, int producers, int consumers, int64_t wind
     model_own(&state.queue.tail, sizeof state.queue.tail);
     model_own(&state.queue.head, sizeof state.queue.head);
     model_own(&state.queue.given_back, sizeof state.queue.given_back);
-    pyper__queue_push_quickly(&state.queue);
+    if (!window) pyper__queue_push_quickly(&state.queue);
     name();
 }
 
@@ -98,7 +98,8 @@ static void arrive(long item) {
 
 static bool push(long item, pyper__seat *seat) {
     void *pointer = (void *)(intptr_t)item;
-    if (state.producer_count == 1 && pyper__queue_push_at_once(&state.queue, pointer)) {
+    if (state.producer_count == 1 ? pyper__queue_push_at_once(&state.queue, pointer)
+                                  : pyper__queue_push_shared(&state.queue, pointer)) {
         /* As pyper_emit() does. */
         if (pyper__event_has_waiters_light(&state.queue.items))
             pyper__event_notify_slow(&state.queue.items, 1);
@@ -124,7 +125,12 @@ static void produce(void *which) {
 static int pop(pyper__seat *seat, bool interruptible) {
     void *item;
     int64_t ticket;
-    int rc = pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER, interruptible);
+    /* As workers do. */
+    bool at_once =
+        state.consumer_count > 1 && pyper__queue_pop_shared(&state.queue, &item, &ticket);
+    int rc = at_once ? 1
+                     : pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER,
+                                        interruptible);
     if (rc == 1) {
         arrive((intptr_t)item);
         MODEL_CHECK(state.consumer_count > 1 || ticket == state.popped - 1);
@@ -189,6 +195,13 @@ static void two_producers(void) {
     make_queue(1, 2, 1, 0);
     model_thread("producer 0", produce, PRODUCER(0, 1), 0);
     model_thread("producer 1", produce, PRODUCER(1, 1), 0);
+    model_thread("consumer", consume, NULL, 0);
+}
+
+static void two_producers_bound_of_2(void) {
+    make_queue(2, 2, 1, 0);
+    model_thread("producer 0", produce, PRODUCER(0, 2), 0);
+    model_thread("producer 1", produce, PRODUCER(1, 2), 0);
     model_thread("consumer", consume, NULL, 0);
 }
 
@@ -338,6 +351,7 @@ const scenario scenarios[] = {
     {"bound_of_1", bound_of_1, check_bound, all_arrived, 0, 0, 0},
     {"bound_of_2", bound_of_2, check_bound, all_arrived, 0, 0, 0},
     {"two_producers", two_producers, check_bound, all_arrived, 0, 0, 0},
+    {"two_producers_bound_of_2", two_producers_bound_of_2, check_bound, all_arrived, 0, 0, 0},
     {"two_consumers", two_consumers, check_bound, all_arrived, 0, 0, 0},
     {"two_consumers_bound_of_1", two_consumers_bound_of_1, check_bound, all_arrived, 0, 0, 0},
     {"close_against_push", close_against_push, check_bound, all_arrived_or_destroyed, 0, 0, 0},

@@ -105,6 +105,7 @@ MODELS = {
         ("park.c", "queue.c", "order.c"),
         SMALL + SIMPLE_LOCK,
         bounds={
+            "two_producers_bound_of_2": (2, 3),
             "two_consumers": (2, 3),
             "two_consumers_bound_of_1": (2, 3),
             "two_interrupted": (2, 3),

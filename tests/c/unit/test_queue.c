@@ -6,9 +6,15 @@
 
 static pyper__queue queue; /* aligned to its cache lines */
 
+/* How often the quick way was open. */
+static _Atomic long quick_pushes, quick_pops;
+
 static void open_queue(int64_t throttle, bool many_producers, bool many_consumers) {
     memset(&queue, 0, sizeof queue);
     CHECK_EQ(pyper__queue_init(&queue, throttle, many_producers, many_consumers, 0, &item_type), 0);
+    pyper__queue_push_quickly(&queue);
+    atomic_store(&quick_pushes, 0);
+    atomic_store(&quick_pops, 0);
 }
 
 static void seat_init(pyper__seat *seat) {
@@ -22,10 +28,16 @@ static void close_queue(void) {
     pyper__queue_fini(&queue, &seat);
 }
 
-/* As workers do: the quick way where it is allowed, and the slow one. */
+static bool push_quickly(void *item) {
+    return queue.many_producers ? pyper__queue_push_shared(&queue, item)
+                                : pyper__queue_push_at_once(&queue, item);
+}
+
+/* As workers do: the quick way, and the slow one. */
 static int push(pyper__seat *seat, void *item) {
-    if (!queue.many_producers && pyper__queue_push_at_once(&queue, item)) {
-        pyper__event_notify(&queue.items, 1);
+    if (push_quickly(item)) {
+        if (pyper__event_has_waiters_light(&queue.items)) pyper__event_notify_slow(&queue.items, 1);
+        atomic_fetch_add_explicit(&quick_pushes, 1, memory_order_relaxed);
         return 0;
     }
     return pyper__queue_push(&queue, item, 0, seat, NULL);
@@ -35,6 +47,9 @@ static int pop(pyper__seat *seat, void **ret_item, int64_t *ret_ticket) {
     if (!queue.many_consumers) {
         int rc = pyper__queue_try_pop(&queue, ret_item, ret_ticket);
         if (rc != PYPER__AGAIN) return rc;
+    } else if (pyper__queue_pop_shared(&queue, ret_item, ret_ticket)) {
+        atomic_fetch_add_explicit(&quick_pops, 1, memory_order_relaxed);
+        return 1;
     }
     return pyper__queue_pop(&queue, ret_item, ret_ticket, seat, PYPER_FOREVER, false);
 }
@@ -112,16 +127,18 @@ TEST(exactly_as_many_as_there_are_places) {
     static const int64_t limits[] = {1, 2, 3, 4, 5, 511, 512, 1000};
     pyper__seat seat;
     seat_init(&seat);
-    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
-        open_queue(limits[i], false, false);
+    for (size_t i = 0; i < 2 * (sizeof limits / sizeof *limits); i++) {
+        int64_t limit = limits[i / 2];
+        bool many = i % 2;
+        open_queue(limit, many, many);
         for (int round = 0; round < 5; round++) {
             /* The quick way may give up early (it does not look at the other end), never late. */
-            for (int64_t n = 0; n < limits[i]; n++) CHECK_EQ(push(&seat, item_new(n)), 0);
+            for (int64_t n = 0; n < limit; n++) CHECK_EQ(push(&seat, item_new(n)), 0);
             void *late = item_new(-1);
-            CHECK(!pyper__queue_push_at_once(&queue, late));
+            CHECK(!push_quickly(late));
             item_deliver(late);
-            CHECK_EQ(pyper__queue_pushed(&queue) - pyper__queue_popped(&queue), limits[i]);
-            for (int64_t n = 0; n < limits[i]; n++) {
+            CHECK_EQ(pyper__queue_pushed(&queue) - pyper__queue_popped(&queue), limit);
+            for (int64_t n = 0; n < limit; n++) {
                 void *item;
                 int64_t ticket;
                 CHECK_EQ(pop(&seat, &item, &ticket), 1);
@@ -129,6 +146,11 @@ TEST(exactly_as_many_as_there_are_places) {
             }
             void *none;
             CHECK_EQ(pop_at_once(&seat, &none), PYPER_ETIMEDOUT); /* and gives all places back */
+        }
+        /* Of a large queue most went the quick way, unless the system has none. */
+        if (limit >= 511 && pyper__can_fence_others()) {
+            CHECK(atomic_load(&quick_pushes) > 4 * limit);
+            if (many) CHECK(atomic_load(&quick_pops) > 4 * limit);
         }
         close_queue();
     }
