@@ -577,8 +577,10 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     }
     process->pidfd = pidfd_open_(process->pid);
     all->count++;
+    /* ESRCH: it has ended already, and somebody has waited for it (as Python does for all children
+     * now and then).  The supervisor knows it by its missing descriptor. */
+    if (process->pidfd >= 0 || errno == ESRCH) return 0;
     /* Without a descriptor nobody would see it end. */
-    if (process->pidfd >= 0) return 0;
     int rc = pyper__no_descriptor();
     all->count--;
     kill(process->pid, SIGKILL);
@@ -741,7 +743,13 @@ static int sleep_(void *arg) {
 static void supervise(void *arg) {
     pyper_run *run = arg;
     struct pyper__processes *all = run->processes;
-    for (size_t left = all->count; left > 0;) {
+    size_t left = all->count;
+    for (size_t i = 0; i < all->count; i++) {
+        if (all->processes[i].pidfd >= 0) continue;
+        reap(run, &all->processes[i]);
+        left--;
+    }
+    while (left > 0) {
         if (run->host && run->host->detached)
             run->host->detached(run->host_data, sleep_, all);
         else

@@ -1230,6 +1230,37 @@ TEST(a_process_that_never_attaches_is_an_error_of_its_own) {
     finish(run, p);
 }
 
+/* Before the library sees it, it has ended and been waited for, so that its number names nobody. */
+static int start_and_wait(void *host_data, const pyper_process *process, void **ret_process,
+                          int64_t *ret_pid) {
+    int rc = start_nothing(host_data, process, ret_process, ret_pid), status;
+    CHECK_EQ(waitpid((pid_t)*ret_pid, &status, 0), *ret_pid);
+    *(long *)*ret_process = WEXITSTATUS(status);
+    return rc;
+}
+
+static void join_again(void *host_data, void *process, int *ret_status) {
+    starter *s = host_data;
+    *ret_status = (int)*(long *)process;
+    free(process);
+    s->joined++;
+}
+
+static const pyper_host waiting_host = {
+    .size = sizeof waiting_host, .start_process = start_and_wait, .join_process = join_again};
+
+TEST(a_process_that_has_gone_already_has_died) {
+    starter s = {0};
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(pass, INTS, .multiprocess = true, .workers = 2));
+    pyper_run *run = pyper_start(p, PTR(5), .host = &waiting_host, .host_data = &s);
+    ENDS_WITH(run, PYPER_EDIED);
+    CHECK_EQ(pyper_error_code(run), 1);
+    CHECK_HAS(pyper_error_message(run), "before it could begin");
+    finish(run, p);
+    CHECK_EQ(s.joined, 2);
+}
+
 TEST(attaching_to_nothing_is_refused) {
     int fds[PYPER_PROCESS_FDS] = {dup(0), dup(0), dup(0), dup(0)};
     CHECK_EQ(pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .fn = pass,
