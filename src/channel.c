@@ -468,11 +468,6 @@ int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *
     return 0;
 }
 
-void pyper__record_drop(const pyper__channel *channel, pyper__record *record) {
-    if (record->extent) pyper__shm_free(channel->shm, record->extent, record->size);
-    record->extent = 0;
-}
-
 /* One more output for a ticket whose turn has not come.  With push_lock. */
 static int keep_locked(pyper__channel *channel, struct order *order, struct ticket *ticket,
                        const pyper__record *record) {
@@ -1007,8 +1002,7 @@ static int pop_apart(pyper__channel *channel, pyper__record *ret_record, int64_t
     return 1;
 }
 
-int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
-                           int64_t *ret_ticket) {
+static inline int try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
     /* Read before the lanes: if it says ended, there will be no more in them than now. */
     int state = atomic_load_explicit(&shared->state, memory_order_acquire);
@@ -1018,6 +1012,11 @@ int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
                                              : pop_apart(channel, ret_record, ret_ticket);
     if (pyper__likely(rc != 0)) return rc;
     return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
+}
+
+int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record,
+                           int64_t *ret_ticket) {
+    return try_pop(channel, ret_record, ret_ticket);
 }
 
 void pyper__channel_release(pyper__channel *channel, pyper__record *record) {
@@ -1043,7 +1042,7 @@ static bool items_or_over(const void *arg) {
 int pyper__channel_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket,
                        pyper__seat *seat, int64_t deadline_ns, bool interruptible) {
     for (;;) {
-        int rc = pyper__channel_try_pop(channel, ret_record, ret_ticket);
+        int rc = try_pop(channel, ret_record, ret_ticket);
         if (pyper__likely(rc != PYPER__AGAIN)) return rc;
         pyper__channel_settle(channel);
         rc = pyper__await(seat, &channel->shared->items, items_or_over, channel, deadline_ns,

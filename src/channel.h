@@ -143,7 +143,11 @@ int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *
                           uint64_t size);
 
 /* Give the extent of a record back, if it has one. */
-void pyper__record_drop(const pyper__channel *channel, pyper__record *record);
+static inline void pyper__record_drop(const pyper__channel *channel, pyper__record *record) {
+    if (pyper__unlikely(record->extent != 0))
+        pyper__shm_free(channel->shm, record->extent, record->size);
+    record->extent = 0;
+}
 
 /* Append a record; takes its extent when it returns 0.  With `record` NULL it only says whether there
  * is room for one: then the only one who pushes can count on it.
