@@ -7,6 +7,7 @@ process does.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import pickle
@@ -105,6 +106,7 @@ def start(
         name=name,
         daemon=False,
     )
+    process._Popen = _launched
     # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -117,6 +119,42 @@ def start(
         if not chosen:
             _nothing_chosen()
     return process, process.pid
+
+
+def _launched(process: BaseProcess) -> Any:
+    """What multiprocessing makes to start a process, but polled by one thread at a time."""
+    del process._Popen  # type: ignore[attr-defined]  # what is pickled is as it was
+    popen = process._Popen(process)  # type: ignore[attr-defined]
+    popen.__class__ = _polled_alone(type(popen))
+    return popen
+
+
+@functools.cache
+def _polled_alone(kind: Any) -> Any:
+    """This kind of Popen, with a lock.
+
+    Whenever multiprocessing starts a process, in any thread, it polls all others.  Whoever polls
+    one that has ended takes its exit code from the system and then keeps it; another thread that
+    polls between the two would find neither.
+    """
+
+    class Popen(kind):  # type: ignore[misc]
+        def poll(self, flag: int = os.WNOHANG) -> int | None:
+            with _polling:
+                code: int | None = super().poll(flag)
+                return code
+
+    return Popen
+
+
+def _renew_lock() -> None:
+    """Whoever had it does not exist in a forked process."""
+    global _polling
+    _polling = threading.RLock()  # for a finalizer may poll in the middle of another poll
+
+
+_renew_lock()
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _insist_on_descriptors(fd: int) -> None:

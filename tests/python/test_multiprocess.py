@@ -1143,6 +1143,49 @@ def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
     assert done.stdout == "[99, 99, 99, 99]\n"
 
 
+def test_another_thread_polls_at_the_same_time(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """multiprocessing polls all children, in any thread: here one has taken the exit code of a
+    worker from the system, and not kept it yet, when the run asks for it."""
+    where, name = (forkserver, "read_signed") if method == "forkserver" else (os, "waitpid")
+    take, wait = getattr(where, name), os.waitid
+    taken, asked_again = threading.Event(), threading.Event()
+
+    def somebody_polls() -> bool:
+        for thread, frame in sys._current_frames().items():
+            while frame and thread != poller.ident:
+                if frame.f_code.co_name == "poll":
+                    return True
+                frame = frame.f_back  # type: ignore[assignment]
+        return False
+
+    def take_slowly(*args: int) -> Any:
+        if threading.current_thread() is not poller:
+            asked_again.set()
+            return take(*args)
+        found = take(*args)
+        if found != (0, 0):
+            taken.set()
+            until(lambda: asked_again.is_set() or somebody_polls())
+        return found
+
+    def wait_until_taken(*args: int) -> Any:
+        taken.wait()
+        return wait(*args)
+
+    outputs = task(pid_and_stay, branch=True, multiprocess=True)(0)
+    victim = next(outputs)
+    poller = threading.Thread(target=lambda: until(lambda: not workers_alive()))
+    monkeypatch.setattr(where, name, take_slowly)
+    monkeypatch.setattr(os, "waitid", wait_until_taken)
+    poller.start()
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(pyper.WorkerDied, match="was killed by signal 9"):
+        next(outputs)
+    poller.join()
+
+
 def test_a_hundred_kills(fork: None) -> None:
     """Whatever a worker is doing when it is killed, the caller is told, and nothing hangs."""
     seed = int(os.environ.get("PYPER_TEST_SEED", time.time_ns() % 2**32))
