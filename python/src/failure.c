@@ -173,10 +173,19 @@ static int report_from_child(step *step, pyper_worker *worker, PyObject *excepti
     return rc;
 }
 
+/* Is it only that the run was cancelled?  When the interpreter ends a run that a function has started
+ * may be cancelled, or may not begin any more, before the function's own run has been told. */
+static bool is_cancelled(const step *step, pyper_worker *worker, PyObject *exception) {
+    if (!step->state->cancelled ||
+        !PyErr_GivenExceptionMatches(exception, step->state->cancelled))
+        return false;
+    if (outputs_are_ending(step->state)) pyper_cancel(pyper_worker_run(worker));
+    return pyper_cancelled(worker);
+}
+
 int failure_report(step *step, pyper_worker *worker) {
     PyObject *exception = PyErr_GetRaisedException();
-    if (step->state->cancelled && pyper_cancelled(worker) &&
-        PyErr_GivenExceptionMatches(exception, step->state->cancelled)) {
+    if (is_cancelled(step, worker, exception)) {
         Py_DECREF(exception);
         return PYPER_ECANCELED;
     }

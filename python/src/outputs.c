@@ -96,6 +96,13 @@ void outputs_cancel_live(module_state *state) {
     }
 }
 
+bool outputs_are_ending(module_state *state) {
+    LOCK_TAKE(&state->live_lock);
+    bool ending = state->ending;
+    LOCK_GIVE(&state->live_lock);
+    return ending;
+}
+
 /* Another thread may have been in the middle of a change when the process was forked. */
 void outputs_forget_live(module_state *state) {
     memset(&state->live_lock, 0, sizeof state->live_lock);

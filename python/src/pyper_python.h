@@ -225,6 +225,9 @@ void outputs_cancel(PyObject *outputs);
  * begin. */
 void outputs_cancel_live(module_state *state);
 
+/* Has that been called?  By now or soon they are all cancelled. */
+bool outputs_are_ending(module_state *state);
+
 /* This is a forked child: its parent's runs are not its business. */
 void outputs_forget_live(module_state *state);
 

@@ -237,6 +237,23 @@ def test_an_executor_uses_a_pipeline_while_the_program_ends() -> None:
     assert printed.split() == [str(sum(range(1000)))] * 4
 
 
+def test_runs_that_a_function_has_started_end_with_the_program() -> None:
+    printed = run_program(
+        program("""
+        def nested(_):
+            runs = [counting() for _ in range(100)]
+            for run in runs:
+                next(run)
+            yield "started"
+            for i in runs[-1]:
+                time.sleep(0)
+        outputs = (task(range, branch=True) | task(nested, branch=True))(1)
+        print(next(outputs))
+        """)
+    )
+    assert printed == "started"
+
+
 def test_outputs_used_by_atexit() -> None:
     printed = run_program(
         program("""
