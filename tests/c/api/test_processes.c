@@ -454,6 +454,55 @@ TEST(what_is_kept_outlives_the_run_and_is_private) {
     nothing_is_left();
 }
 
+/* Each call of decode waits until as many may go on as there have been. */
+static tally decoding = TALLY, go_on = TALLY;
+
+static int decode_slowly(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
+    tally_wait(&go_on, tally_add(&decoding, 1));
+    pyper_blob *blob = malloc(sizeof *blob + size);
+    CHECK(blob != NULL);
+    blob->size = size;
+    memcpy(blob->data, data, size);
+    *ret_item = blob;
+    return 0;
+}
+
+static const pyper_item_type slow_to_decode = {
+    .size = sizeof slow_to_decode, .destroy = free, .encode = encode_big, .decode = decode_slowly};
+
+static int make_blob(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return pyper_emit(w, blob_new((size_t)INT(item), 3));
+}
+
+static void *take_blob(void *run) {
+    void *out = NULL;
+    CHECK_EQ(pyper_next(run, &out), 1);
+    return out;
+}
+
+/* In its record, and in an extent. */
+TEST(what_is_being_decoded_stays_while_others_end_the_run) {
+    static const size_t sizes[] = {64, BIG};
+    for (size_t i = 0; i < 2; i++) {
+        pyper_pipeline *p = pyper_task(make_blob, .type = &slow_to_decode, .multiprocess = true);
+        pyper_run *run = pyper_start(p, PTR(sizes[i]), .type = &pyper_type_int);
+        pthread_t taker;
+        void *out, *taken;
+        CHECK_EQ(pthread_create(&taker, NULL, take_blob, run), 0);
+        tally_wait(&decoding, (long)i + 1);
+        pyper_cancel(run);
+        CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+        CHECK_EQ(pyper_next(run, &out), PYPER_ECANCELED);
+        tally_add(&go_on, 1);
+        CHECK_EQ(pthread_join(taker, &taken), 0);
+        blob_check(taken, sizes[i], 3);
+        free(taken);
+        CHECK_EQ(lines_with("/proc/self/maps", "memfd:pyper"), 0);
+        finish(run, p);
+    }
+}
+
 static bool all_are(const kept_blob *blob, int byte) {
     for (size_t k = 0; k < BIG; k++)
         if (blob->data[k] != byte) return false;
