@@ -5,7 +5,8 @@
  *
  * The source gives away the same blob again and again, and destroys none: what is measured is the
  * crossing, not malloc().  Who receives large items keeps their memory; of small ones he has a
- * copy. */
+ * copy, in memory that the source does not read: or its processor and the caller's would pass one
+ * cache line to and fro with each item. */
 #include <pyper.h>
 
 #include <stdbool.h>
@@ -20,8 +21,8 @@ typedef struct block {
     pyper_kept *kept; /* its memory, if it has crossed and is large */
 } block;
 
-static block whole;
-static unsigned long long seen;
+static _Alignas(64) block given; /* by the source; nobody writes it */
+static _Alignas(64) block taken; /* by a worker, or by the caller */
 
 static int encode(void *item, pyper_transfer *to) {
     const block *sent = item;
@@ -32,12 +33,12 @@ static int encode(void *item, pyper_transfer *to) {
 }
 
 static int decode(pyper_transfer *from, const void *data, size_t size, void **ret_item) {
-    if (size != whole.size) return PYPER_EINVAL;
+    if (size != taken.size) return PYPER_EINVAL;
     void *mine;
     pyper_kept *kept = pyper_transfer_keep(from, &mine);
     if (!kept) {
-        memcpy(whole.data, data, size);
-        *ret_item = &whole;
+        memcpy(taken.data, data, size);
+        *ret_item = &taken;
         return 0;
     }
     block *received = malloc(sizeof *received);
@@ -59,7 +60,7 @@ static const pyper_item_type type = {
 
 static int source(pyper_worker *w, void *count, void *bind) {
     for (intptr_t i = 0; i < (intptr_t)count; i++)
-        if (pyper_emit(w, &whole) < 0) return PYPER_ECANCELED;
+        if (pyper_emit(w, &given) < 0) return PYPER_ECANCELED;
     return 0;
 }
 
@@ -77,7 +78,7 @@ static pyper_run *begin(pyper_pipeline *pipeline, intptr_t count) {
 }
 
 static void take_the_others(pyper_run *run, pyper_pipeline *pipeline) {
-    for (void *out; pyper_next(run, &out) > 0; destroy(out)) seen++;
+    for (void *out; pyper_next(run, &out) > 0;) destroy(out);
     if (pyper_failed(run)) bench_fail(pyper_error_message(run));
     pyper_close(run);
     pyper_unref(pipeline);
@@ -109,13 +110,19 @@ static double start(long count, void *arg) {
     return sum / (double)count;
 }
 
+/* Memory in cache lines of its own. */
+static void *zeros(size_t size) {
+    void *memory = aligned_alloc(64, (size + 63) / 64 * 64);
+    if (!memory) bench_fail("no memory");
+    return memset(memory, 0, size);
+}
+
 int main(int argc, char **argv) {
     bool starts = argc == 2 && strcmp(argv[1], "start") == 0;
     if (argc != 3 && !starts) bench_fail("usage: processes SIZE PLACES | processes start");
     size_t size = starts ? 8 : (size_t)atol(argv[1]);
     int64_t places = starts ? 0 : atol(argv[2]);
-    whole.size = size;
-    whole.data = calloc(1, size);
-    if (!whole.data) bench_fail("no memory");
+    given = (block){.size = size, .data = zeros(size)};
+    taken = (block){.size = size, .data = zeros(size)};
     return bench_rounds(starts ? start : through, &places);
 }
