@@ -30,6 +30,7 @@ struct pyper__order {
     _Atomic int64_t waiting; /* how many threads wait for a turn */
     _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     bool one_each;
+    bool light; /* who tells needs no fence, see park.h */
     struct record *ring;
     struct extra extras[];
 };
@@ -49,7 +50,11 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
     order->size = (int64_t)size;
     bool bounded = queue->limit != INT64_MAX || window > INT32_MAX;
     order->most = bounded ? INT32_MAX : (int32_t)window;
-    for (size_t i = 0; i < size; i++) pyper__event_init(&order->extras[i].turn);
+    order->light = pyper__event_let_notify_lightly(&queue->items);
+    for (size_t i = 0; i < size; i++) {
+        pyper__event_init(&order->extras[i].turn);
+        if (order->light) pyper__event_let_notify_lightly(&order->extras[i].turn);
+    }
     return order;
 }
 
@@ -88,6 +93,12 @@ static int make_capacity_locked(struct extra *extra, int64_t count) {
     return 0;
 }
 
+/* Only under push_lock as long as anybody pushes. */
+static void count_kept_locked(pyper__order *order, int64_t more) {
+    int64_t kept = atomic_load_explicit(&order->queue->kept, memory_order_relaxed);
+    atomic_store_explicit(&order->queue->kept, kept + more, memory_order_release);
+}
+
 /* One more output for a ticket whose turn has not come.  Under push_lock. */
 static int keep_locked(pyper__order *order, int64_t ticket, void *item) {
     struct record *record = record_of(order, ticket);
@@ -100,7 +111,7 @@ static int keep_locked(pyper__order *order, int64_t ticket, void *item) {
         extra->items[record->count - 1] = item;
     }
     record->count++;
-    atomic_fetch_add(&order->queue->kept, 1);
+    count_kept_locked(order, 1);
     return 0;
 }
 
@@ -197,8 +208,8 @@ static int move_turn_locked(pyper__order *order, int64_t *tail) {
     }
     if (rc < 0) atomic_store(&order->trouble, rc);
     /* kept before tail: seen from outside an item is never counted twice. */
-    if (*tail > first) atomic_fetch_sub(&order->queue->kept, *tail - first);
-    atomic_store(&order->turn, turn);
+    if (*tail > first) count_kept_locked(order, first - *tail);
+    atomic_store_explicit(&order->turn, turn, memory_order_release);
     return rc;
 }
 
@@ -211,15 +222,17 @@ static int done_locked(pyper__order *order, int64_t ticket, int64_t *tail) {
 /* What was written is visible: how many there are. */
 static int64_t publish_locked(pyper__queue *queue, int64_t tail) {
     int64_t before = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    if (tail > before) atomic_store(&queue->tail, tail);
+    if (tail > before) atomic_store_explicit(&queue->tail, tail, memory_order_release);
     return tail - before;
 }
 
 /* Without the lock, after it: there is more to take, and the turn has moved on.  Wake whoever waits
  * for a record that is free now, and the one who has the turn. */
 static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
-    if (published > 0) pyper__event_notify(&order->queue->items, (uint32_t)published);
-    if (after == before || atomic_load(&order->waiting) == 0) return;
+    if (!order->light) atomic_thread_fence(memory_order_seq_cst);
+    if (published > 0 && pyper__event_has_waiters_light(&order->queue->items))
+        pyper__event_notify_slow(&order->queue->items, (uint32_t)published);
+    if (after == before || atomic_load_explicit(&order->waiting, memory_order_relaxed) == 0) return;
     for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&extra_of(order, t)->turn);
 }
 
@@ -227,7 +240,7 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     pyper__lock_take(&queue->push_lock);
-    int64_t before = atomic_load(&order->turn);
+    int64_t before = atomic_load_explicit(&order->turn, memory_order_relaxed);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int rc = try_push_locked(order, item, ticket, &tail, ret_wait);
     if (rc == 0) {
@@ -249,7 +262,7 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     if (order->one_each) return trouble(order);
     pyper__queue *queue = order->queue;
     pyper__lock_take(&queue->push_lock);
-    int64_t before = atomic_load(&order->turn);
+    int64_t before = atomic_load_explicit(&order->turn, memory_order_relaxed);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     bool beyond = ticket >= before + order->window;
     int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : trouble(order);

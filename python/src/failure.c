@@ -176,8 +176,7 @@ static int report_from_child(step *step, pyper_worker *worker, PyObject *excepti
 /* Is it only that the run was cancelled?  When the interpreter ends a run that a function has started
  * may be cancelled, or may not begin any more, before the function's own run has been told. */
 static bool is_cancelled(const step *step, pyper_worker *worker, PyObject *exception) {
-    if (!step->state->cancelled ||
-        !PyErr_GivenExceptionMatches(exception, step->state->cancelled))
+    if (!step->state->cancelled || !PyErr_GivenExceptionMatches(exception, step->state->cancelled))
         return false;
     if (outputs_are_ending(step->state)) pyper_cancel(pyper_worker_run(worker));
     return pyper_cancelled(worker);
