@@ -30,7 +30,6 @@ struct pyper__order {
     _Atomic int64_t waiting; /* how many threads wait for a turn */
     _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     bool one_each;
-    bool light; /* who tells needs no fence, see park.h */
     struct record *ring;
     struct extra extras[];
 };
@@ -50,10 +49,10 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
     order->size = (int64_t)size;
     bool bounded = queue->limit != INT64_MAX || window > INT32_MAX;
     order->most = bounded ? INT32_MAX : (int32_t)window;
-    order->light = pyper__event_let_notify_lightly(&queue->items);
+    bool light = pyper__event_let_notify_lightly(&queue->items);
     for (size_t i = 0; i < size; i++) {
         pyper__event_init(&order->extras[i].turn);
-        if (order->light) pyper__event_let_notify_lightly(&order->extras[i].turn);
+        if (light) pyper__event_let_notify_lightly(&order->extras[i].turn);
     }
     return order;
 }
@@ -229,9 +228,10 @@ static int64_t publish_locked(pyper__queue *queue, int64_t tail) {
 /* Without the lock, after it: there is more to take, and the turn has moved on.  Wake whoever waits
  * for a record that is free now, and the one who has the turn. */
 static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
-    if (!order->light) atomic_thread_fence(memory_order_seq_cst);
-    if (published > 0 && pyper__event_has_waiters_light(&order->queue->items))
-        pyper__event_notify_slow(&order->queue->items, (uint32_t)published);
+    pyper__event *items = &order->queue->items;
+    if (!items->light) atomic_thread_fence(memory_order_seq_cst);
+    if (published > 0 && pyper__event_has_waiters_light(items))
+        pyper__event_notify_slow(items, (uint32_t)published);
     if (after == before || atomic_load_explicit(&order->waiting, memory_order_relaxed) == 0) return;
     for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&extra_of(order, t)->turn);
 }

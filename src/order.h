@@ -17,11 +17,11 @@
  *   by those who wait; `blocked` and a ticket's flag of that name are set under it and read without it
  *   (atomic, seq_cst): who waits for room sets them before he looks for it, and who makes room reads
  *   them after he has made it; `waiting` in the same way by who waits for his turn, and who moves it;
- *   `light` and `one_each` never change once workers run; `trouble` and `pushed` are read without it;
- *   the events look after themselves.  How many outputs are kept is the queue's `kept`.
+ *   `one_each` never changes once workers run; `trouble` and `pushed` are read without it; the events
+ *   look after themselves.  How many outputs are kept is the queue's `kept`.
  *   Who moves the turn or publishes outputs reads after that whether anybody waits, without a fence
- *   between the two: who goes to sleep has all others pass one (`light`, see park.h).  Where there is
- *   no such thing he passes one himself. */
+ *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).  Where
+ *   there is no such thing he passes one himself. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 

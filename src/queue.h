@@ -29,8 +29,8 @@
  *                pyper__queue_cross()), never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
- *                read of it by the consuming end): seq_cst, but with `quick_push` release, and
- *                whoever sleeps on `items` makes up for it (park.h, light notifiers).
+ *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
+ *                release, and whoever sleeps on `items` makes up for it (park.h, light notifiers).
  *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an order.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
