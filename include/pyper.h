@@ -414,7 +414,9 @@ PYPER_API const void *pyper_error_bytes(pyper_run *run, size_t *ret_size);
  *         PYPER_EINVAL: a second output of a call without `branch` (this fails the run);
  *         PYPER_EFAILED: it could not be encoded for another process (this fails the run);
  *         PYPER_ENOMEM (this fails the run).
- * Ownership: always takes `item`; when the answer is negative it has been destroyed.
+ * Ownership: always takes `item`.  When the answer is negative it has been destroyed; with
+ * PYPER_ECANCELED it may also be among those that the end of the run leaves in the queue, to be
+ * delivered or destroyed like them.
  * Blocks: yes.  Thread safety: worker. */
 PYPER_API int pyper_emit(pyper_worker *worker, void *item);
 

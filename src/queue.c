@@ -167,7 +167,9 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
 
 int64_t pyper__queue_pushed(pyper__queue *queue) {
     if (queue->order) return pyper__order_pushed(queue->order);
-    return atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    if (queue->limit == INT64_MAX) return tail;
+    return least(tail, pyper__queue_started(queue) + queue->limit);
 }
 
 int64_t pyper__queue_popped(const pyper__queue *queue) {
@@ -187,10 +189,17 @@ int64_t pyper__queue_started(const pyper__queue *queue) {
 
 /* --------------------------------------------------------------------------------- places */
 
-/* Wake producers if half of the places are free (or, `all`, if any is).  Too few woken now are
- * woken by a later call: at the latest when the consumer is about to wait. */
+/* See queue.h: it shows the item for which it has no room yet. */
+static bool pushes_from_hand(const pyper__queue *queue) {
+    return !queue->many_producers && !queue->order;
+}
+
+/* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few woken
+ * now are woken by a later call: at the latest when the consumer is about to wait. */
 static void wake_producers(pyper__queue *queue, bool all) {
     int64_t free_places = pyper__queue_room(queue);
+    /* A place for an item that is waiting in the queue already. */
+    if (pushes_from_hand(queue)) free_places++;
     if (free_places <= 0 || (!all && free_places < queue->limit / 2)) return;
     pyper__event_notify(&queue->places,
                         free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
@@ -258,6 +267,23 @@ static int push_unordered(pyper__queue *queue, void *item) {
     return rc;
 }
 
+static bool within_bound_or_over(const void *arg) {
+    const pyper__queue *queue = arg;
+    return atomic_load(&queue->state) != PYPER__OPEN || pyper__queue_room(queue) >= 0;
+}
+
+/* The single producer, when there is no room. */
+static int push_from_hand(pyper__queue *queue, void *item, pyper__seat *seat) {
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    int rc = pyper__queue_write(queue, tail, item);
+    if (rc < 0) return rc;
+    atomic_store(&queue->tail, tail + 1);
+    pyper__event_notify(&queue->items, 1);
+    pyper__await(seat, &queue->places, within_bound_or_over, queue, PYPER_FOREVER, PYPER__BLOCKED,
+                 false);
+    return pyper__queue_state(queue) == PYPER__OPEN ? 0 : PYPER__TAKEN;
+}
+
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
                       pyper__queue *input) {
     for (;;) {
@@ -267,6 +293,7 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
                               : push_unordered(queue, item);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
+        if (pushes_from_hand(queue)) return push_from_hand(queue, item, seat);
         if (wait_for.event) {
             pyper__order_await(&wait_for, seat);
         } else {

@@ -8,7 +8,11 @@
  *
  * Promises
  *   - An item is visible to the consumer when push returns.
- *   - throttle is exact: pushed - popped never exceeds `limit` (a pop is the start of its item).
+ *   - throttle is exact: pushed - popped never exceeds `limit` (a pop is the start of its item).  A push
+ *     is done when it returns; until then its item is in the producer's hand.
+ *   - A single producer without an order shows what it has in its hand: if there is no room, its item
+ *     goes behind the others all the same, and the push waits until it is within the bound.  So whoever
+ *     has emptied a narrow queue finds one more, without a switch between threads.
  *   - A producer that waits for room resumes at the latest when half of the places are free, or when
  *     the consumer is about to wait.
  *   - Items leave in the order in which they were pushed; with an `order` (order.h) in the order of
@@ -43,7 +47,8 @@
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
- *   given_back <= head <= tail;  with a limit: tail + kept - given_back <= limit.
+ *   given_back <= head <= tail;  with a limit: tail + kept - given_back <= limit, or limit + 1 while a
+ *   single producer without an order waits in its push.
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.
@@ -71,7 +76,7 @@ struct pyper__channel;
 enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
 
 /* Answers of the functions below that are not errors. */
-enum { PYPER__AGAIN = -1000 };
+enum { PYPER__AGAIN = -1000, PYPER__TAKEN = -1001 };
 
 typedef struct pyper__queue {
     /* Set by init. */
@@ -138,7 +143,7 @@ static inline int pyper__queue_state(const pyper__queue *queue) {
     return atomic_load_explicit(&queue->state, memory_order_acquire);
 }
 
-/* How many items have been pushed; popped; are waiting (those that an order keeps included). */
+/* How many items have been pushed (what is in a producer's hand has not); popped. */
 int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
@@ -159,8 +164,10 @@ static inline int64_t pyper__queue_room(const pyper__queue *queue) {
 
 /* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *
- * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM.  Takes the item when it returns
- * 0, not otherwise.  `ticket` is for queues with an order.  `input` is the queue that this producer
+ * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM; or PYPER__TAKEN: it has ceased
+ * to be open while the item, which is in it already, was waiting to be within the bound; what becomes
+ * of it is the queue's affair.  Takes the item when it returns 0 or PYPER__TAKEN, not otherwise.
+ * `ticket` is for queues with an order.  `input` is the queue that this producer
  * consumes (or NULL): before waiting, its free places are given back. */
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
                       pyper__queue *input);

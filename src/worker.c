@@ -176,6 +176,7 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     else
 #endif
         rc = pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
+    if (rc == PYPER__TAKEN) return PYPER_ECANCELED;
     if (rc < 0) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
     if (worker->allowed > 1) pyper__seat_share_token(&worker->seat);

@@ -12,6 +12,7 @@ static struct {
     pyper__queue queue;
     _Atomic long producers; /* that have not finished */
     long pushed, popped;    /* calls that have returned */
+    long refused;           /* of the pushed: told of a cancel, although the queue has the item */
     long arrived[ITEMS];    /* how often each item has */
     long last;
     long destroyed;
@@ -75,12 +76,16 @@ static void destroy_queue(void) {
 }
 
 /* Seen by the explorer between two steps.  A pop counts when it has returned, a push from the
- * moment its item is visible: so this is never less than what really waits. */
+ * moment its item is visible: so this is never less than what really waits.  A single producer may
+ * have one more in its hand, but not when its push is done. */
 static void check_bound(void) {
     pyper__queue *q = &state.queue;
     int64_t tail = q->tail, head = q->head, given_back = q->given_back, kept = q->kept;
     MODEL_CHECK(given_back <= head && head <= tail);
-    if (q->limit < INT64_MAX) MODEL_CHECK(tail + kept - given_back <= q->limit);
+    if (q->limit == INT64_MAX) return;
+    bool from_hand = state.producer_count == 1 && !q->order;
+    MODEL_CHECK(tail + kept - given_back <= q->limit + from_hand);
+    if (from_hand) MODEL_CHECK(state.pushed - state.refused - given_back <= q->limit);
 }
 
 /* -------------------------------------------------------------------------------- who does what */
@@ -107,8 +112,9 @@ static bool push(long item, pyper__seat *seat) {
         return true;
     }
     int rc = pyper__queue_push(&state.queue, pointer, item, seat, NULL);
-    if (rc == 0) state.pushed++;
-    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
+    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED || rc == PYPER__TAKEN);
+    if (rc != PYPER_ECANCELED) state.pushed++;
+    if (rc == PYPER__TAKEN) state.refused++;
     return rc == 0;
 }
 

@@ -154,6 +154,98 @@ EACH_HOST(exact_towards_the_caller) {
     }
 }
 
+/* A lone producer that waits for its place shows the item in its hand: whoever takes the items that
+ * wait gets that one, too, without waiting for the producer. */
+typedef struct hand {
+    _Atomic long generated, emitted;
+    _Atomic int answer;
+    tally gate;
+} hand;
+
+static int make_and_count(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    hand *h = bind;
+    for (long i = 0;; i++) {
+        atomic_fetch_add(&h->generated, 1);
+        int rc = pyper_emit(w, item_new(i));
+        if (rc < 0) {
+            atomic_store(&h->answer, rc);
+            return rc;
+        }
+        atomic_fetch_add(&h->emitted, 1);
+    }
+}
+
+/* Takes `n` of them without waiting, from a producer that sleeps. */
+static void take_at_once(pyper_run *run, long first, long n) {
+    for (long i = 0; i < n; i++) {
+        void *item;
+        CHECK_EQ(pyper_next_until(run, &item, PYPER_NOWAIT), 1);
+        CHECK_EQ(item_deliver(item), first + i);
+    }
+}
+
+EACH_HOST(what_is_in_the_hand_can_be_taken) {
+    for (int i = 0; i < 4; i++) {
+        hand h = {.gate = TALLY};
+        pyper_pipeline *p = pyper_task(make_and_count, .branch = true, .throttle = throttles[i],
+                                       .bind = &h, .type = &item_type);
+        pyper_run *run = START(p, PTR(0));
+        all_asleep();
+        CHECK_EQ(atomic_load(&h.generated), throttles[i] + 1);
+        CHECK_EQ(atomic_load(&h.emitted), throttles[i]);
+        pyper_task_stats stats;
+        CHECK_EQ(pyper_stats(run, &stats, 1), 1);
+        CHECK_EQ(stats.items_out, throttles[i]);
+        CHECK_EQ(stats.queued, throttles[i]);
+        take_at_once(run, 0, throttles[i] + 1);
+        all_asleep();
+        long generated = atomic_load(&h.generated), room = 2 * throttles[i] + 2 - generated;
+        CHECK(room >= 0 && 2 * room <= throttles[i]);
+        /* Cancelled, it goes the way of the others, and the producer is told. */
+        pyper_cancel(run);
+        CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+        CHECK_EQ(atomic_load(&h.answer), PYPER_ECANCELED);
+        CHECK_EQ(atomic_load(&h.generated), generated);
+        CHECK_EQ(pyper_stats(run, &stats, 1), 1);
+        /* Among many places one that is free may not have been given back yet. */
+        long place = stats.items_out - atomic_load(&h.emitted);
+        CHECK(place == 0 || (place == 1 && throttles[i] > 3));
+        CHECK_EQ(atomic_load(&items_live), 0);
+        close_both(run, p);
+    }
+}
+
+/* Emits one, and fails when it is told to. */
+static int emit_and_fail(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    hand *h = bind;
+    if (pyper_emit(w, item) < 0) return PYPER_ECANCELED;
+    gate_wait(&h->gate);
+    return pyper_fail(w, 7, "on purpose");
+}
+
+/* After a failure what had reached the caller's queue is delivered, the item in the hand included.  But
+ * the producer does not go on. */
+EACH_HOST(what_is_in_the_hand_at_a_failure_is_delivered) {
+    hand h = {.gate = TALLY};
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(emit_and_fail, .branch = true, .bind = &h),
+        pyper_task(make_and_count, .branch = true, .throttle = 2, .bind = &h, .type = &item_type));
+    pyper_run *run = START(p, PTR(0));
+    all_asleep();
+    CHECK_EQ(atomic_load(&h.generated), 3);
+    gate_open(&h.gate);
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+    CHECK_EQ(atomic_load(&h.answer), PYPER_ECANCELED);
+    CHECK_EQ(atomic_load(&h.generated), 3);
+    take_at_once(run, 0, 3);
+    ENDS_WITH(run, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 7);
+    CHECK_EQ(atomic_load(&items_live), 0);
+    close_both(run, p);
+}
+
 /* A join's reader starts an item by pulling it. */
 static int pull_with_permit(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
