@@ -7,35 +7,52 @@
  * workers on different processors touch one after the other. */
 struct record {
     void *first;
-    int32_t count;
-    bool done;
+    union {
+        struct {
+            int32_t count;
+            bool done;
+        };
+        _Atomic int64_t stands; /* with one output each: TURN or DONE of a ticket */
+    };
 };
+
+/* With one output each: how a record stands.  The value has the ticket in it, so that one of an earlier
+ * ticket, or none, says that neither is the case. */
+#define TURN(ticket) (2 * (ticket) + 1) /* its worker has the turn */
+#define DONE(ticket) (2 * (ticket) + 2) /* its output is kept here */
 
 /* What only few tickets need, at the same index. */
 struct extra {
     void **items; /* those that were kept after the first */
     int64_t capacity;
-    _Atomic bool blocked; /* its worker waits for room */
-    pyper__event turn;    /* where its worker waits, and those of the tickets t + n * size */
+    _Atomic bool blocked; /* its worker waits for its turn or a place; without one output each */
+    pyper__event
+        turn; /* who waits for the turn of this ticket, and of t + n * size; or for a place */
 };
+
+/* So that those who wait for different tickets wait in different places, however narrow the window. */
+#define SIZE_MIN 64
 
 struct pyper__order {
     pyper__queue *queue;
     int64_t window;
     int64_t size; /* of the ring: the least power of two that has room for the window */
     int32_t most; /* that one ticket may keep */
-    _Atomic int64_t turn;
-    _Atomic int64_t pushed;  /* for statistics: kept + tail would miss what is on its way */
-    _Atomic int64_t blocked; /* how many records are */
-    _Atomic int64_t waiting; /* how many threads wait for a turn */
-    _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     bool one_each;
     struct record *ring;
+    _Atomic int64_t upto;    /* with one output each: earlier tickets may be pushed */
+    _Atomic int64_t blocked; /* how many threads wait for a place */
+    _Atomic int64_t waiting; /* how many threads wait for a turn */
+    _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
+    int64_t drain_at, drain_end; /* the tickets that pyper__order_take_any() has still to look at */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t own_turn; /* see turn_of() */
+    _Atomic int64_t pushed; /* for statistics: kept + tail would miss what is on its way */
+    _Atomic int64_t told;   /* with one output each: earlier tickets know that there is a place */
     struct extra extras[];
 };
 
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
-    size_t size = 1;
+    size_t size = SIZE_MIN;
     while (size < (size_t)window) size *= 2;
     pyper__order *order = pyper__alloc(sizeof *order + size * sizeof(struct extra));
     if (!order) return NULL;
@@ -57,10 +74,6 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
     return order;
 }
 
-void pyper__order_expect_one_each(pyper__order *order) {
-    order->one_each = true;
-}
-
 static int trouble(const pyper__order *order) {
     return atomic_load_explicit(&order->trouble, memory_order_relaxed);
 }
@@ -70,6 +83,11 @@ void pyper__order_free(pyper__order *order) {
     for (int64_t i = 0; i < order->size; i++) pyper__free(order->extras[i].items);
     pyper__free(order->ring);
     pyper__free(order);
+}
+
+/* Which ticket has the turn.  With one output each it is the one whose output will be the next item. */
+static int64_t turn_of(const pyper__order *order) {
+    return atomic_load(order->one_each ? &order->queue->tail : &order->own_turn);
 }
 
 static struct record *record_of(pyper__order *order, int64_t ticket) {
@@ -91,6 +109,40 @@ static int make_capacity_locked(struct extra *extra, int64_t count) {
     extra->capacity = capacity;
     return 0;
 }
+
+/* PYPER__AGAIN: wait for turn >= until. */
+static int wait_for_turn(pyper__order *order, int64_t until, struct pyper__turn *ret_wait) {
+    *ret_wait = (struct pyper__turn){&extra_of(order, until)->turn, order->queue, order, until, -1};
+    return PYPER__AGAIN;
+}
+
+/* PYPER__AGAIN: wait for a place for this ticket, or for its turn. */
+static int wait_for_place(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
+    pyper__event *event = &extra_of(order, ticket)->turn;
+    *ret_wait = (struct pyper__turn){event, order->queue, order, ticket, ticket};
+    return PYPER__AGAIN;
+}
+
+/* What was written is visible: how many there are.  For who has the producing end. */
+static int64_t publish(pyper__queue *queue, int64_t tail) {
+    int64_t before = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    if (tail > before) atomic_store_explicit(&queue->tail, tail, memory_order_release);
+    return tail - before;
+}
+
+/* There is more to take, and the turn has moved on: wake whoever waits for that.  Not under the
+ * lock. */
+static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
+    pyper__event *items = &order->queue->items;
+    if (!items->light) atomic_thread_fence(memory_order_seq_cst);
+    if (published > 0 && pyper__event_has_waiters_light(items))
+        pyper__event_notify_slow(items, (uint32_t)published);
+    if (after == before || atomic_load_explicit(&order->waiting, memory_order_relaxed) == 0) return;
+    for (int64_t t = before + 1; t <= after; t++)
+        pyper__event_notify_all(&extra_of(order, t)->turn);
+}
+
+/* ------------------------------------------------------- any number of outputs, under push_lock */
 
 /* Only under push_lock as long as anybody pushes. */
 static void count_kept_locked(pyper__order *order, int64_t more) {
@@ -114,32 +166,15 @@ static int keep_locked(pyper__order *order, int64_t ticket, void *item) {
     return 0;
 }
 
-static void set_blocked_locked(pyper__order *order, int64_t ticket, bool blocked) {
-    if (!blocked && atomic_load(&order->blocked) == 0) return;
-    struct extra *extra = extra_of(order, ticket);
-    if (atomic_load(&extra->blocked) == blocked) return;
-    atomic_store(&extra->blocked, blocked);
-    atomic_fetch_add(&order->blocked, blocked ? 1 : -1);
-}
-
-/* PYPER__AGAIN: wait for turn >= until, which the worker of `ticket` is told. */
-static int wait_for_turn(pyper__order *order, int64_t ticket, int64_t until,
-                         struct pyper__turn *ret_wait) {
-    *ret_wait =
-        (struct pyper__turn){&extra_of(order, ticket)->turn, order->queue, order, until, false};
-    return PYPER__AGAIN;
-}
-
 /* *tail: of the queue, moved on if the item has the turn; to be published. */
 static int try_push_locked(pyper__order *order, void *item, int64_t ticket, int64_t *tail,
                            struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     if (trouble(order) < 0) return trouble(order);
-    int64_t turn = atomic_load(&order->turn);
+    int64_t turn = turn_of(order);
     if (ticket >= turn + order->window)
-        return wait_for_turn(order, ticket, ticket - order->window + 1, ret_wait);
-    set_blocked_locked(order, ticket, false);
+        return wait_for_turn(order, ticket - order->window + 1, ret_wait);
     int64_t room = pyper__queue_room(queue);
     if (ticket == turn) {
         ret_wait->event = NULL; /* if there is no room, that is what to wait for */
@@ -149,13 +184,8 @@ static int try_push_locked(pyper__order *order, void *item, int64_t ticket, int6
         return rc;
     }
     if (record_of(order, ticket)->count >= order->most)
-        return wait_for_turn(order, ticket, ticket, ret_wait);
-    if (room <= 1) {
-        set_blocked_locked(order, ticket, true);
-        wait_for_turn(order, ticket, ticket, ret_wait);
-        ret_wait->or_for_room = true;
-        return PYPER__AGAIN;
-    }
+        return wait_for_turn(order, ticket, ret_wait);
+    if (room <= 1) return wait_for_place(order, ticket, ret_wait);
     return keep_locked(order, ticket, item);
 }
 
@@ -199,7 +229,7 @@ static int write_kept_locked(pyper__order *order, int64_t ticket, int64_t *tail)
 /* The turn moves on to the next ticket that is not done.  If it fails the order goes no further: later
  * outputs must not pass those that are left. */
 static int move_turn_locked(pyper__order *order, int64_t *tail) {
-    int64_t turn = atomic_load(&order->turn), first = *tail;
+    int64_t turn = turn_of(order), first = *tail;
     int rc = 0;
     while (rc == 0 && record_of(order, turn)->done) {
         record_of(order, turn)->done = false;
@@ -208,78 +238,183 @@ static int move_turn_locked(pyper__order *order, int64_t *tail) {
     if (rc < 0) atomic_store(&order->trouble, rc);
     /* kept before tail: seen from outside an item is never counted twice. */
     if (*tail > first) count_kept_locked(order, first - *tail);
-    atomic_store_explicit(&order->turn, turn, memory_order_release);
+    atomic_store_explicit(&order->own_turn, turn, memory_order_release);
     return rc;
 }
 
 /* The ticket, below turn + window, has no more outputs. */
 static int done_locked(pyper__order *order, int64_t ticket, int64_t *tail) {
     record_of(order, ticket)->done = true;
-    return ticket == atomic_load(&order->turn) ? move_turn_locked(order, tail) : 0;
+    return ticket == turn_of(order) ? move_turn_locked(order, tail) : 0;
 }
 
-/* What was written is visible: how many there are. */
-static int64_t publish_locked(pyper__queue *queue, int64_t tail) {
-    int64_t before = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    if (tail > before) atomic_store_explicit(&queue->tail, tail, memory_order_release);
-    return tail - before;
-}
-
-/* Without the lock, after it: there is more to take, and the turn has moved on.  Wake whoever waits
- * for a record that is free now, and the one who has the turn. */
-static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
-    pyper__event *items = &order->queue->items;
-    if (!items->light) atomic_thread_fence(memory_order_seq_cst);
-    if (published > 0 && pyper__event_has_waiters_light(items))
-        pyper__event_notify_slow(items, (uint32_t)published);
-    if (after == before || atomic_load_explicit(&order->waiting, memory_order_relaxed) == 0) return;
-    for (int64_t t = before; t <= after; t++) pyper__event_notify_all(&extra_of(order, t)->turn);
-}
-
-int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
-                          struct pyper__turn *ret_wait) {
+static int push_any(pyper__order *order, void *item, int64_t ticket, struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     pyper__lock_take(&queue->push_lock);
-    int64_t before = atomic_load_explicit(&order->turn, memory_order_relaxed);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     int rc = try_push_locked(order, item, ticket, &tail, ret_wait);
     if (rc == 0) {
         int64_t pushed = atomic_load_explicit(&order->pushed, memory_order_relaxed);
         atomic_store_explicit(&order->pushed, pushed + 1, memory_order_relaxed);
-        if (order->one_each) {
-            /* What goes wrong the worker learns when it is done. */
-            (void)done_locked(order, ticket, &tail);
-        }
     }
-    int64_t published = publish_locked(queue, tail);
-    int64_t after = atomic_load(&order->turn);
+    int64_t published = publish(queue, tail);
     pyper__lock_give(&queue->push_lock);
-    tell(order, published, before, after);
+    tell(order, published, 0, 0);
     return rc;
 }
 
-int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
-    if (order->one_each) return trouble(order);
+static int done_any(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     pyper__lock_take(&queue->push_lock);
-    int64_t before = atomic_load_explicit(&order->turn, memory_order_relaxed);
+    int64_t before = turn_of(order);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     bool beyond = ticket >= before + order->window;
     int rc = pyper__queue_state(queue) != PYPER__OPEN ? PYPER_ECANCELED : trouble(order);
     if (rc == 0 && !beyond) rc = done_locked(order, ticket, &tail);
-    int64_t published = publish_locked(queue, tail);
-    int64_t after = atomic_load(&order->turn);
+    int64_t published = publish(queue, tail);
+    int64_t after = turn_of(order);
     pyper__lock_give(&queue->push_lock);
     tell(order, published, before, after);
     if (rc < 0 || !beyond) return rc;
-    return wait_for_turn(order, ticket, ticket - order->window + 1, ret_wait);
+    return wait_for_turn(order, ticket - order->window + 1, ret_wait);
 }
 
-void pyper__order_await(const struct pyper__turn *turn, pyper__seat *seat) {
-    atomic_fetch_add(&turn->order->waiting, 1);
-    pyper__await(seat, turn->event, pyper__order_turn_has_come, turn, PYPER_FOREVER, PYPER__BLOCKED,
+/* --------------------------------------------- one output each: whoever has the turn has the end */
+
+void pyper__order_expect_one_each(pyper__order *order) {
+    order->one_each = true;
+    atomic_init(&order->ring[0].stands, TURN(0));
+}
+
+/* May the ticket be pushed?  What is out of turn takes a place of the bound, too; with one output each
+ * it is the ticket that says which.  Acquire and release: who may use a record sees that the ticket
+ * before has left it. */
+static bool may_be_pushed(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
+    if (pyper__likely(ticket < atomic_load_explicit(&order->upto, memory_order_acquire)))
+        return true;
+    const pyper__queue *queue = order->queue;
+    int64_t upto = turn_of(order) + order->window;
+    if (ticket >= upto) {
+        wait_for_turn(order, ticket - order->window + 1, ret_wait);
+        return false;
+    }
+    if (queue->limit < INT64_MAX) {
+        int64_t places = atomic_load(&queue->given_back) + queue->limit;
+        if (ticket >= places) {
+            wait_for_place(order, ticket, ret_wait);
+            return false;
+        }
+        if (places < upto) upto = places;
+    }
+    atomic_store_explicit(&order->upto, upto, memory_order_release);
+    return true;
+}
+
+/* The outputs of all tickets before `turn` are written.  So are those of all that are done behind them.
+ * Then the turn is handed to the next one; unless that has been done meanwhile. */
+static void move_turn(pyper__order *order, int64_t turn) {
+    pyper__queue *queue = order->queue;
+    int64_t before = turn - 1;
+    bool done = false; /* the ticket `turn`, although its record says that it has the turn */
+    for (;;) {
+        int rc = 0;
+        struct record *record;
+        while (record = record_of(order, turn),
+               done || atomic_load_explicit(&record->stands, memory_order_acquire) == DONE(turn)) {
+            rc = pyper__queue_write(queue, turn, record->first);
+            if (rc < 0) break;
+            done = false;
+            turn++;
+        }
+        publish(queue, turn);
+        /* If it fails the turn stays here: later outputs must not pass this one. */
+        if (rc < 0) {
+            atomic_store_explicit(&record->stands, DONE(turn), memory_order_relaxed);
+            atomic_store(&order->trouble, rc);
+        } else {
+            done = atomic_exchange_explicit(&record->stands, TURN(turn), memory_order_acq_rel) ==
+                   DONE(turn);
+        }
+        tell(order, turn - before, before, turn);
+        if (!done || rc < 0) return;
+        before = turn;
+    }
+}
+
+static int push_one(pyper__order *order, void *item, int64_t ticket, struct pyper__turn *ret_wait) {
+    pyper__queue *queue = order->queue;
+    if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    if (trouble(order) < 0) return trouble(order);
+    if (!may_be_pushed(order, ticket, ret_wait)) return PYPER__AGAIN;
+    struct record *record = record_of(order, ticket);
+    bool has_turn = atomic_load_explicit(&record->stands, memory_order_acquire) == TURN(ticket);
+    if (!has_turn) {
+        record->first = item;
+        has_turn = atomic_exchange_explicit(&record->stands, DONE(ticket), memory_order_acq_rel) ==
+                   TURN(ticket);
+        if (!has_turn) return 0;
+    }
+    int rc = pyper__queue_write(queue, ticket, item);
+    if (rc < 0) {
+        atomic_store_explicit(&record->stands, TURN(ticket), memory_order_relaxed);
+        return rc;
+    }
+    move_turn(order, ticket + 1);
+    return 0;
+}
+
+/* Whether a ticket has been pushed never changes from yes to no, so nor does their number go back. */
+static int64_t pushed_one_each(const pyper__order *order) {
+    const pyper__queue *queue = order->queue;
+    int64_t tail = atomic_load_explicit(&queue->tail, memory_order_acquire), count = tail;
+    for (int64_t t = tail; t < tail + order->size; t++) {
+        const struct record *record = &order->ring[t & (order->size - 1)];
+        if (atomic_load_explicit(&record->stands, memory_order_acquire) == DONE(t) ||
+            atomic_load_explicit(&queue->tail, memory_order_acquire) > t)
+            count++;
+    }
+    return count;
+}
+
+/* ----------------------------------------------------------------------------------- either */
+
+int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
+                          struct pyper__turn *ret_wait) {
+    return order->one_each ? push_one(order, item, ticket, ret_wait)
+                           : push_any(order, item, ticket, ret_wait);
+}
+
+int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
+    return order->one_each ? trouble(order) : done_any(order, ticket, ret_wait);
+}
+
+static bool has_place(const struct pyper__turn *wait) {
+    const pyper__queue *queue = wait->queue;
+    if (wait->order->one_each)
+        return wait->place_for - atomic_load(&queue->given_back) < queue->limit;
+    return pyper__queue_room(queue) > 1; /* the last one is for the turn */
+}
+
+bool pyper__order_turn_has_come(const void *arg) {
+    const struct pyper__turn *wait = arg;
+    if (atomic_load(&wait->queue->state) != PYPER__OPEN) return true;
+    if (wait->place_for < 0) return turn_of(wait->order) >= wait->until;
+    if (has_place(wait)) return true;
+    return !wait->order->one_each && turn_of(wait->order) >= wait->until;
+}
+
+void pyper__order_await(const struct pyper__turn *wait, pyper__seat *seat) {
+    pyper__order *order = wait->order;
+    bool for_place = wait->place_for >= 0, for_turn = !for_place || !order->one_each;
+    struct extra *extra = for_place && for_turn ? extra_of(order, wait->place_for) : NULL;
+    if (extra) atomic_store(&extra->blocked, true);
+    if (for_place) atomic_fetch_add(&order->blocked, 1);
+    if (for_turn) atomic_fetch_add(&order->waiting, 1);
+    pyper__await(seat, wait->event, pyper__order_turn_has_come, wait, PYPER_FOREVER, PYPER__BLOCKED,
                  false);
-    atomic_fetch_sub(&turn->order->waiting, 1);
+    if (for_turn) atomic_fetch_sub(&order->waiting, 1);
+    if (for_place) atomic_fetch_sub(&order->blocked, 1);
+    if (extra) atomic_store(&extra->blocked, false);
 }
 
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input) {
@@ -292,19 +427,27 @@ int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, py
     }
 }
 
-bool pyper__order_turn_has_come(const void *arg) {
-    const struct pyper__turn *turn = arg;
-    const pyper__queue *queue = turn->queue;
-    return atomic_load(&queue->state) != PYPER__OPEN ||
-           atomic_load(&turn->order->turn) >= turn->until ||
-           (turn->or_for_room && pyper__queue_room(queue) > 1);
+/* With one output each: the tickets that have got a place now, and had none before.  given_back is
+ * read before blocked, so that who is not counted there will see it. */
+static void notify_placed(pyper__order *order) {
+    const pyper__queue *queue = order->queue;
+    int64_t upto = atomic_load(&queue->given_back) + queue->limit, turn = turn_of(order);
+    if (atomic_load(&order->blocked) == 0) return;
+    if (upto > turn + order->window) upto = turn + order->window;
+    int64_t from = atomic_exchange(&order->told, upto);
+    for (int64_t t = from > turn ? from : turn; t < upto; t++)
+        pyper__event_notify_all(&extra_of(order, t)->turn);
 }
 
-/* They have tickets soon after the turn, so they are found soon. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count) {
+    if (order->one_each) {
+        notify_placed(order);
+        return;
+    }
     int64_t left = atomic_load(&order->blocked);
     if (left > count) left = count;
-    int64_t turn = atomic_load(&order->turn);
+    int64_t turn = turn_of(order);
+    /* They have tickets soon after the turn, so they are found soon. */
     for (int64_t t = turn + 1; left > 0 && t < turn + order->window; t++) {
         struct extra *extra = extra_of(order, t);
         if (!atomic_load(&extra->blocked)) continue;
@@ -318,15 +461,26 @@ void pyper__order_notify_all(pyper__order *order) {
 }
 
 int64_t pyper__order_pushed(const pyper__order *order) {
+    if (order->one_each) return pushed_one_each(order);
     return atomic_load_explicit(&order->pushed, memory_order_relaxed);
 }
 
 bool pyper__order_take_any(pyper__order *order, void **ret_item) {
-    for (int64_t i = 0; i < order->size && atomic_load(&order->queue->kept) > 0; i++) {
-        struct record *record = &order->ring[i];
+    if (order->drain_end == 0) {
+        order->drain_at = turn_of(order);
+        order->drain_end = order->drain_at + order->size;
+    }
+    for (; order->drain_at < order->drain_end; order->drain_at++) {
+        struct record *record = record_of(order, order->drain_at);
+        if (order->one_each) {
+            if (atomic_load(&record->stands) != DONE(order->drain_at)) continue;
+            atomic_store(&record->stands, 0);
+            *ret_item = record->first;
+            return true;
+        }
         if (record->count == 0) continue;
         int32_t left = --record->count;
-        *ret_item = left == 0 ? record->first : order->extras[i].items[left - 1];
+        *ret_item = left == 0 ? record->first : extra_of(order, order->drain_at)->items[left - 1];
         atomic_fetch_sub(&order->queue->kept, 1);
         return true;
     }

@@ -5,20 +5,35 @@
  * Outputs of later tickets are kept here; when a call is done the turn moves on, and what the next
  * ticket has kept joins the queue at once.  So an output leaves as soon as all earlier ones have.
  *
+ * There are two ways to do that.  If a call may have any number of outputs, what it has kept may have
+ * to leave before it is done: so all of it is under the queue's push_lock.  If each has exactly one
+ * (pyper__order_expect_one_each()), that is all that is ever kept of a ticket, and nobody needs a lock:
+ * whoever has the turn has the producing end of the queue.  A worker out of turn leaves its output in
+ * the record of its ticket, and exchanges how that stands for DONE; who moves the turn on to a ticket
+ * exchanges it for TURN.  The second of the two sees the first: so either the worker learns that it has
+ * the turn, or who moves the turn that the output is there.
+ *
  * Bounds
  *   - Only tickets below turn + window keep anything or are done; later ones wait.
  *   - With a throttle, what is kept counts as waiting in the queue, and the last place is only for
- *     the turn: so the bound is exact, and the one whose turn it is always gets on.
+ *     the turn: so the bound is exact, and the one whose turn it is always gets on.  With one output
+ *     each the ticket says which place is its own.
  *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn (with
  *     one, INT32_MAX).
  *
  * Synchronization
- *   All fields are protected by the queue's push_lock, except: `turn` is also read without it (atomic)
- *   by those who wait; `blocked` and a ticket's flag of that name are set under it and read without it
- *   (atomic, seq_cst): who waits for room sets them before he looks for it, and who makes room reads
- *   them after he has made it; `waiting` in the same way by who waits for his turn, and who moves it;
- *   `one_each` never changes once workers run; `trouble` and `pushed` are read without it; the events
- *   look after themselves.  How many outputs are kept is the queue's `kept`.
+ *   Any number of outputs: all fields are protected by push_lock, except: the turn and `pushed` are also
+ *   read without it; how many outputs are kept is the queue's `kept`.
+ *   One output each:
+ *   stands    of a record: atomic, as above; never goes back while workers run.
+ *   first     of a record: its worker's until DONE, then of who has the turn.
+ *   upto      atomic: any value that min(turn + window, given_back + limit) has ever had is right.
+ *   The producing end of the queue belongs to who has the turn; its tail is the turn.
+ *   Both:
+ *   trouble   atomic; written by who has the turn or the lock, once.
+ *   blocked, waiting   atomic: who goes to sleep counts himself in before he looks at what he waits for;
+ *             who has made a place or moved the turn reads them after that.
+ *   one_each, drain_*   set before workers run; used when none does any more.
  *   Who moves the turn or publishes outputs reads after that whether anybody waits, without a fence
  *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).  Where
  *   there is no such thing he passes one himself. */
@@ -29,13 +44,13 @@
 
 typedef struct pyper__order pyper__order;
 
-/* What somebody out of turn waits for. */
+/* What a worker waits for. */
 struct pyper__turn {
     pyper__event *event; /* NULL: it is his turn, wait for room in the queue */
     const pyper__queue *queue;
     pyper__order *order;
-    int64_t until;    /* turn >= until */
-    bool or_for_room; /* or for a place that is not the last one */
+    int64_t until;     /* turn >= until */
+    int64_t place_for; /* >= 0: or for a place for this ticket */
 };
 
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window);
@@ -47,8 +62,8 @@ void pyper__order_free(pyper__order *order);
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 
-/* Each ticket has exactly one output, and is done with it: a step less for each.  Before anybody
- * pushes.  pyper__order_try_done() is still to be called, and says whether the step went well. */
+/* Each ticket has exactly one output, and is done with it.  Before anybody pushes.
+ * pyper__order_try_done() is still to be called, and says whether the turn could be moved on. */
 void pyper__order_expect_one_each(pyper__order *order);
 
 /* The call with this ticket is done; if it had the turn, the turn moves on.

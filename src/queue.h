@@ -35,13 +35,14 @@
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
  *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
  *                release, and whoever sleeps on `items` makes up for it (park.h, light notifiers).
- *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an order.
+ *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an order, and
+ *                with one that has no lock and sees to its bound itself.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
  *   head         atomic, relaxed: written by the consuming end, read by statistics.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
  *   spare        atomic; a drained chunk of a page on its way back to the producing end.
- *   push_*, room_until   the producing end's own (push_lock, if many_producers).
+ *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
  *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A

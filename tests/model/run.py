@@ -103,7 +103,7 @@ MODELS = {
     # Where two wait for the same event there is no end of orders: each may go on waking the other.
     "queue": Model(
         ("park.c", "queue.c", "order.c"),
-        SMALL + SIMPLE_LOCK,
+        (*SMALL, *SIMPLE_LOCK, ("order.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1")),
         bounds={
             "two_producers_bound_of_2": (2, 3),
             "two_consumers": (2, 3),
@@ -114,6 +114,11 @@ MODELS = {
             "ordered_bound_of_1": (2, None),
             "ordered_bound_of_2": (1, 2),
             "ordered_close": (2, 3),
+            "ordered_one_each": (2, 3),
+            "ordered_one_each_window_of_1": (2, None),
+            "ordered_one_each_bound_of_1": (2, None),
+            "ordered_one_each_bound_of_2": (2, 3),
+            "ordered_one_each_close": (2, 3),
         },
     ),
     # Its lock is a mutex of the system: the explorer has one that knows of deaths.
