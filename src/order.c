@@ -318,13 +318,12 @@ static void move_turn(pyper__order *order, int64_t turn) {
     bool done = false; /* the ticket `turn`, although its record says that it has the turn */
     for (;;) {
         int rc = 0;
-        struct record *record;
-        while (record = record_of(order, turn),
-               done || atomic_load_explicit(&record->stands, memory_order_acquire) == DONE(turn)) {
+        struct record *record = record_of(order, turn);
+        while (done || atomic_load_explicit(&record->stands, memory_order_acquire) == DONE(turn)) {
             rc = pyper__queue_write(queue, turn, record->first);
             if (rc < 0) break;
             done = false;
-            turn++;
+            record = record_of(order, ++turn);
         }
         publish(queue, turn);
         /* If it fails the turn stays here: later outputs must not pass this one. */
