@@ -154,7 +154,7 @@ static int pass_turn_on(pyper__slot *slot) {
 static int finish(pyper__slot *slot) {
     pyper__crew *crew = slot->crew;
     if (!slot->ticketed) return 0;
-    if (slot->worker->output->ordered) {
+    if (slot->worker->output->passes_turn) {
         int rc = pass_turn_on(slot);
         if (rc == PYPER__AGAIN) return rc;
         if (rc == PYPER_ENOMEM)
@@ -437,7 +437,7 @@ static void serve_blocked(pyper__crew *crew) {
         for (pyper__slot *slot = crew->blocked.first, *next; slot; slot = next) {
             next = slot == last ? NULL : slot->next;
             if (crew->loop->budget <= 0) return;
-            if (room <= 0 && !output->ordered) break;
+            if (room <= 0 && !output->passes_turn) break;
             if (over(output) || may_go_on(slot, &room)) resume(slot);
         }
         if (!crew->blocked.first) {

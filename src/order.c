@@ -263,7 +263,7 @@ static int push_any(pyper__order *order, void *item, int64_t ticket, struct pype
     return rc;
 }
 
-static int done_any(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
+int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
     pyper__queue *queue = order->queue;
     pyper__lock_take(&queue->push_lock);
     int64_t before = turn_of(order);
@@ -283,6 +283,7 @@ static int done_any(pyper__order *order, int64_t ticket, struct pyper__turn *ret
 
 void pyper__order_expect_one_each(pyper__order *order) {
     order->one_each = true;
+    order->queue->passes_turn = false;
     atomic_init(&order->ring[0].stands, TURN(0));
 }
 
@@ -312,7 +313,7 @@ static bool may_be_pushed(pyper__order *order, int64_t ticket, struct pyper__tur
 
 /* The outputs of all tickets before `turn` are written.  So are those of all that are done behind them.
  * Then the turn is handed to the next one; unless that has been done meanwhile. */
-static void move_turn(pyper__order *order, int64_t turn) {
+static int move_turn(pyper__order *order, int64_t turn) {
     pyper__queue *queue = order->queue;
     int64_t before = turn - 1;
     bool done = false; /* the ticket `turn`, although its record says that it has the turn */
@@ -335,7 +336,7 @@ static void move_turn(pyper__order *order, int64_t turn) {
                    DONE(turn);
         }
         tell(order, turn - before, before, turn);
-        if (!done || rc < 0) return;
+        if (!done || rc < 0) return rc;
         before = turn;
     }
 }
@@ -358,8 +359,7 @@ static int push_one(pyper__order *order, void *item, int64_t ticket, struct pype
         atomic_store_explicit(&record->stands, TURN(ticket), memory_order_relaxed);
         return rc;
     }
-    move_turn(order, ticket + 1);
-    return 0;
+    return move_turn(order, ticket + 1) < 0 ? PYPER__TAKEN : 0;
 }
 
 /* Whether a ticket has been pushed never changes from yes to no, so nor does their number go back. */
@@ -381,10 +381,6 @@ int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait) {
     return order->one_each ? push_one(order, item, ticket, ret_wait)
                            : push_any(order, item, ticket, ret_wait);
-}
-
-int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
-    return order->one_each ? trouble(order) : done_any(order, ticket, ret_wait);
 }
 
 static bool has_place(const struct pyper__turn *wait) {

@@ -58,15 +58,16 @@ void pyper__order_free(pyper__order *order);
 
 /* Wakes consumers for what can be taken now.
  *
- * 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN and *ret_wait says what to wait for. */
+ * 0, PYPER_ECANCELED, PYPER_ENOMEM; PYPER__AGAIN, and *ret_wait says what to wait for; or, with one
+ * output each, PYPER__TAKEN: the item is in, but there was no memory to move the turn on. */
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 
-/* Each ticket has exactly one output, and is done with it.  Before anybody pushes.
- * pyper__order_try_done() is still to be called, and says whether the turn could be moved on. */
+/* Each ticket has exactly one output, and is done with it: pyper__order_try_done() is not called.  Before
+ * anybody pushes. */
 void pyper__order_expect_one_each(pyper__order *order);
 
-/* The call with this ticket is done; if it had the turn, the turn moves on.
+/* Without one output each: the call with this ticket is done; if it had the turn, the turn moves on.
  *
  * Returns 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN (beyond the window) and *ret_wait says what
  * to wait for. */

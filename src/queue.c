@@ -92,19 +92,22 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     if (order_window > 0) {
         queue->order = pyper__order_create(queue, order_window);
         if (!queue->order) return PYPER_ENOMEM;
-        queue->ordered = true;
+        queue->passes_turn = true;
     }
     return 0;
 }
 
 void pyper__queue_push_quickly(pyper__queue *queue) {
-    queue->quick_push = !queue->channel && pyper__event_let_notify_lightly(&queue->items);
+    queue->quick_push =
+        !queue->channel && !queue->order && pyper__event_let_notify_lightly(&queue->items);
 }
 
-void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered) {
+void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool passes_turn) {
     queue->many_producers = queue->many_consumers = true;
     queue->channel = channel;
-    queue->ordered = ordered;
+    queue->passes_turn = passes_turn;
+    pyper__order_free(queue->order);
+    queue->order = NULL;
 }
 
 /* ------------------------------------------------------------------------------ clearing */

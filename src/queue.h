@@ -29,8 +29,8 @@
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
  * Synchronization
- *   limit, block, many_producers, many_consumers, type, order, channel, ordered   set by init (and
- *                pyper__queue_cross()), never change.
+ *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn   set by init
+ *                (and pyper__queue_cross(), pyper__order_expect_one_each()), never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
  *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
@@ -85,9 +85,9 @@ typedef struct pyper__queue {
     int64_t block; /* how many places are given back at once */
     bool many_producers, many_consumers;
     const pyper_item_type *type;
-    struct pyper__order *order;     /* NULL: outputs leave as they come */
+    struct pyper__order *order;     /* NULL: outputs leave as they come, or through the channel */
     struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
-    bool ordered;                   /* outputs leave in order: see order, or the channel */
+    bool passes_turn;               /* who has made a call says so: see order, or the channel */
     _Atomic int state;
     pyper__event items, places;
 
@@ -128,8 +128,9 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
  * if there is no way to do that.  Not for one with an order. */
 void pyper__queue_push_quickly(pyper__queue *queue);
 
-/* Its items go through a channel: nobody takes the quick way here any more. */
-void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool ordered);
+/* Its items go through a channel, which has an order of its own: nobody takes the quick way here any
+ * more.  Before anybody uses it. */
+void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool passes_turn);
 
 /* Destroy what is left and free.  Nobody uses the queue any more. */
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat);

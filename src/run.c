@@ -265,7 +265,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         if (!stage->workers) return PYPER_ENOMEM;
         if (stage->output->order && !task->branch && !task->async)
             pyper__order_expect_one_each(stage->output->order);
-        if (!task->async && !stage->output->ordered) pyper__queue_push_quickly(stage->output);
+        if (!task->async) pyper__queue_push_quickly(stage->output);
         for (int64_t k = 0; k < task->workers; k++) {
             pyper_worker *worker = &stage->workers[k];
             worker->run = run;

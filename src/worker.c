@@ -65,7 +65,7 @@ static inline bool call(pyper_worker *worker, const pyper__task *task, void *ite
     int rc = task->fn(worker, item, task->bind);
     if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && !task->branch)))
         return after_odd_call(worker, rc);
-    if (pyper__unlikely(worker->output->ordered)) return after_ordered_call(worker);
+    if (pyper__unlikely(worker->output->passes_turn)) return after_ordered_call(worker);
     return true;
 }
 
@@ -162,22 +162,39 @@ static inline int after_push(pyper_worker *worker, pyper__queue *output) {
     return 0;
 }
 
+static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
+    pyper__queue *output = worker->output, *input = worker->stage->input;
+#if PYPER__PROCESSES
+    if (output->channel)
+        return pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,
+                           &worker->seat, input);
+#endif
+    return pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
+}
+
+/* The queue has the item, but the worker must not go on: the queue is open no more, or, with an order,
+ * there was no memory to move the turn on. */
+static PYPER__COLD int taken_in_vain(pyper_worker *worker) {
+    if (worker->output->order)
+        pyper__worker_fail(worker, PYPER_ENOMEM, PYPER_ENOMEM, pyper_strerror(PYPER_ENOMEM));
+    return PYPER_ECANCELED;
+}
+
 /* Anything but an item that goes into the queue at once. */
 static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (worker->slot) return pyper__slot_emit(worker, item);
     if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
-    pyper__queue *output = worker->output, *input = worker->stage->input;
-    if (pyper__queue_push_shared(output, item)) return after_push(worker, output);
-    int rc;
-#if PYPER__PROCESSES
-    if (output->channel)
-        rc = pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,
-                         &worker->seat, input);
-    else
-#endif
-        rc = pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
-    if (rc == PYPER__TAKEN) return PYPER_ECANCELED;
-    if (rc < 0) return pyper__worker_refuse(worker, item, rc);
+    pyper__queue *output = worker->output;
+    int rc = PYPER__AGAIN;
+    if (output->order) {
+        struct pyper__turn wait;
+        rc = pyper__order_try_push(output->order, item, worker->ticket, &wait);
+    } else if (pyper__queue_push_shared(output, item)) {
+        return after_push(worker, output);
+    }
+    if (pyper__unlikely(rc == PYPER__AGAIN)) rc = push_and_wait(worker, item);
+    if (pyper__unlikely(rc == PYPER__TAKEN)) return taken_in_vain(worker);
+    if (pyper__unlikely(rc < 0)) return pyper__worker_refuse(worker, item, rc);
     worker->emitted++;
     if (worker->allowed > 1) pyper__seat_share_token(&worker->seat);
     return 0;

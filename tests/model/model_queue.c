@@ -314,6 +314,7 @@ static void work_in_order(void *arg) {
             if (pyper__queue_push(&state.queue, (void *)(intptr_t)i, t, seat, NULL) < 0) return;
             state.pushed++;
         }
+        if (state.one_each) continue;
         if (pyper__order_done(state.queue.order, t, seat, NULL) < 0) return;
     }
     if (atomic_fetch_sub(&state.producers, 1) == 1)
