@@ -96,10 +96,15 @@ static inline bool pyper__owned_lock_enter(pyper__owned_lock *lock) {
     return pyper__likely(pyper__owned_lock_is_mine(lock));
 }
 
-static inline void pyper__owned_lock_leave(pyper__owned_lock *lock) {
+/* False: somebody waits for that; pyper__owned_lock_leave_slow() tells him. */
+static inline bool pyper__owned_lock_leave_at_once(pyper__owned_lock *lock) {
     atomic_store_explicit(&lock->inside, 0, memory_order_release);
     atomic_signal_fence(memory_order_seq_cst);
-    if (pyper__unlikely(!pyper__owned_lock_is_mine(lock))) pyper__owned_lock_leave_slow(lock);
+    return pyper__likely(pyper__owned_lock_is_mine(lock));
+}
+
+static inline void pyper__owned_lock_leave(pyper__owned_lock *lock) {
+    if (!pyper__owned_lock_leave_at_once(lock)) pyper__owned_lock_leave_slow(lock);
 }
 
 /* True: as its owner, which pyper__owned_lock_give() wants to know. */

@@ -555,9 +555,15 @@ static PYPER__NOINLINE int next_with_care(pyper_run *run, void **ret_item, int64
     return 1;
 }
 
+/* There was an output, and something is left to do. */
 static PYPER__NOINLINE int share_token(pyper_run *run) {
     pyper__seat_share_token(&run->callers);
     return 1;
+}
+
+static PYPER__NOINLINE int leave_slow(pyper_run *run) {
+    pyper__owned_lock_leave_slow(&run->outputs->pop_lock);
+    return share_token(run);
 }
 
 /* The way of most outputs: a caller who is the only one (so far), and there is an output.  It makes
@@ -570,7 +576,7 @@ static inline int next(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (pyper__unlikely(!pyper__owned_lock_enter(&queue->pop_lock) ||
                         !pyper__queue_pop_at_once(queue, ret_item)))
         return next_with_care(run, ret_item, deadline_ns);
-    pyper__owned_lock_leave(&queue->pop_lock);
+    if (pyper__unlikely(!pyper__owned_lock_leave_at_once(&queue->pop_lock))) return leave_slow(run);
     return pyper__likely(!run->callers.shares_token) ? 1 : share_token(run);
 }
 

@@ -80,20 +80,36 @@ static PYPER__NOINLINE int take_slow(pyper_worker *worker, pyper__queue *input, 
     return pyper__queue_pop(input, ret_item, &worker->ticket, &worker->seat, deadline_ns, false);
 }
 
+static PYPER__NOINLINE int take_alone(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                                      int64_t deadline_ns) {
+    int rc = pyper__queue_pop_with_care(input, ret_item);
+    return rc != PYPER__AGAIN ? rc : take_slow(worker, input, ret_item, deadline_ns);
+}
+
 static PYPER__NOINLINE int take_shared(pyper_worker *worker, pyper__queue *input, void **ret_item,
                                        int64_t deadline_ns) {
     if (!input->channel && pyper__queue_pop_shared(input, ret_item, &worker->ticket)) return 1;
     return take_slow(worker, input, ret_item, deadline_ns);
 }
 
-/* The next input of a worker; waits for it. */
+/* The next input of a worker; waits for it.  Most come out at once, and then stay in registers: what the
+ * slow ways write to is another variable. */
 static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
                        int64_t deadline_ns) {
-    if (pyper__unlikely(input->many_consumers))
-        return take_shared(worker, input, ret_item, deadline_ns);
-    int rc = pyper__queue_try_pop(input, ret_item, &worker->ticket);
-    if (pyper__likely(rc != PYPER__AGAIN)) return rc;
-    return take_slow(worker, input, ret_item, deadline_ns);
+    void *at_once, *slowly;
+    int rc;
+    if (pyper__unlikely(input->many_consumers)) {
+        rc = take_shared(worker, input, &slowly, deadline_ns);
+    } else {
+        worker->ticket = atomic_load_explicit(&input->head, memory_order_relaxed);
+        if (pyper__likely(pyper__queue_pop_at_once(input, &at_once))) {
+            *ret_item = at_once;
+            return 1;
+        }
+        rc = take_alone(worker, input, &slowly, deadline_ns);
+    }
+    if (rc > 0) *ret_item = slowly;
+    return rc;
 }
 
 static void work(pyper_worker *worker) {
