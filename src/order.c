@@ -26,8 +26,8 @@ struct extra {
     void **items; /* those that were kept after the first */
     int64_t capacity;
     _Atomic bool blocked; /* its worker waits for its turn or a place; without one output each */
-    pyper__event
-        turn; /* who waits for the turn of this ticket, and of t + n * size; or for a place */
+    /* Where threads wait for the turn of this ticket, or of t + n * size; or for a place for it. */
+    pyper__event turn;
 };
 
 /* So that those who wait for different tickets wait in different places, however narrow the window. */
