@@ -183,6 +183,7 @@ LIMITS = [
     ("one call", "bare threads", "starting and joining a `threading.Thread`"),
     ("latency, p50", "by hand", "an item through two idle threads by hand"),
     ("C: 3 in a chain", "loop", "an indirect call in a loop"),
+    ("C: 3 in a chain", "cache line", "a cache line from one processor to the other"),
     ("C: wake-up", "raw futex", "waking a thread, from the system call to its first instruction"),
     ("C: start and end", "bare threads", "creating and joining three bare threads"),
 ]

@@ -12,9 +12,12 @@
  *     costs kept SYSTEM              the same -> bytes each that are still taken when all have left
  *     costs growth SYSTEM            items -> the cost of one among so many, as a multiple of the cost of
  *                                    one among a hundredth
+ *     costs distance bare            hops -> seconds until a cache line that one processor has written is
+ *                                    read by another that spins on it
  *
  * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads (start).
  * The number of rounds and the counts come on standard input (bench.h). */
+#define _GNU_SOURCE
 #include <linux/futex.h>
 #include <pthread.h>
 #include <pyper.h>
@@ -280,6 +283,63 @@ static double growth_round(long items, void *arg) {
     return cost_among(items) / few;
 }
 
+/* ----------------------------------------------------------------------------------- distance */
+
+static _Alignas(128) _Atomic long ball; /* how often it has been hit; alone in its cache line */
+
+/* Run on the `index`th processor that this thread may use. */
+static void stay_on(int index) {
+    cpu_set_t allowed, one;
+    if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) abort();
+    if (CPU_COUNT(&allowed) < 2) bench_fail("there is only one processor");
+    int cpu = 0;
+    for (; !CPU_ISSET(cpu, &allowed) || index-- > 0; cpu++) {
+    }
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    if (pthread_setaffinity_np(pthread_self(), sizeof one, &one)) abort();
+}
+
+/* Hit the ball each time it has come, which is every other time. */
+static void hit(long first, long hops) {
+    for (long i = first; i < hops; i += 2) {
+        while (atomic_load_explicit(&ball, memory_order_acquire) != i) {
+        }
+        atomic_store_explicit(&ball, i + 1, memory_order_release);
+    }
+}
+
+static void *hit_back(void *hops) {
+    stay_on(1);
+    hit(1, (long)(intptr_t)hops);
+    return NULL;
+}
+
+static void *play(void *figure) {
+    long hops = (long)*(double *)figure;
+    pthread_t other;
+    atomic_store(&ball, -1);
+    if (pthread_create(&other, NULL, hit_back, (void *)(intptr_t)hops)) abort();
+    stay_on(0);
+    double started = bench_now();
+    atomic_store(&ball, 0);
+    hit(0, hops);
+    while (atomic_load(&ball) != hops) {
+    }
+    *(double *)figure = (bench_now() - started) / (double)hops;
+    pthread_join(other, NULL);
+    return NULL;
+}
+
+static double distance_round(long hops, void *arg) {
+    (void)arg;
+    double figure = (double)hops;
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, play, &figure)) abort();
+    pthread_join(thread, NULL);
+    return figure;
+}
+
 /* --------------------------------------------------------------------------------------- main */
 
 int main(int argc, char **argv) {
@@ -296,5 +356,7 @@ int main(int argc, char **argv) {
     if (strcmp(what, "idle") == 0) return bench_rounds(idle_round, NULL);
     if (kept || strcmp(what, "memory") == 0) return bench_rounds(memory_round, kept);
     if (strcmp(what, "growth") == 0) return bench_rounds(growth_round, NULL);
-    bench_fail("usage: costs latency|wake|wake-process|start|idle|memory|kept|growth ... SYSTEM");
+    if (strcmp(what, "distance") == 0) return bench_rounds(distance_round, NULL);
+    bench_fail(
+        "usage: costs latency|wake|wake-process|start|idle|memory|kept|growth|distance ... SYSTEM");
 }

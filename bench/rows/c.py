@@ -23,6 +23,7 @@ WORKING = Unit("us/item", 1e6)
 MS_OF_CPU = Unit("ms", 1e3, per_item=False)
 TBB = "oneTBB"
 THREADS = "bare threads"
+LINE = "cache line"
 
 
 def stretch(value: float) -> Target:
@@ -60,6 +61,8 @@ def rows(machine: Machine) -> list[Row]:
             systems.append(machine.c_program(THREADS, "chain", "threads", *each, kind="floor"))
         else:
             systems.append(machine.c_program("loop", "chain", "loop", *shape, kind="floor"))
+        if machine.processors > 1:
+            systems.append(machine.c_program(LINE, "costs", "distance", "bare", kind="floor"))
         what = f"{tasks} tasks in a chain, at most {bound or 'any number'} waiting behind each"
         if workers > 1:
             what = (
