@@ -128,7 +128,7 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
         if (head == queue->pop_end) next_chunk(queue);
         *ret_item = *pyper__queue_slot(queue->pop_base, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
-        queue->pop_until = 0; /* to be set anew */
+        atomic_store_explicit(&queue->pop_until, 0, memory_order_relaxed); /* to be set anew */
         atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
     }
     pyper__owned_lock_give(&queue->pop_lock, as_owner);
@@ -162,6 +162,8 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
     int before = atomic_load(&queue->state);
     while (before < state && !atomic_compare_exchange_weak(&queue->state, &before, state)) {
     }
+    atomic_store(&queue->push_until, 0);
+    if (state == PYPER__CANCELLED) atomic_store(&queue->pop_until, 0);
     if (before >= state) return;
     pyper__event_notify_all(&queue->items);
     pyper__event_notify_all(&queue->places);
@@ -216,8 +218,11 @@ static PYPER__COLD void give_back(pyper__queue *queue, int64_t head) {
 }
 
 /* The item that takes head to give_at is popped with care. */
-static int64_t pop_until(const pyper__queue *queue) {
-    return least(least(queue->seen, queue->pop_end), queue->give_at - 1);
+static void allow_pops(pyper__queue *queue, int64_t head) {
+    int64_t until = least(least(queue->seen, queue->pop_end), queue->give_at - 1);
+    if (until <= head) return; /* as it is */
+    atomic_store(&queue->pop_until, until);
+    if (atomic_load(&queue->state) == PYPER__CANCELLED) atomic_store(&queue->pop_until, 0);
 }
 
 void pyper__queue_settle(pyper__queue *queue) {
@@ -225,7 +230,7 @@ void pyper__queue_settle(pyper__queue *queue) {
     bool as_owner = queue->many_consumers && pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     queue->give_at = head + queue->block;
-    queue->pop_until = pop_until(queue);
+    allow_pops(queue, head);
     if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
         atomic_store(&queue->given_back, head);
     if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
@@ -242,6 +247,16 @@ static bool has_room(pyper__queue *queue, int64_t tail) {
     return tail < queue->room_until;
 }
 
+static void allow_pushes(pyper__queue *queue) {
+    int64_t until = least(queue->room_until, queue->push_end);
+    if (queue->many_producers) {
+        queue->shared_until = until;
+        return;
+    }
+    atomic_store(&queue->push_until, until);
+    if (atomic_load(&queue->state) != PYPER__OPEN) atomic_store(&queue->push_until, 0);
+}
+
 int pyper__queue_try_push(pyper__queue *queue, void *item) {
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
@@ -249,10 +264,7 @@ int pyper__queue_try_push(pyper__queue *queue, void *item) {
     int rc = pyper__queue_write(queue, tail, item);
     if (rc < 0) return rc;
     atomic_store(&queue->tail, tail + 1);
-    if (queue->quick_push) {
-        int64_t until = least(queue->room_until, queue->push_end);
-        *(queue->many_producers ? &queue->shared_until : &queue->push_until) = until;
-    }
+    if (queue->quick_push) allow_pushes(queue);
     return 0;
 }
 
@@ -321,7 +333,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
     *ret_item = *pyper__queue_slot(queue->pop_base, head);
     atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
     if (head == queue->give_at) give_back(queue, head);
-    queue->pop_until = pop_until(queue);
+    allow_pops(queue, head);
     return 1;
 }
 

@@ -20,9 +20,9 @@
  *   - A single consumer takes an item without touching memory that the producer writes, as long as
  *     there are more that it has seen.
  *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked after:
- *     no end of a chunk, no full queue, no places to give back.  Up to there an item costs a dozen
- *     instructions (and where several share an end, its lock); past it the end looks after everything
- *     and sets its number anew.
+ *     no end of a chunk, no full queue, no places to give back, no cancel.  Up to there an item costs a
+ *     dozen instructions (and where several share an end, its lock); past it the end looks after
+ *     everything and sets its number anew.
  *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
  *     back, to the system if it was much.
  *
@@ -44,6 +44,9 @@
  *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
  *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
+ *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their end,
+ *                which then looks at the state, and made 0 by whoever has changed that (all seq_cst): so
+ *                either the end sees the change, or its licence is the one that is taken away.
  *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
@@ -93,8 +96,8 @@ typedef struct pyper__queue {
 
     /* The producing end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
-    int64_t push_until;  /* items before this one go in without further ado; 0 unless quick_push,
-                          * or if many_producers: then it is shared_until */
+    _Atomic int64_t push_until; /* items before this one go in without further ado; 0 unless
+                                 * quick_push, or if many_producers: then it is shared_until */
     uintptr_t push_base; /* where the slot of item 0 would be, if push_chunk reached back to it */
     int64_t push_end;    /* the first item that is behind push_chunk */
     int64_t room_until;  /* tail may grow to this without looking at given_back again */
@@ -106,8 +109,8 @@ typedef struct pyper__queue {
 
     /* The consuming end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
-    int64_t pop_until;  /* items before this one come out without further ado */
-    uintptr_t pop_base; /* as push_base */
+    _Atomic int64_t pop_until; /* items before this one come out without further ado */
+    uintptr_t pop_base;        /* as push_base */
     pyper__owned_lock pop_lock;
     int64_t pop_end;
     int64_t seen;    /* tail, when last looked at */
@@ -138,7 +141,8 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat);
 /* Destroy what is left.  No producer uses the queue any more; consumers only get refusals. */
 void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat);
 
-/* Ended: no more pushes, what is there can be popped.  Cancelled: neither. */
+/* Ended: no more pushes, what is there can be popped.  Cancelled: neither.  So it is when this returns,
+ * even if somebody else is about to do the same. */
 void pyper__queue_set_state(pyper__queue *queue, int state);
 
 static inline int pyper__queue_state(const pyper__queue *queue) {
@@ -206,7 +210,7 @@ static inline int pyper__queue_write(pyper__queue *queue, int64_t number, void *
  * call, so that an emit needs no stack frame. */
 static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
-    if (pyper__unlikely(tail >= queue->push_until || pyper__queue_state(queue) != PYPER__OPEN))
+    if (pyper__unlikely(tail >= atomic_load_explicit(&queue->push_until, memory_order_relaxed)))
         return false;
     *pyper__queue_slot(queue->push_base, tail) = item;
     atomic_store_explicit(&queue->tail, tail + 1, memory_order_release);
@@ -235,7 +239,7 @@ int pyper__queue_try_push(pyper__queue *queue, void *item);
  * happened, call pyper__queue_try_pop().  The consuming end only; makes no call. */
 static inline bool pyper__queue_pop_at_once(pyper__queue *queue, void **ret_item) {
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    if (pyper__unlikely(head >= queue->pop_until || pyper__queue_state(queue) == PYPER__CANCELLED))
+    if (pyper__unlikely(head >= atomic_load_explicit(&queue->pop_until, memory_order_relaxed)))
         return false;
     *ret_item = *pyper__queue_slot(queue->pop_base, head);
     atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);

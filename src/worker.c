@@ -60,12 +60,12 @@ static bool after_ordered_call(pyper_worker *worker) {
 }
 
 /* One call of the function.  False: this worker is done. */
-static inline bool call(pyper_worker *worker, const pyper__task *task, void *item) {
+static inline bool call(pyper_worker *worker, const pyper__task *task, void *item, bool plain) {
     worker->emitted = 0;
     int rc = task->fn(worker, item, task->bind);
     if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && !task->branch)))
         return after_odd_call(worker, rc);
-    if (pyper__unlikely(worker->output->passes_turn)) return after_ordered_call(worker);
+    if (pyper__unlikely(!plain && worker->output->passes_turn)) return after_ordered_call(worker);
     return true;
 }
 
@@ -95,13 +95,13 @@ static PYPER__NOINLINE int take_shared(pyper_worker *worker, pyper__queue *input
 /* The next input of a worker; waits for it.  Most come out at once, and then stay in registers: what the
  * slow ways write to is another variable. */
 static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
-                       int64_t deadline_ns) {
+                       int64_t deadline_ns, bool plain) {
     void *at_once, *slowly;
     int rc;
-    if (pyper__unlikely(input->many_consumers)) {
+    if (pyper__unlikely(!plain && input->many_consumers)) {
         rc = take_shared(worker, input, &slowly, deadline_ns);
     } else {
-        worker->ticket = atomic_load_explicit(&input->head, memory_order_relaxed);
+        if (!plain) worker->ticket = atomic_load_explicit(&input->head, memory_order_relaxed);
         if (pyper__likely(pyper__queue_pop_at_once(input, &at_once))) {
             *ret_item = at_once;
             return 1;
@@ -112,18 +112,33 @@ static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_ite
     return rc;
 }
 
-static void work(pyper_worker *worker) {
+/* Most workers have their input for themselves, nobody behind them asks for a ticket, and there is no
+ * token to share: then nothing is to be looked after from one item to the next. */
+static bool is_plain(const pyper_worker *worker) {
+    const pyper__queue *output = worker->output;
+    return !worker->stage->input->many_consumers && !output->order && !output->channel &&
+           !worker->seat.shares_token;
+}
+
+/* At the top nothing is held: no item, no lock; only the host's token. */
+static inline void work_through(pyper_worker *worker, bool plain) {
     const pyper__task *task = worker->stage->task;
     pyper__queue *input = worker->stage->input;
-    if (task->join) {
-        if (!pyper__worker_stopped(worker)) call(worker, task, NULL);
-        return;
-    }
-    /* At the top nothing is held: no item, no lock; only the host's token. */
     void *item;
-    while (take(worker, input, &item, PYPER_FOREVER) > 0) {
-        if (!call(worker, task, item)) return;
-        pyper__seat_share_token(&worker->seat);
+    while (take(worker, input, &item, PYPER_FOREVER, plain) > 0) {
+        if (!call(worker, task, item, plain)) return;
+        if (!plain) pyper__seat_share_token(&worker->seat);
+    }
+}
+
+static void work(pyper_worker *worker) {
+    const pyper__task *task = worker->stage->task;
+    if (task->join) {
+        if (!pyper__worker_stopped(worker)) call(worker, task, NULL, false);
+    } else if (is_plain(worker)) {
+        work_through(worker, true);
+    } else {
+        work_through(worker, false);
     }
 }
 
@@ -227,7 +242,7 @@ int pyper_emit(pyper_worker *worker, void *item) {
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
     if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
     void *item;
-    int rc = take(worker, worker->stage->input, &item, deadline_ns);
+    int rc = take(worker, worker->stage->input, &item, deadline_ns, false);
     if (rc > 0) *ret_item = item;
     pyper__seat_share_token(&worker->seat);
     return rc;
@@ -264,13 +279,14 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
 /* A cancel tells the stages first and then the queues, the last one first (see stop() in run.c).  A
  * function on a thread learns of it when its own input refuses: so whoever has seen it knows that no
  * call begins after that.  If its output refuses already, and it may know that, the input is the next
- * to be cancelled, and is cancelled here. */
+ * to be cancelled; that is done here, or at least complete when this returns. */
 bool pyper_cancelled(const pyper_worker *worker) {
     if (!pyper__worker_stopped(worker)) return false;
     pyper__queue *input = worker->stage->input;
-    if (worker->slot || input->channel || pyper__queue_state(input) == PYPER__CANCELLED)
-        return true;
-    if (pyper__edge_state(worker->output) != PYPER__CANCELLED) return false;
+    if (worker->slot || input->channel) return true;
+    if (pyper__queue_state(input) != PYPER__CANCELLED &&
+        pyper__edge_state(worker->output) != PYPER__CANCELLED)
+        return false;
     pyper__queue_set_state(input, PYPER__CANCELLED);
     return true;
 }

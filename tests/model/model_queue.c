@@ -17,6 +17,7 @@ static struct {
     long last;
     long destroyed;
     bool told;
+    bool watched; /* the flag says that the queue is cancelled */
     _Atomic long flag;
     pyper__event flag_event;
     pyper__seat seats[4];
@@ -104,10 +105,17 @@ static void arrive(long item) {
     }
 }
 
+/* What begins after a cancel has returned is refused, however much was allowed before. */
+static bool is_over(void) {
+    return state.watched && atomic_load(&state.flag) != 0;
+}
+
 static bool push(long item, pyper__seat *seat) {
     void *pointer = (void *)(intptr_t)item;
+    bool over = is_over();
     if (state.producer_count == 1 ? pyper__queue_push_at_once(&state.queue, pointer)
                                   : pyper__queue_push_shared(&state.queue, pointer)) {
+        MODEL_CHECK(!over);
         /* As pyper_emit() does. */
         if (pyper__event_has_waiters_light(&state.queue.items))
             pyper__event_notify_slow(&state.queue.items, 1);
@@ -116,6 +124,7 @@ static bool push(long item, pyper__seat *seat) {
     }
     int rc = pyper__queue_push(&state.queue, pointer, item, seat, NULL);
     MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED || rc == PYPER__TAKEN);
+    MODEL_CHECK(!over || rc == PYPER_ECANCELED);
     if (rc != PYPER_ECANCELED) state.pushed++;
     if (rc == PYPER__TAKEN) state.refused++;
     return rc == 0;
@@ -134,6 +143,7 @@ static void produce(void *which) {
 static int pop(pyper__seat *seat, bool interruptible) {
     void *item;
     int64_t ticket;
+    bool over = is_over();
     /* As workers do. */
     bool at_once =
         state.consumer_count > 1 && pyper__queue_pop_shared(&state.queue, &item, &ticket);
@@ -141,6 +151,7 @@ static int pop(pyper__seat *seat, bool interruptible) {
                      : pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER,
                                         interruptible);
     if (rc == 1) {
+        MODEL_CHECK(!over);
         arrive((intptr_t)item);
         MODEL_CHECK(state.consumer_count > 1 || ticket == state.popped - 1);
     }
@@ -162,6 +173,7 @@ static void consume_with_interruptions(void *number) {
 
 static void cancel(void *unused) {
     pyper__queue_set_state(&state.queue, PYPER__CANCELLED);
+    if (state.watched) atomic_store(&state.flag, 1);
 }
 
 static void take_one_and_cancel(void *unused) {
@@ -238,6 +250,23 @@ static void close_by_a_third(void) {
     make_queue(1, 1, 1, 0);
     model_thread("producer", produce, PRODUCER(0, 2), 0);
     model_thread("consumer", consume, NULL, 0);
+    model_thread("canceller", cancel, NULL, 0);
+}
+
+/* Both ends have a licence when the cancel comes, or are about to get one. */
+static void cancel_against_licences(void) {
+    make_queue(0, 1, 1, 0);
+    state.watched = true;
+    model_thread("producer", produce, PRODUCER(0, 3), 0);
+    model_thread("consumer", consume, NULL, 0);
+    model_thread("canceller", cancel, NULL, 0);
+}
+
+static void cancel_against_a_shared_licence(void) {
+    make_queue(0, 1, 2, 0);
+    state.watched = true;
+    model_thread("producer", produce, PRODUCER(0, 3), 0);
+    model_thread("consumer 0", consume, (void *)0, 0);
     model_thread("canceller", cancel, NULL, 0);
 }
 
@@ -387,6 +416,10 @@ const scenario scenarios[] = {
     {"two_consumers_bound_of_1", two_consumers_bound_of_1, check_bound, all_arrived, 0, 0, 0},
     {"close_against_push", close_against_push, check_bound, all_arrived_or_destroyed, 0, 0, 0},
     {"close_by_a_third", close_by_a_third, check_bound, all_arrived_or_destroyed, 0, 0, 0},
+    {"cancel_against_licences", cancel_against_licences, check_bound, all_arrived_or_destroyed, 0,
+     0, 0},
+    {"cancel_against_a_shared_licence", cancel_against_a_shared_licence, check_bound,
+     all_arrived_or_destroyed, 0, 0, 0},
     {"close_against_two_producers", close_against_two_producers, check_bound,
      all_arrived_or_destroyed, 0, 0, 0},
     {"interrupted", interrupted, check_bound, all_arrived, 2, 0, 0},
