@@ -237,8 +237,8 @@ static PyObject *make_thread(module_state *state, const char *name, PyObject *en
     return thread;
 }
 
-/* Thread.start() may raise after the thread has begun (a signal handler raises while it waits for
- * the sign of life): then the thread counts as started, and the exception waits. */
+/* Thread.start() may raise although the thread will begin (a signal handler raises in its last steps):
+ * then the thread counts as started, and the exception waits. */
 static int start_thread(void *host_data, const char *name, void (*enter)(void *arg), void *arg,
                         void **ret_thread) {
     python_run *python = host_data;

@@ -19,6 +19,7 @@ import pytest
 
 from helpers import PATIENCE, Counted, none_alive, until
 from pyper import Cancelled, Outputs, Pipeline, task
+from pyper._threads import WorkerThread
 
 
 def plain(x: int) -> int:
@@ -617,3 +618,29 @@ def test_functions_and_arguments_are_given_back() -> None:
     del pipeline
     gc.collect()
     assert (sys.getrefcount(argument), sys.getrefcount(function)) == before
+
+
+def test_workers_that_are_about_to_begin_are_threads_like_others() -> None:
+    for _ in range(20):
+        outputs = (counting | task(abs, workers=20))()
+        next(outputs)
+        workers = [thread for thread in threading.enumerate() if thread.name.startswith("abs-")]
+        assert len(workers) == 20
+        assert all(worker.is_alive() for worker in workers)
+        del outputs  # cancels, and does not wait
+        for worker in workers:
+            worker.join(PATIENCE)
+        assert not any(worker.is_alive() for worker in workers)
+
+
+def test_a_worker_that_has_not_begun_can_be_joined() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(PATIENCE)  # with the GIL it cannot begin while this thread goes on
+    try:
+        worker = WorkerThread("worker", lambda: None)
+        worker.start()
+        assert worker.is_alive()
+        worker.join()
+        assert not worker.is_alive()
+    finally:
+        sys.setswitchinterval(interval)

@@ -75,6 +75,16 @@ def test_many_runs_left_behind() -> None:
     assert printed == "0"
 
 
+def test_the_program_ends_while_workers_begin() -> None:
+    printed = run_program(
+        program("""
+        left = [(counting | task(abs, workers=50))() for _ in range(4)]
+        print(sum(next(outputs) >= 0 for outputs in left))
+        """)
+    )
+    assert printed == "4"
+
+
 def test_a_run_left_in_a_cycle() -> None:
     run_program(
         program("""
