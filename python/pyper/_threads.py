@@ -9,15 +9,26 @@ import atexit
 import threading
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 __all__ = ["WorkerThread", "leave_at_exit"]
+
+
+class Entry(Protocol):
+    """How a thread gets into the engine: a `WorkerEntry` of the extension."""
+
+    def begin(self) -> None:
+        """Do what `Thread._bootstrap()` does; if that fails, get into the engine all the same."""
+
+    def __call__(self) -> None:
+        """Get into the engine, and come back when the worker has left."""
 
 
 class _Begun(threading.Event):
     """Whether a thread has begun.  `Thread.start()` waits for its sign of life; ours need not.
 
-    That saves two changes between threads for each worker.  The engine joins only those workers
-    that have left, and so have begun.
+    That saves two changes between threads for each worker, and a start that never returns when
+    the thread has no memory to begin with.
     """
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -31,32 +42,55 @@ class _Begun(threading.Event):
 class WorkerThread(threading.Thread):
     """A thread that carries one worker of a run, named after its task."""
 
-    def __init__(self, name: str, entry: Callable[[], None]) -> None:
-        """Make the thread; `entry` is called once, by the started thread."""
+    def __init__(self, name: str, entry: Entry) -> None:
+        """Make the thread; it calls `entry.begin()`, and in there `entry` itself, once."""
         super().__init__(name=name, daemon=False)
         self._pyper_entry = entry
         self._pyper_begun = self._started = _Begun()
+        self.will_begin = False  # or has begun; until start() has returned, or raised, nobody knows
+        self._pyper_unknown = False
+        self._bootstrap = entry.begin
 
-    def join(self, timeout: float | None = None) -> None:
-        """As always, also for a thread that is about to begin."""
-        until = None if timeout is None else time.monotonic() + timeout
-        begun = self._pyper_begun
-        if begun.is_set() or begun.wait_in_earnest(timeout):
-            super().join(None if until is None else max(0.0, until - time.monotonic()))
-
-    def is_alive(self) -> bool:
-        """As always, also for a thread that is about to begin."""
-        return not self._pyper_begun.is_set() or super().is_alive()
-
-    def wait_until_begun(self) -> None:
-        """Before that `threading` may not know that the thread is to be waited for."""
-        self._pyper_begun.wait_in_earnest()
+    def start(self) -> None:
+        """As always, but without waiting for the thread to begin."""
+        try:
+            super().start()
+        except (RuntimeError, MemoryError):  # there is no thread to be had
+            raise
+        except BaseException:  # a signal handler's
+            self.will_begin = self in threading.enumerate()
+            raise
+        self.will_begin = True
 
     def run(self) -> None:
         """Call the entry, and let go of it: the thread object may live longer than its run."""
         entry = self._pyper_entry
-        del self._pyper_entry
+        del self._pyper_entry, self._bootstrap
         entry()
+
+    def join(self, timeout: float | None = None) -> None:
+        """As always, also for a thread that is about to begin."""
+        begun = self._pyper_begun
+        until = None if timeout is None else time.monotonic() + timeout
+        if (begun.is_set() or begun.wait_in_earnest(timeout)) and not self._pyper_unknown:
+            super().join(None if until is None else max(0.0, until - time.monotonic()))
+
+    def is_alive(self) -> bool:
+        """As always, also for a thread that is about to begin."""
+        if not self._pyper_begun.is_set():
+            return self.will_begin
+        return not self._pyper_unknown and super().is_alive()
+
+    def end(self) -> None:
+        """What the engine calls when the worker has left: wait until the thread has ended.
+
+        There may have been no memory for `threading` to get to know the thread; then it forgets it.
+        """
+        if not self._pyper_begun.is_set():
+            self._pyper_unknown = True
+            getattr(threading, "_limbo", {}).pop(self, None)
+            self._pyper_begun.set()
+        self.join()
 
 
 def leave_at_exit(cancel_live: Callable[[], None]) -> None:
@@ -76,9 +110,6 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
         cancel_live()
 
     def leave() -> None:
-        for thread in threading.enumerate():
-            if isinstance(thread, WorkerThread):
-                thread.wait_until_begun()
         if _threads_of_the_program():
             try:
                 threading.Thread(target=cancel_after_others, name="pyper-exit").start()

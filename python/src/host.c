@@ -133,12 +133,14 @@ void nested_cancel(python_run *python) {
 
 enum { WAITING, ENTERED, REVOKED };
 
-/* What a worker thread calls.  `state` goes from WAITING to ENTERED (by the thread) or to REVOKED
+/* What a worker thread calls: begin() in place of Thread._bootstrap(), and from in there, in
+ * Thread.run(), the entry itself.  `state` goes from WAITING to ENTERED (by the thread) or to REVOKED
  * (by its starter, if Thread.start() has raised): exactly one of the two happens. */
 typedef struct entry {
     PyObject ob_base;
     python_run *python; /* a reference; NULL before it is complete */
     PyObject *context;
+    PyObject *thread; /* the WorkerThread, until it begins */
     void (*enter)(void *arg);
     void *arg;
     atomic_int state;
@@ -171,21 +173,48 @@ static void entry_over(entry *self) {
     atomic_fetch_sub(&self->python->alive, 1);
 }
 
-static PyObject *entry_call(PyObject *op, PyObject *args, PyObject *kwargs) {
-    entry *self = (entry *)op;
-    (void)args, (void)kwargs;
-    if (!turn(self, ENTERED)) Py_RETURN_NONE;
+/* The engine must be entered in any case: it counts on every worker that was started. */
+static void enter(entry *self) {
+    PyObject *op = (PyObject *)self;
     bool entered = PyContext_Enter(self->context) == 0;
-    if (!entered) PyErr_WriteUnraisable(op); /* the engine must be entered in any case */
+    if (!entered) PyErr_WriteUnraisable(op);
     self->enter(self->arg);
     if (entered && PyContext_Exit(self->context) < 0) PyErr_WriteUnraisable(op);
     entry_over(self);
+}
+
+static PyObject *entry_call(PyObject *op, PyObject *args, PyObject *kwargs) {
+    entry *self = (entry *)op;
+    (void)args, (void)kwargs;
+    if (turn(self, ENTERED)) enter(self);
     Py_RETURN_NONE;
+}
+
+/* Thread._bootstrap(thread).  It may not get as far as run(), when there is no memory for that: then the
+ * worker is one of which threading does not know (see WorkerThread.end()). */
+static PyObject *entry_begin(PyObject *op, PyObject *unused) {
+    entry *self = (entry *)op;
+    (void)unused;
+    module_state *state = self->python->plan->state;
+    PyObject *thread = self->thread;
+    self->thread = NULL;
+    if (!thread) Py_RETURN_NONE; /* who calls it has got hold of a thread that has begun */
+    PyObject *bootstrap = PyObject_GetAttr(state->worker_thread, state->name_bootstrap);
+    PyObject *result = bootstrap ? PyObject_CallOneArg(bootstrap, thread) : NULL;
+    if (turn(self, ENTERED)) {
+        PyObject *raised = PyErr_GetRaisedException();
+        enter(self);
+        if (raised) PyErr_SetRaisedException(raised);
+    }
+    Py_XDECREF(bootstrap);
+    Py_DECREF(thread);
+    return result;
 }
 
 static int entry_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(((entry *)op)->context);
+    Py_VISIT(((entry *)op)->thread);
     return 0;
 }
 
@@ -195,6 +224,7 @@ static void entry_dealloc(PyObject *op) {
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     Py_XDECREF(self->context);
+    Py_XDECREF(self->thread);
     if (self->python) python_run_unref(self->python);
     type->tp_free(op);
     Py_DECREF(type);
@@ -202,12 +232,17 @@ static void entry_dealloc(PyObject *op) {
 
 PyDoc_STRVAR(entry_doc, "What a worker thread calls.");
 
+PyDoc_STRVAR(begin_doc, "begin($self, /)\n--\n\nWhat the thread begins with.");
+
+static PyMethodDef entry_methods[] = {
+    {"begin", entry_begin, METH_NOARGS, begin_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyType_Slot entry_slots[] = {
-    {Py_tp_doc, (void *)entry_doc},
-    {Py_tp_dealloc, entry_dealloc},
-    {Py_tp_traverse, entry_traverse},
-    {Py_tp_call, entry_call},
-    {0, NULL},
+    {Py_tp_doc, (void *)entry_doc}, {Py_tp_methods, entry_methods},
+    {Py_tp_dealloc, entry_dealloc}, {Py_tp_traverse, entry_traverse},
+    {Py_tp_call, entry_call},       {0, NULL},
 };
 
 PyType_Spec entry_spec = {
@@ -237,6 +272,16 @@ static PyObject *make_thread(module_state *state, const char *name, PyObject *en
     return thread;
 }
 
+/* Thread.start() has raised; the exception stays.  Will the thread begin all the same? */
+static bool will_begin(module_state *state, PyObject *thread) {
+    PyObject *raised = PyErr_GetRaisedException();
+    PyObject *answer = PyObject_GetAttr(thread, state->name_will_begin);
+    bool will = answer == Py_True;
+    Py_XDECREF(answer);
+    PyErr_SetRaisedException(raised);
+    return will;
+}
+
 /* Thread.start() may raise although the thread will begin (a signal handler raises in its last steps):
  * then the thread counts as started, and the exception waits. */
 static int start_thread(void *host_data, const char *name, void (*enter)(void *arg), void *arg,
@@ -247,11 +292,12 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
     int rc = PYPER_ETHREAD;
     PyObject *worker = entry_new(python, enter, arg);
     if (worker && (thread = make_thread(state, name, worker)) != NULL) {
+        ((entry *)worker)->thread = Py_NewRef(thread);
         interrupts held;
         int holds = interrupts_hold(state, &held);
         PyObject *result = holds < 0 ? NULL : PyObject_CallMethodNoArgs(thread, state->name_start);
         Py_XDECREF(result);
-        if (result || !turn((entry *)worker, REVOKED)) rc = 0;
+        if (result || will_begin(state, thread) || !turn((entry *)worker, REVOKED)) rc = 0;
         interrupts_let(&held);
     }
     python_run_keep_raised(python, rc == 0);
@@ -267,7 +313,7 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
 
 static int join_thread(void *host_data, void *thread) {
     python_run *python = host_data;
-    PyObject *name = python->plan->state->name_join;
+    PyObject *name = python->plan->state->name_end;
     if (name && !interpreter_is_ending()) { /* at its end all threads have been joined */
         PyObject *result = PyObject_CallMethodNoArgs(thread, name);
         if (!result) {

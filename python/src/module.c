@@ -76,7 +76,9 @@ static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     state->generation = 1;
     if (!(state->name_start = PyUnicode_InternFromString("start"))) return -1;
-    if (!(state->name_join = PyUnicode_InternFromString("join"))) return -1;
+    if (!(state->name_end = PyUnicode_InternFromString("end"))) return -1;
+    if (!(state->name_will_begin = PyUnicode_InternFromString("will_begin"))) return -1;
+    if (!(state->name_bootstrap = PyUnicode_InternFromString("_bootstrap"))) return -1;
     if (!(state->name_close = PyUnicode_InternFromString("close"))) return -1;
     if (!(state->name_add_note = PyUnicode_InternFromString("add_note"))) return -1;
     if (!(state->name_send = PyUnicode_InternFromString("send"))) return -1;
@@ -190,7 +192,9 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->get_asyncgen_hooks);
     Py_CLEAR(state->set_asyncgen_hooks);
     Py_CLEAR(state->name_start);
-    Py_CLEAR(state->name_join);
+    Py_CLEAR(state->name_end);
+    Py_CLEAR(state->name_will_begin);
+    Py_CLEAR(state->name_bootstrap);
     Py_CLEAR(state->name_close);
     Py_CLEAR(state->name_add_note);
     Py_CLEAR(state->name_send);

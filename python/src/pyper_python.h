@@ -110,7 +110,8 @@ typedef struct module_state {
     PyObject *task_stats;    /* pyper._types.TaskStats */
     PyObject *cancelled;     /* pyper._types.Cancelled */
     PyObject *generator;     /* collections.abc.Generator */
-    PyObject *name_start, *name_join, *name_close, *name_add_note; /* interned */
+    PyObject *name_start, *name_end, *name_bootstrap, *name_will_begin; /* interned */
+    PyObject *name_close, *name_add_note;                               /* interned */
 
     /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See process.c. */
     PyObject *start_process, *join_process, *dump_failure, *load_failure;

@@ -633,11 +633,24 @@ def test_workers_that_are_about_to_begin_are_threads_like_others() -> None:
         assert not any(worker.is_alive() for worker in workers)
 
 
+class LeadsNowhere:
+    """An entry without an engine behind it."""
+
+    thread: WorkerThread
+
+    def begin(self) -> None:
+        WorkerThread._bootstrap(self.thread)  # type: ignore[attr-defined]
+
+    def __call__(self) -> None:
+        pass
+
+
 def test_a_worker_that_has_not_begun_can_be_joined() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(PATIENCE)  # with the GIL it cannot begin while this thread goes on
     try:
-        worker = WorkerThread("worker", lambda: None)
+        entry = LeadsNowhere()
+        worker = entry.thread = WorkerThread("worker", entry)
         worker.start()
         assert worker.is_alive()
         worker.join()
