@@ -69,6 +69,25 @@ bool pyper__can_fence_others(void);
 /* Let other threads run: a hint, returns soon. */
 void pyper__yield(void);
 
+/* Between two looks at what another processor is about to change. */
+static inline void pyper__relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Behind pthread_mutex_unlock(): a full fence.  C libraries unlock with release, which lets what is read
+ * behind it be read before; but on x86 that is a locked instruction, and a full fence by itself. */
+static inline void pyper__fence_after_unlock(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    atomic_signal_fence(memory_order_seq_cst);
+#else
+    atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
 /* Start a thread: 0 or PYPER_ETHREAD. `name` is cut to what the system takes. */
 int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, void **ret_thread);
 void pyper__thread_join(void *thread);

@@ -1,6 +1,12 @@
 /* park - see park.h. */
+#if defined(__linux__)
+#define _GNU_SOURCE
+#endif
+
 #include "park.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 
@@ -270,7 +276,24 @@ static bool yield_was_long(int64_t *now) {
     return *now - before > LONG_YIELD_NS;
 }
 
-static int yield_and_sleep(struct wait *wait) {
+/* Sleep until a notification, if it is not ready: 0 (look again), PYPER_ETIMEDOUT or PYPER_EINTR. */
+static int sleep_once(const struct wait *wait) {
+    pyper__event *event = wait->event;
+    uint32_t seen = pyper__event_enter(event);
+    int rc = 0;
+    if (!wait->ready(wait->arg)) {
+        rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
+        /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who has
+         * been counted out (a thread of a higher priority is woken first).  Have everybody look again,
+         * him among them; waking him alone cannot be asked for. */
+        if (rc == 0 && !pyper__event_notified(event, seen))
+            pyper__event_notify_slow(event, UINT32_MAX);
+    }
+    pyper__event_leave(event, seen);
+    return rc;
+}
+
+static int yield_and_sleep(const struct wait *wait) {
     pyper__event *event = wait->event;
     uint32_t yields = yields_to_try(event);
     int64_t now = wait->since_ns;
@@ -288,17 +311,7 @@ static int yield_and_sleep(struct wait *wait) {
     }
     int64_t asleep = pyper_now();
     for (;;) {
-        uint32_t seen = pyper__event_enter(event);
-        int rc = 0;
-        if (!wait->ready(wait->arg)) {
-            rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
-            /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who
-             * has been counted out (a thread of a higher priority is woken first).  Have everybody
-             * look again, him among them; waking him alone cannot be asked for. */
-            if (rc == 0 && !pyper__event_notified(event, seen))
-                pyper__event_notify_slow(event, UINT32_MAX);
-        }
-        pyper__event_leave(event, seen);
+        int rc = sleep_once(wait);
         if (wait->ready(wait->arg)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
     }
@@ -308,7 +321,7 @@ static int yield_and_sleep(struct wait *wait) {
 }
 
 static int wait_detached(void *arg) {
-    struct wait *wait = arg;
+    const struct wait *wait = arg;
     int rc = yield_and_sleep(wait);
     if (wait->shares_token) atomic_fetch_add_explicit(&wanting, 1, memory_order_relaxed);
     return rc;
@@ -327,6 +340,75 @@ int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const voi
     if (clocked) pyper__seat_end_wait(seat, what_for, pyper_now());
     return rc;
 }
+
+/* ---------------------------------------------------------------------------- shared lock */
+
+#if PYPER__PROCESSES
+
+/* Trying this often costs less than going to sleep once; the exact number does not matter much. */
+#define TRIES 64
+/* For so long at most a death goes unnoticed by those who sleep at a lock; the exact number does not
+ * matter much. */
+#define LOOK_AGAIN_NS 10000000
+
+int pyper__shared_lock_init(pyper__shared_lock *lock) {
+    pthread_mutexattr_t attr;
+    if (pthread_mutexattr_init(&attr) != 0) return PYPER_ENOMEM;
+    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    int rc = pthread_mutex_init(&lock->mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+    pyper__event_init_shared(&lock->freed);
+    return rc == 0 ? 0 : PYPER_ENOMEM;
+}
+
+/* Somebody on his way into a lock, and what trying it has answered last: once that is not EBUSY it is
+ * his. */
+struct taking {
+    pyper__shared_lock *lock;
+    int *answer;
+};
+
+static bool try_to_take(const void *arg) {
+    const struct taking *taking = arg;
+    if (*taking->answer != EBUSY) return true;
+    /* Having counted myself in: whoever unlocks it after this sees that. */
+    atomic_thread_fence(memory_order_seq_cst);
+    *taking->answer = pthread_mutex_trylock(&taking->lock->mutex);
+    return *taking->answer != EBUSY;
+}
+
+static PYPER__COLD int sleep_and_take(pyper__shared_lock *lock) {
+    int answer = EBUSY;
+    const struct taking taking = {lock, &answer};
+    struct wait wait = {.event = &lock->freed, .ready = try_to_take, .arg = &taking};
+    do {
+        wait.deadline_ns = pyper_now() + LOOK_AGAIN_NS;
+        sleep_once(&wait);
+    } while (!try_to_take(&taking));
+    return answer;
+}
+
+bool pyper__shared_lock_take(pyper__shared_lock *lock) {
+    int rc = EBUSY;
+    for (int i = 0; rc == EBUSY && i < TRIES; i++) {
+        rc = pthread_mutex_trylock(&lock->mutex);
+        if (rc == EBUSY) pyper__relax();
+    }
+    if (pyper__unlikely(rc == EBUSY)) rc = sleep_and_take(lock);
+    if (pyper__likely(rc == 0)) return false;
+    assert(rc == EOWNERDEAD);
+    pthread_mutex_consistent(&lock->mutex);
+    return true;
+}
+
+void pyper__shared_lock_give(pyper__shared_lock *lock) {
+    pthread_mutex_unlock(&lock->mutex);
+    pyper__fence_after_unlock();
+    pyper__event_notify(&lock->freed, 1);
+}
+
+#endif
 
 /* ----------------------------------------------------------------------------------- bell */
 

@@ -22,12 +22,17 @@
  * before that fence had changed the condition before it, too, and the sleeper sees that; one that
  * reads it after the fence sees the sleeper.
  *
- * Waiting costs nothing: no polling, no timers.  A waiter lets other threads run (sched_yield) a
- * bounded number of times before it sleeps, only where that was of use a moment ago. */
+ * Waiting costs nothing: no polling, no timers (but at a lock between processes: somebody may have died
+ * with it).  A waiter lets other threads run (sched_yield) a bounded number of times before it sleeps,
+ * only where that was of use a moment ago. */
 #ifndef PYPER_PARK_H
 #define PYPER_PARK_H
 
 #include "os.h"
+
+#if PYPER__PROCESSES
+#include <pthread.h>
+#endif
 
 /* ---------------------------------------------------------------------------------- lock */
 
@@ -228,6 +233,45 @@ static inline void pyper__event_notify_all(pyper__event *event) {
     if (event->shared || pyper__event_has_waiters(event))
         pyper__event_notify_slow(event, UINT32_MAX);
 }
+
+/* --------------------------------------------------------------------------- shared lock */
+
+#if PYPER__PROCESSES
+/* A lock between processes, in memory that they share: held for a few instructions, never while anybody
+ * waits or calls user code.  No process holds two, but for the pair that channel.h names.
+ *
+ * What is taken is a robust mutex of the system, which knows when its owner has died; it is only ever
+ * tried.  Who finds it taken sleeps at `freed`, and who gives it back notifies one sleeper.  (Sleeping
+ * is not left to the mutex: of its sleepers it wakes one, who then has to note in it that there are
+ * more.  If he is killed before he does, while somebody who came in between has it, the others sleep
+ * for ever.)
+ *
+ * Why no wake-up is lost while nobody dies: as with any event; changing the condition is to unlock
+ * the mutex, testing it is to try to lock it, and a fence on either side makes up for what these are
+ * not: seq_cst.
+ *
+ * Deaths: the owner may die with the lock, or between giving it back and waking somebody; who is woken
+ * may die before he takes it.  Then nobody tells the others, and nobody can be relied upon to do it
+ * later: the supervisor, who sees deaths, takes such locks himself, and before it does anything it
+ * waits for the host's token, which somebody may hold who sleeps here.  So each looks for himself: a
+ * sleep ends after LOOK_AGAIN_NS (park.c) at the latest.  The lock is held for so short a time that
+ * this happens to nobody else but who waits for a process that gets no processor.
+ *
+ * Synchronization
+ *   mutex   the system's; what the lock protects belongs to who has it.
+ *   freed   see there: shared, and notified behind the fence that follows the unlocking. */
+typedef struct pyper__shared_lock {
+    pthread_mutex_t mutex;
+    pyper__event freed;
+} pyper__shared_lock;
+
+/* 0 or PYPER_ENOMEM. */
+int pyper__shared_lock_init(pyper__shared_lock *lock);
+
+/* Take it; true: its last owner died with it, and what it protects may be half-way through a step. */
+bool pyper__shared_lock_take(pyper__shared_lock *lock);
+void pyper__shared_lock_give(pyper__shared_lock *lock);
+#endif
 
 /* ---------------------------------------------------------------------------------- seat */
 

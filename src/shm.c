@@ -12,10 +12,10 @@
 
 #if PYPER__PROCESSES
 
-#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -44,46 +44,6 @@ struct heap {
     uint64_t given_back[CLASSES];
 };
 _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
-
-/* ------------------------------------------------------------------------------------ lock */
-
-/* Trying this often costs less than going to sleep once; the exact number does not matter much. */
-#define TRIES 64
-
-int pyper__shared_lock_init(pyper__shared_lock *lock) {
-    pthread_mutexattr_t attr;
-    if (pthread_mutexattr_init(&attr) != 0) return PYPER_ENOMEM;
-    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-    int rc = pthread_mutex_init(lock, &attr);
-    pthread_mutexattr_destroy(&attr);
-    return rc == 0 ? 0 : PYPER_ENOMEM;
-}
-
-static inline void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-bool pyper__shared_lock_take(pyper__shared_lock *lock) {
-    int rc = EBUSY;
-    for (int i = 0; rc == EBUSY && i < TRIES; i++) {
-        rc = pthread_mutex_trylock(lock);
-        if (rc == EBUSY) relax();
-    }
-    if (rc == EBUSY) rc = pthread_mutex_lock(lock);
-    if (pyper__likely(rc == 0)) return false;
-    assert(rc == EOWNERDEAD);
-    pthread_mutex_consistent(lock);
-    return true;
-}
-
-void pyper__shared_lock_give(pyper__shared_lock *lock) {
-    pthread_mutex_unlock(lock);
-}
 
 /* ------------------------------------------------------------------------------- life time */
 

@@ -10,24 +10,11 @@
  * their size class.  A block of a page or more begins on a page; any other on 64 bytes.
  *
  * A process that dies in the middle costs at most the block it was after: each step commits with
- * one store, and the lock is robust. */
+ * one store, and the lock survives its owner (pyper__shared_lock, park.h). */
 #ifndef PYPER_SHM_H
 #define PYPER_SHM_H
 
-#include <pthread.h>
-
-#include "os.h"
-
-/* A lock between processes.  Held for a few instructions, never while anybody sleeps or calls user
- * code; no process holds two, but for the pair that channel.c names. */
-typedef pthread_mutex_t pyper__shared_lock;
-
-/* 0 or PYPER_ENOMEM. */
-int pyper__shared_lock_init(pyper__shared_lock *lock);
-
-/* Take it; true: its last owner died with it, and what it protects may be half-way through a step. */
-bool pyper__shared_lock_take(pyper__shared_lock *lock);
-void pyper__shared_lock_give(pyper__shared_lock *lock);
+#include "park.h"
 
 /* One process's door to the memory.
  *

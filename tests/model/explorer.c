@@ -481,16 +481,30 @@ int model_mutex_init(pthread_mutex_t *lock, const pthread_mutexattr_t *attr) {
     return 0;
 }
 
-int model_mutex_lock(pthread_mutex_t *lock) {
-    if (!running || model.current < 0) return 0;
-    thread *self = step(MODEL_LOCK, lock, 0, sizeof(mutex));
-    drain(self);
-    mutex *m = mutex_of(lock);
-    bool died = m->owner && model.threads[m->owner - 1].status == DEAD;
+static bool has_died(const mutex *m) {
+    return m->owner && model.threads[m->owner - 1].status == DEAD;
+}
+
+/* Of a mutex that is free, or whose owner has died. */
+static int own(mutex *m) {
+    bool died = has_died(m);
     if (m->broken == 2) return ENOTRECOVERABLE;
     m->owner = model.current + 1;
     if (died) m->broken = 1, m->deaths++;
     return died ? EOWNERDEAD : 0;
+}
+
+int model_mutex_lock(pthread_mutex_t *lock) {
+    if (!running || model.current < 0) return 0;
+    drain(step(MODEL_LOCK, lock, 0, sizeof(mutex)));
+    return own(mutex_of(lock));
+}
+
+int model_mutex_trylock(pthread_mutex_t *lock) {
+    if (!running || model.current < 0) return 0;
+    mutex *m = mutex_of(lock);
+    drain(step(MODEL_CHANGE, &m->owner, 0, sizeof m->owner));
+    return m->owner && !has_died(m) ? EBUSY : own(m);
 }
 
 int model_mutex_deaths(const pthread_mutex_t *lock) {

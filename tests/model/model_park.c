@@ -1,11 +1,14 @@
-/* The lock and the event by themselves: the lock excludes and forgets nobody; a sleeper is woken if
- * what he waits for has come, whoever else leaves, times out or is interrupted meanwhile. */
+/* The locks and the event by themselves: a lock excludes and forgets nobody, one between processes not
+ * even if somebody dies at it; a sleeper is woken if what he waits for has come, whoever else leaves,
+ * times out or is interrupted meanwhile. */
 #include "explorer.h"
 #include "park.h"
 
 static struct {
     pyper__lock lock;
     pyper__owned_lock owned;
+    pyper__shared_lock shared;
+    bool mortal; /* somebody may die with the lock, or on his way */
     int inside;
     long entered;
     pyper__event event;
@@ -27,6 +30,8 @@ static void begin(void) {
     model_name(&state.owned.lock, sizeof state.owned.lock, "owned.lock");
     model_name(&state.owned.inside, sizeof state.owned.inside, "owned.inside");
     model_name(&state.owned.owner, sizeof state.owned.owner, "owned.owner");
+    model_name(&state.shared.mutex, sizeof state.shared.mutex, "shared.mutex");
+    model_name(&state.shared.freed, 8, "shared.freed");
     model_name(&state.event, 8, "event");
     model_name(&state.units, sizeof state.units, "units");
 }
@@ -93,6 +98,49 @@ static void owned_lock_of_three(void) {
 static void all_entered_owned(void) {
     MODEL_CHECK(state.entered == 6);
     MODEL_CHECK(state.owned.lock.word == 0 && state.owned.inside == 0);
+}
+
+/* ------------------------------------------------------------------------------ the shared lock */
+
+/* For how long anybody sleeps there: where nobody dies nobody needs to look for himself. */
+int64_t model_look_again_ns(void) {
+    return state.mortal ? 1000 : PYPER_FOREVER - pyper_now();
+}
+
+static void enter_shared(void *times) {
+    for (intptr_t i = 0; i < (intptr_t)times; i++) {
+        if (pyper__shared_lock_take(&state.shared)) state.inside = 0;
+        MODEL_CHECK(state.inside == 0);
+        state.inside = 1;
+        state.entered++;
+        (void)atomic_load(&state.units);
+        state.inside = 0;
+        pyper__shared_lock_give(&state.shared);
+    }
+}
+
+static void enter_often(int threads, intptr_t times, unsigned flags_of_first) {
+    begin();
+    MODEL_CHECK(pyper__shared_lock_init(&state.shared) == 0);
+    state.mortal = flags_of_first & MODEL_MORTAL;
+    static const char *const names[] = {"a", "b", "c"};
+    for (int i = 0; i < threads; i++)
+        model_thread(names[i], enter_shared, (void *)times, i == 0 ? flags_of_first : 0);
+}
+static void shared_lock_of_two(void) {
+    enter_often(2, 2, 0);
+}
+static void shared_lock_of_three(void) {
+    enter_often(3, 2, 0);
+}
+static void shared_lock_outlives_its_owner(void) {
+    enter_often(3, 1, MODEL_MORTAL);
+}
+
+/* Whoever may die is the first. */
+static void all_entered_shared(void) {
+    MODEL_CHECK(state.entered >= (state.mortal ? 2 : 4));
+    if (!model_has_died(0)) MODEL_CHECK(state.inside == 0);
 }
 
 /* ------------------------------------------------------------------------------------ the event */
@@ -175,6 +223,10 @@ const scenario scenarios[] = {
     {"lock_of_three", lock_of_three, NULL, all_entered, 0, 0, 0},
     {"owned_lock", owned_lock, NULL, all_entered_owned, 0, 0, 0},
     {"owned_lock_of_three", owned_lock_of_three, NULL, all_entered_owned, 0, 0, 0},
+    {"shared_lock_of_two", shared_lock_of_two, NULL, all_entered_shared, 0, 0, 0},
+    {"shared_lock_of_three", shared_lock_of_three, NULL, all_entered_shared, 0, 0, 0},
+    {"shared_lock_outlives_its_owner", shared_lock_outlives_its_owner, NULL, all_entered_shared, 0,
+     1, 0},
     {"one_sleeper", one_sleeper, NULL, units_are_taken, 0, 0, 0},
     {"two_sleepers", two_sleepers, NULL, units_are_taken, 0, 0, 0},
     {"two_sleepers_told_at_once", two_sleepers_told_at_once, NULL, units_are_taken, 0, 0, 0},

@@ -5,6 +5,7 @@
 #include "channel.h"
 
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 /* --------------------------------------------------------------------------- shared memory */
 
@@ -81,6 +82,105 @@ TEST(a_lock_outlives_its_owner) {
     CHECK(!pyper__shared_lock_take(lock));
     pyper__shared_lock_give(lock);
     munmap(lock, 4096);
+}
+
+/* A lock, and how many processes have been on their way into it. */
+typedef struct entrance {
+    pyper__shared_lock lock;
+    _Atomic long came;
+} entrance;
+
+static entrance *entrance_new(void) {
+    entrance *e = mmap(NULL, sizeof *e, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(e != MAP_FAILED);
+    CHECK_EQ(pyper__shared_lock_init(&e->lock), 0);
+    return e;
+}
+
+static bool sleeps(pid_t pid) {
+    char path[60], state = 0;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    FILE *stat = fopen(path, "r");
+    CHECK(stat != NULL);
+    CHECK_EQ(fscanf(stat, "%*d (%*[^)]) %c", &state), 1);
+    fclose(stat);
+    return state == 'S';
+}
+
+/* A process that takes the lock and gives it back; its exit status is what the taking has said.  It
+ * sleeps at the lock, which somebody has. */
+static pid_t sleeper_at(entrance *e) {
+    long came = atomic_load(&e->came);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
+        atomic_fetch_add(&e->came, 1);
+        bool died = pyper__shared_lock_take(&e->lock);
+        pyper__shared_lock_give(&e->lock);
+        _exit(died);
+    }
+    CHECK_GE(pid, 0);
+    while (atomic_load(&e->came) == came || !sleeps(pid)) sched_yield();
+    return pid;
+}
+
+static int exit_status_of(pid_t pid) {
+    int status;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    CHECK(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+/* Of two that sleep at a lock the first is woken, and before it runs somebody else takes the lock and
+ * the woken one is killed: the second one has to get it all the same.  That the woken one does not run
+ * is seen to by giving it what nobody else wants of the only processor. */
+TEST(a_lock_forgets_nobody_when_who_was_woken_dies) {
+    entrance *e = entrance_new();
+    cpu_set_t here;
+    CPU_ZERO(&here);
+    CPU_SET(sched_getcpu(), &here);
+    CHECK_EQ(sched_setaffinity(0, sizeof here, &here), 0);
+    for (int i = 0; i < 10; i++) {
+        CHECK(!pyper__shared_lock_take(&e->lock));
+        pid_t first = sleeper_at(e), second = sleeper_at(e);
+        CHECK_EQ(sched_setscheduler(first, SCHED_IDLE, &(struct sched_param){0}), 0);
+        pyper__shared_lock_give(&e->lock);
+        CHECK(!pyper__shared_lock_take(&e->lock));
+        CHECK_EQ(kill(first, SIGKILL), 0);
+        CHECK_EQ(waitpid(first, NULL, 0), first);
+        pyper__shared_lock_give(&e->lock);
+        CHECK_EQ(exit_status_of(second), 0);
+    }
+    munmap(e, sizeof *e);
+}
+
+/* The sleepers of a lock see by themselves that its owner has died; one of them is told. */
+TEST(a_lock_whose_owner_dies_goes_to_those_who_sleep) {
+    entrance *e = entrance_new();
+    pid_t owner = fork();
+    if (owner == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pyper__shared_lock_take(&e->lock);
+        atomic_fetch_add(&e->came, 1);
+        for (;;) pause();
+    }
+    CHECK_GE(owner, 0);
+    while (atomic_load(&e->came) == 0) sched_yield();
+    pid_t first = sleeper_at(e), second = sleeper_at(e);
+    CHECK_EQ(kill(owner, SIGKILL), 0);
+    CHECK_EQ(waitpid(owner, NULL, 0), owner);
+    CHECK_EQ(exit_status_of(first) + exit_status_of(second), 1);
+    munmap(e, sizeof *e);
+}
+
+/* And that it has given it back, though it has died before it could tell anybody. */
+TEST(a_lock_goes_to_those_whom_nobody_wakes) {
+    entrance *e = entrance_new();
+    CHECK(!pyper__shared_lock_take(&e->lock));
+    pid_t first = sleeper_at(e), second = sleeper_at(e);
+    pthread_mutex_unlock(&e->lock.mutex);
+    CHECK_EQ(exit_status_of(first) + exit_status_of(second), 0);
+    munmap(e, sizeof *e);
 }
 
 /* ------------------------------------------------------------------------------- the channel */
