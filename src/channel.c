@@ -330,7 +330,9 @@ void pyper__channel_rouse(const pyper__channel *channel) {
 static void wake_producers(pyper__channel *channel, bool all) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t free_places = shared->limit - places_taken(channel);
-    if (free_places <= 0 || (!all && free_places < shared->limit / 2)) return;
+    /* They are given back in blocks. */
+    int64_t half = shared->limit / 2 / shared->block * shared->block;
+    if (free_places <= 0 || (!all && free_places < half)) return;
     /* Of those in a line the first must be among the woken. */
     bool all_of_them = shared->lanes > 1 || free_places > INT32_MAX;
     notify(channel, &shared->places, all_of_them ? UINT32_MAX : (uint32_t)free_places);

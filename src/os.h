@@ -19,6 +19,7 @@
 #define pyper__unlikely(x) __builtin_expect(!!(x), 0)
 #define PYPER__COLD __attribute__((cold, noinline))
 #define PYPER__NOINLINE __attribute__((noinline))
+#define PYPER__ALWAYS_INLINE inline __attribute__((always_inline))
 /* Quick to reach from a shared library, too: pyper_next() looks there for each item. */
 #define PYPER__TLS_MODEL __attribute__((tls_model("initial-exec")))
 #else
@@ -26,6 +27,7 @@
 #define pyper__unlikely(x) (x)
 #define PYPER__COLD
 #define PYPER__NOINLINE
+#define PYPER__ALWAYS_INLINE inline
 #define PYPER__TLS_MODEL
 #endif
 

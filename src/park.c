@@ -250,6 +250,7 @@ void pyper__seat_check_token(pyper__seat *seat) {
 struct wait {
     pyper__event *event;
     bool (*ready)(const void *arg);
+    bool (*rather)(const void *arg); /* NULL: there is nothing better to do than sleep */
     const void *arg;
     int64_t since_ns, deadline_ns;
     bool interruptible;
@@ -276,12 +277,16 @@ static bool yield_was_long(int64_t *now) {
     return *now - before > LONG_YIELD_NS;
 }
 
+static bool should_not_sleep(const struct wait *wait) {
+    return wait->ready(wait->arg) || (wait->rather && wait->rather(wait->arg));
+}
+
 /* Sleep until a notification, if it is not ready: 0 (look again), PYPER_ETIMEDOUT or PYPER_EINTR. */
 static int sleep_once(const struct wait *wait) {
     pyper__event *event = wait->event;
     uint32_t seen = pyper__event_enter(event);
     int rc = 0;
-    if (!wait->ready(wait->arg)) {
+    if (!should_not_sleep(wait)) {
         rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
         /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who has
          * been counted out (a thread of a higher priority is woken first).  Have everybody look again,
@@ -312,7 +317,7 @@ static int yield_and_sleep(const struct wait *wait) {
     int64_t asleep = pyper_now();
     for (;;) {
         int rc = sleep_once(wait);
-        if (wait->ready(wait->arg)) break;
+        if (should_not_sleep(wait)) break;
         if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
     }
     yields = pyper_now() - asleep < SHORT_SLEEP_NS ? YIELDS_MAX / 4 : yields / 2;
@@ -327,18 +332,35 @@ static int wait_detached(void *arg) {
     return rc;
 }
 
-int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
-                 const void *arg, int64_t deadline_ns, int what_for, bool interruptible) {
-    if (ready(arg)) return 0;
+static int await(pyper__seat *seat, struct wait *wait, int what_for) {
+    if (wait->ready(wait->arg)) return 0;
     int64_t since = pyper_now();
-    if (deadline_ns <= since) return PYPER_ETIMEDOUT;
-    struct wait wait = {event, ready, arg, since, deadline_ns, interruptible, seat->shares_token};
+    if (wait->deadline_ns <= since) return PYPER_ETIMEDOUT;
+    wait->since_ns = since;
+    wait->shares_token = seat->shares_token;
     bool clocked = what_for != PYPER__OTHER && !seat->shared;
     if (clocked) pyper__seat_begin_wait(seat, what_for, since);
-    int rc = detached(seat, wait_detached, &wait);
+    int rc = detached(seat, wait_detached, wait);
     if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
     if (clocked) pyper__seat_end_wait(seat, what_for, pyper_now());
     return rc;
+}
+
+int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
+                 const void *arg, int64_t deadline_ns, int what_for, bool interruptible) {
+    struct wait wait = {.event = event,
+                        .ready = ready,
+                        .arg = arg,
+                        .deadline_ns = deadline_ns,
+                        .interruptible = interruptible};
+    return await(seat, &wait, what_for);
+}
+
+void pyper__await_rather(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
+                         bool (*rather)(const void *arg), const void *arg, int what_for) {
+    struct wait wait = {
+        .event = event, .ready = ready, .rather = rather, .arg = arg, .deadline_ns = PYPER_FOREVER};
+    await(seat, &wait, what_for);
 }
 
 /* ---------------------------------------------------------------------------- shared lock */

@@ -329,6 +329,11 @@ static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t
 int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
                  const void *arg, int64_t deadline_ns, int what_for, bool interruptible);
 
+/* The same, for ever, for a waiter who has better things to do than sleep: when he is about to, rather(arg),
+ * which is like `ready`, ends the wait as well. */
+void pyper__await_rather(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
+                         bool (*rather)(const void *arg), const void *arg, int what_for);
+
 /* Sleep until the waker's bell is rung, with the host's token given up; the like of pyper__await(). */
 int pyper__await_bell(pyper__seat *seat, pyper__waker *waker, int64_t deadline_ns,
                       bool interruptible);

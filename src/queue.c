@@ -1,6 +1,7 @@
 /* queue - see queue.h. */
 #include "queue.h"
 
+#include "claim.h"
 #include "order.h"
 
 /* --------------------------------------------------------------------------------- chunks */
@@ -70,13 +71,21 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Half of the places would do; a quarter lets both ends run without waiting for each other.  What has
+ * begun uncounted makes both less, so that who waits is woken in time. */
+void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack) {
+    int64_t half = queue->limit / 2 - slack;
+    queue->block = queue->limit == INT64_MAX || half < 4 ? 1 : half / 2;
+    queue->wake_from = half / queue->block * queue->block;
+    queue->give_at = queue->limit == INT64_MAX ? INT64_MAX : queue->block;
+}
+
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type) {
     /* A bound beyond LIMIT_MAX is none, and leaves room for the sums of counters. */
     bool bounded = throttle > 0 && throttle < LIMIT_MAX;
     queue->limit = bounded ? throttle : INT64_MAX;
-    /* Half of the places would do; a quarter lets both ends run without waiting for each other. */
-    queue->block = bounded && throttle >= 4 ? throttle / 4 : 1;
+    pyper__queue_expect_slack(queue, 0);
     queue->many_producers = many_producers;
     queue->many_consumers = many_consumers;
     queue->type = type;
@@ -84,7 +93,6 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     pyper__event_init(&queue->places);
     pyper__owned_lock_init(&queue->pop_lock, true);
     queue->room_until = queue->limit;
-    queue->give_at = bounded ? queue->block : INT64_MAX;
     queue->push_chunk = queue->pop_chunk = chunk_new(PYPER__CHUNK_SIZE);
     if (!queue->push_chunk) return PYPER_ENOMEM;
     queue->push_base = queue->pop_base = base_of(queue->push_chunk, 0);
@@ -119,6 +127,11 @@ static void destroy(pyper__queue *queue, void *item, pyper__seat *seat) {
     pyper__seat_share_token(seat);
 }
 
+void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *seat) {
+    atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
+    destroy(queue, item, seat);
+}
+
 /* The next item that is left, whatever the state. */
 static bool take_any(pyper__queue *queue, void **ret_item) {
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
@@ -129,7 +142,6 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
         *ret_item = *pyper__queue_slot(queue->pop_base, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
         atomic_store_explicit(&queue->pop_until, 0, memory_order_relaxed); /* to be set anew */
-        atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
     }
     pyper__owned_lock_give(&queue->pop_lock, as_owner);
     return any;
@@ -137,19 +149,19 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
 
 void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
     void *item;
-    while (queue->pop_chunk && take_any(queue, &item)) destroy(queue, item, seat);
+    while (queue->pop_chunk && take_any(queue, &item)) pyper__queue_destroy_item(queue, item, seat);
     while (queue->order && pyper__order_take_any(queue->order, &item)) {
         /* As if it had joined the queue. */
         atomic_fetch_add(&queue->tail, 1);
         atomic_fetch_add(&queue->head, 1);
-        atomic_fetch_add_explicit(&queue->drained, 1, memory_order_relaxed);
-        destroy(queue, item, seat);
+        pyper__queue_destroy_item(queue, item, seat);
     }
 }
 
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__queue_drain(queue, seat);
     pyper__order_free(queue->order);
+    pyper__claims_free(queue->claims);
     while (queue->pop_chunk) {
         pyper__chunk *next = queue->pop_chunk->next;
         chunk_free(queue->pop_chunk);
@@ -178,7 +190,9 @@ int64_t pyper__queue_pushed(pyper__queue *queue) {
 }
 
 int64_t pyper__queue_popped(const pyper__queue *queue) {
-    return atomic_load_explicit(&queue->head, memory_order_relaxed);
+    if (!queue->claims) return atomic_load_explicit(&queue->head, memory_order_relaxed);
+    return pyper__claims_begun(queue->claims) +
+           atomic_load_explicit(&queue->drained, memory_order_relaxed);
 }
 
 int64_t pyper__queue_there(const pyper__queue *queue) {
@@ -205,21 +219,22 @@ static void wake_producers(pyper__queue *queue, bool all) {
     int64_t free_places = pyper__queue_room(queue);
     /* A place for an item that is waiting in the queue already. */
     if (pushes_from_hand(queue)) free_places++;
-    if (free_places <= 0 || (!all && free_places < queue->limit / 2)) return;
+    if (free_places <= 0 || (!all && free_places < queue->wake_from)) return;
     pyper__event_notify(&queue->places,
                         free_places > INT32_MAX ? INT32_MAX : (uint32_t)free_places);
     if (queue->order) pyper__order_notify_blocked(queue->order, free_places);
 }
 
-static PYPER__COLD void give_back(pyper__queue *queue, int64_t head) {
-    queue->give_at = head + queue->block;
-    atomic_store(&queue->given_back, head);
+void pyper__queue_give_back(pyper__queue *queue, int64_t begun) {
+    queue->give_at = begun + queue->block;
+    atomic_store(&queue->given_back, begun);
     wake_producers(queue, false);
 }
 
 /* The item that takes head to give_at is popped with care. */
 static void allow_pops(pyper__queue *queue, int64_t head) {
-    int64_t until = least(least(queue->seen, queue->pop_end), queue->give_at - 1);
+    int64_t until = least(queue->seen, queue->pop_end);
+    if (!queue->claims) until = least(until, queue->give_at - 1);
     if (until <= head) return; /* as it is */
     atomic_store(&queue->pop_until, until);
     if (atomic_load(&queue->state) == PYPER__CANCELLED) atomic_store(&queue->pop_until, 0);
@@ -229,10 +244,11 @@ void pyper__queue_settle(pyper__queue *queue) {
     if (queue->limit == INT64_MAX) return;
     bool as_owner = queue->many_consumers && pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    queue->give_at = head + queue->block;
+    int64_t begun = queue->claims ? pyper__claims_count_locked(queue->claims) : head;
+    queue->give_at = begun + queue->block;
     allow_pops(queue, head);
-    if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != head)
-        atomic_store(&queue->given_back, head);
+    if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != begun)
+        atomic_store(&queue->given_back, begun);
     if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
     wake_producers(queue, true);
 }
@@ -332,12 +348,12 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
     if (head == queue->pop_end) next_chunk(queue);
     *ret_item = *pyper__queue_slot(queue->pop_base, head);
     atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
-    if (head == queue->give_at) give_back(queue, head);
+    if (!queue->claims && head == queue->give_at) pyper__queue_give_back(queue, head);
     allow_pops(queue, head);
     return 1;
 }
 
-static bool items_or_over(const void *arg) {
+bool pyper__queue_items_or_over(const void *arg) {
     const pyper__queue *queue = arg;
     return atomic_load(&queue->state) != PYPER__OPEN ||
            atomic_load(&queue->tail) != atomic_load(&queue->head);
@@ -351,8 +367,8 @@ int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, 
         if (queue->many_consumers) pyper__owned_lock_give(&queue->pop_lock, as_owner);
         if (rc != PYPER__AGAIN) return rc;
         pyper__queue_settle(queue);
-        rc = pyper__await(seat, &queue->items, items_or_over, queue, deadline_ns, PYPER__STARVED,
-                          interruptible);
+        rc = pyper__await(seat, &queue->items, pyper__queue_items_or_over, queue, deadline_ns,
+                          PYPER__STARVED, interruptible);
         if (rc < 0) return rc;
     }
 }

@@ -29,8 +29,9 @@
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
  * Synchronization
- *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn   set by init
- *                (and pyper__queue_cross(), pyper__order_expect_one_each()), never change.
+ *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn,
+ *                claims, wake_from   set by init (and pyper__queue_cross(), pyper__order_expect_one_each(),
+ *                pyper__claims_create()), never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
  *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
@@ -39,7 +40,8 @@
  *                with one that has no lock and sees to its bound itself.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
- *   head         atomic, relaxed: written by the consuming end, read by statistics.
+ *   head         atomic, relaxed: written by the consuming end, read by statistics.  With claims what
+ *                lies before it has been claimed, if not begun.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
  *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
@@ -51,7 +53,7 @@
  *   A slot belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
- *   given_back <= head <= tail;  with a limit: tail + kept - given_back <= limit, or limit + 1 while a
+ *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims;  with a limit: tail + kept - given_back <= limit, or limit + 1 while a
  *   single producer without an order waits in its push.
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
@@ -76,6 +78,7 @@ typedef struct pyper__chunk {
 
 struct pyper__order;
 struct pyper__channel;
+struct pyper__claims;
 
 enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
 
@@ -84,15 +87,17 @@ enum { PYPER__AGAIN = -1000, PYPER__TAKEN = -1001 };
 
 typedef struct pyper__queue {
     /* Set by init. */
-    int64_t limit; /* how many items may wait; INT64_MAX without a bound */
-    int64_t block; /* how many places are given back at once */
+    int64_t limit;     /* how many items may wait; INT64_MAX without a bound */
+    int64_t block;     /* how many places are given back at once */
+    int64_t wake_from; /* who waits for room is woken when so many are free: half of them */
     bool many_producers, many_consumers;
     const pyper_item_type *type;
     struct pyper__order *order;     /* NULL: outputs leave as they come, or through the channel */
     struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
     bool passes_turn;               /* who has made a call says so: see order, or the channel */
-    _Atomic int state;
-    pyper__event items, places;
+    struct pyper__claims *claims;   /* NULL: nobody claims items ahead; see claim.h */
+    _Alignas(PYPER__CACHE_LINE) _Atomic int state;
+    pyper__event items;
 
     /* The producing end. */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
@@ -114,9 +119,10 @@ typedef struct pyper__queue {
     pyper__owned_lock pop_lock;
     int64_t pop_end;
     int64_t seen;    /* tail, when last looked at */
-    int64_t give_at; /* places are given back when head gets here */
+    int64_t give_at; /* places are given back when this many have begun */
     pyper__chunk *pop_chunk;
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t given_back;
+    pyper__event places;
     _Atomic int64_t drained;
 
     /* Between the two. */
@@ -149,7 +155,8 @@ static inline int pyper__queue_state(const pyper__queue *queue) {
     return atomic_load_explicit(&queue->state, memory_order_acquire);
 }
 
-/* How many items have been pushed (what is in a producer's hand has not); popped. */
+/* How many items have been pushed (what is in a producer's hand has not); popped (what was claimed and
+ * has not begun has not). */
 int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
@@ -187,6 +194,13 @@ int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, 
 
 /* The consumer is about to wait, for whatever: give all free places back. */
 void pyper__queue_settle(pyper__queue *queue);
+
+/* For claims.  Up to `slack` may have begun that nobody has counted yet.  So many have begun: give their places back (under pop_lock).  Is there an item, or will
+ * there be none?  Destroy an item that was popped, and count it among the drained. */
+void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack);
+PYPER__COLD void pyper__queue_give_back(pyper__queue *queue, int64_t begun);
+bool pyper__queue_items_or_over(const void *queue);
+void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *seat);
 
 PYPER__COLD int pyper__queue_add_chunk(pyper__queue *queue);
 PYPER__COLD int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item);

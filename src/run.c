@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "claim.h"
 #include "edge.h"
 #include "loop.h"
 #include "order.h"
@@ -229,6 +230,14 @@ int64_t pyper__run_window(int64_t throttle) {
     return throttle == 0 ? WINDOW : throttle < WINDOW_MAX ? throttle : WINDOW_MAX;
 }
 
+/* Several threads that get one input at a time may claim some ahead. */
+static int let_claim(pyper__stage *stage) {
+    const pyper__task *task = stage->task;
+    if (task->workers == 1 || task->join || task->async || stage->input->channel) return 0;
+    int64_t window = task->ordered ? pyper__run_window(task->throttle) : 0;
+    return pyper__claims_create(stage->input, task->workers, window);
+}
+
 /* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM or PYPER_EMFILE; clear()
  * either way. */
 static int furnish(pyper_run *run, const pyper_start_options *options) {
@@ -266,6 +275,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         if (stage->output->order && !task->branch && !task->async)
             pyper__order_expect_one_each(stage->output->order);
         if (!task->async) pyper__queue_push_quickly(stage->output);
+        if (rc == 0) rc = let_claim(stage);
         for (int64_t k = 0; k < task->workers; k++) {
             pyper_worker *worker = &stage->workers[k];
             worker->run = run;
@@ -274,6 +284,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
             worker->allowed = task->branch ? INT64_MAX : 1;
             worker->seat.clock = &worker->seat.own_clock;
             worker->index = k;
+            if (stage->input->claims) worker->claim = &stage->input->claims->claim[k];
         }
     }
     if (rc == 0) rc = pyper__loop_create(run, options->loop);

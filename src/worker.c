@@ -94,22 +94,40 @@ static PYPER__NOINLINE int take_shared(pyper_worker *worker, pyper__queue *input
 
 /* The next input of a worker; waits for it.  Most come out at once, and then stay in registers: what the
  * slow ways write to is another variable. */
-static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
-                       int64_t deadline_ns, bool plain) {
+static PYPER__ALWAYS_INLINE int take_own(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                                         int64_t deadline_ns) {
     void *at_once, *slowly;
-    int rc;
-    if (pyper__unlikely(!plain && input->many_consumers)) {
-        rc = take_shared(worker, input, &slowly, deadline_ns);
-    } else {
-        if (!plain) worker->ticket = atomic_load_explicit(&input->head, memory_order_relaxed);
-        if (pyper__likely(pyper__queue_pop_at_once(input, &at_once))) {
-            *ret_item = at_once;
-            return 1;
-        }
-        rc = take_alone(worker, input, &slowly, deadline_ns);
+    if (pyper__likely(pyper__queue_pop_at_once(input, &at_once))) {
+        *ret_item = at_once;
+        return 1;
     }
+    int rc = take_alone(worker, input, &slowly, deadline_ns);
     if (rc > 0) *ret_item = slowly;
     return rc;
+}
+
+/* The same where several share the inputs, and claim some ahead. */
+static PYPER__ALWAYS_INLINE int take_claimed(pyper_worker *worker, pyper__queue *input,
+                                             void **ret_item) {
+    void *at_once, *slowly;
+    int64_t ticket;
+    if (pyper__likely(pyper__claim_take(input, worker->claim, &at_once, &ticket))) {
+        worker->ticket = ticket;
+        *ret_item = at_once;
+        return 1;
+    }
+    int rc = pyper__claim_pop(input, worker->claim, &slowly, &worker->ticket, &worker->seat);
+    if (rc > 0) *ret_item = slowly;
+    return rc;
+}
+
+/* The same wherever nobody claims. */
+static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_item,
+                       int64_t deadline_ns) {
+    if (pyper__unlikely(input->many_consumers))
+        return take_shared(worker, input, ret_item, deadline_ns);
+    worker->ticket = atomic_load_explicit(&input->head, memory_order_relaxed);
+    return take_own(worker, input, ret_item, deadline_ns);
 }
 
 /* Most workers have their input for themselves, nobody behind them asks for a ticket, and there is no
@@ -120,14 +138,31 @@ static bool is_plain(const pyper_worker *worker) {
            !worker->seat.shares_token;
 }
 
-/* At the top nothing is held: no item, no lock; only the host's token. */
-static inline void work_through(pyper_worker *worker, bool plain) {
+/* In each of the three loops nothing is held at the top: no item, no lock; only the host's token. */
+
+static void work_plainly(pyper_worker *worker) {
     const pyper__task *task = worker->stage->task;
     pyper__queue *input = worker->stage->input;
-    void *item;
-    while (take(worker, input, &item, PYPER_FOREVER, plain) > 0) {
-        if (!call(worker, task, item, plain)) return;
-        if (!plain) pyper__seat_share_token(&worker->seat);
+    for (void *item; take_own(worker, input, &item, PYPER_FOREVER) > 0;)
+        if (!call(worker, task, item, true)) return;
+}
+
+static void work_claiming(pyper_worker *worker) {
+    const pyper__task *task = worker->stage->task;
+    pyper__queue *input = worker->stage->input;
+    for (void *item; take_claimed(worker, input, &item) > 0;) {
+        if (!call(worker, task, item, false)) break;
+        pyper__seat_share_token(&worker->seat);
+    }
+    pyper__claim_drop(input, worker->claim, &worker->seat);
+}
+
+static void work_with_care(pyper_worker *worker) {
+    const pyper__task *task = worker->stage->task;
+    pyper__queue *input = worker->stage->input;
+    for (void *item; take(worker, input, &item, PYPER_FOREVER) > 0;) {
+        if (!call(worker, task, item, false)) return;
+        pyper__seat_share_token(&worker->seat);
     }
 }
 
@@ -136,9 +171,11 @@ static void work(pyper_worker *worker) {
     if (task->join) {
         if (!pyper__worker_stopped(worker)) call(worker, task, NULL, false);
     } else if (is_plain(worker)) {
-        work_through(worker, true);
+        work_plainly(worker);
+    } else if (worker->claim) {
+        work_claiming(worker);
     } else {
-        work_through(worker, false);
+        work_with_care(worker);
     }
 }
 
@@ -242,7 +279,7 @@ int pyper_emit(pyper_worker *worker, void *item) {
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
     if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
     void *item;
-    int rc = take(worker, worker->stage->input, &item, deadline_ns, false);
+    int rc = take(worker, worker->stage->input, &item, deadline_ns);
     if (rc > 0) *ret_item = item;
     pyper__seat_share_token(&worker->seat);
     return rc;

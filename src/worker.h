@@ -3,11 +3,12 @@
 #ifndef PYPER_WORKER_H
 #define PYPER_WORKER_H
 
+#include "claim.h"
 #include "order.h"
 #include "run.h"
 
 /* Synchronization
- *   run, stage, output, allowed, index   set before the worker starts.
+ *   run, stage, output, allowed, index, claim   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
  *   slot                 set before the worker starts.
@@ -16,9 +17,10 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    int64_t emitted; /* outputs of the call under way */
-    int64_t allowed; /* how many outputs a call may have */
-    int64_t ticket;  /* of the input it works on */
+    int64_t emitted;     /* outputs of the call under way */
+    int64_t allowed;     /* how many outputs a call may have */
+    int64_t ticket;      /* of the input it works on */
+    pyper__claim *claim; /* NULL: it takes one input at a time */
     pyper__seat seat;
     int64_t index;
     void *thread;

@@ -2,6 +2,7 @@
  * exact, and whoever closes it wakes everybody, whatever they were doing. */
 #include <string.h>
 
+#include "claim.h"
 #include "explorer.h"
 #include "order.h"
 #include "queue.h"
@@ -20,10 +21,11 @@ static struct {
     bool watched; /* the flag says that the queue is cancelled */
     _Atomic long flag;
     pyper__event flag_event;
-    pyper__seat seats[4];
+    pyper__seat seats[5];
     int producer_count, consumer_count;
     long tickets, outputs; /* of an order */
     bool one_each;         /* the order knows that there is one */
+    long at_once; /* a bit for each item: the calls with these last until all of them have begun */
 } state;
 
 void *const model_state = &state;
@@ -59,7 +61,7 @@ static void make_queue(int64_t limit, int producers, int consumers, int64_t wind
     if (pyper__queue_init(&state.queue, limit, producers > 1, consumers > 1, window, &type) < 0)
         model_fail(__FILE__, __LINE__, "no memory");
     pyper__event_init(&state.flag_event);
-    for (int i = 0; i < 4; i++) pyper__seat_init(&state.seats[i], NULL, NULL);
+    for (int i = 0; i < 5; i++) pyper__seat_init(&state.seats[i], NULL, NULL);
     model_private(state.seats, sizeof state.seats);
     /* Hints and statistics. */
     model_private(&state.queue.items.yields, sizeof(uint32_t));
@@ -84,6 +86,7 @@ static void check_bound(void) {
     pyper__queue *q = &state.queue;
     int64_t tail = q->tail, head = q->head, given_back = q->given_back, kept = q->kept;
     MODEL_CHECK(given_back <= head && head <= tail);
+    if (q->claims) MODEL_CHECK(given_back <= pyper__claims_begun(q->claims));
     if (q->limit == INT64_MAX) return;
     bool from_hand = state.producer_count == 1 && !q->order;
     MODEL_CHECK(tail + kept - given_back <= q->limit + from_hand);
@@ -169,6 +172,49 @@ static void consume_with_interruptions(void *number) {
     int rc;
     while ((rc = pop(&state.seats[2 + (intptr_t)number], true)) > 0 || rc == PYPER_EINTR) continue;
     MODEL_CHECK(rc == 0);
+}
+
+/* ------------------------------------------------------------------------------------ claiming */
+
+static bool flag_is_up(const void *unused) {
+    return atomic_load(&state.flag) != 0;
+}
+static void raise_flag(void) {
+    atomic_store(&state.flag, 1);
+    pyper__event_notify_all(&state.flag_event);
+}
+static void await_flag(pyper__seat *seat) {
+    pyper__await(seat, &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER, false);
+}
+
+/* What the function does with an item. */
+static void call(long item, pyper__seat *seat) {
+    arrive(item);
+    if (!(state.at_once >> item & 1)) return;
+    bool all = true;
+    for (long i = 0; i < ITEMS; i++) all = all && state.arrived[i] >= (state.at_once >> i & 1);
+    if (all) raise_flag();
+    await_flag(seat);
+}
+
+/* As workers do who may claim. */
+static void consume_claiming(void *number) {
+    pyper__claim *claim = &state.queue.claims->claim[(intptr_t)number];
+    pyper__seat *seat = &state.seats[2 + (intptr_t)number];
+    for (;;) {
+        void *item;
+        int64_t ticket;
+        bool over = is_over();
+        int rc = 1;
+        if (!pyper__claim_take(&state.queue, claim, &item, &ticket))
+            rc = pyper__claim_pop(&state.queue, claim, &item, &ticket, seat);
+        MODEL_CHECK(rc == 1 || rc == 0 || rc == PYPER_ECANCELED);
+        if (rc != 1) break;
+        MODEL_CHECK(!over);
+        MODEL_CHECK(ticket == (intptr_t)item);
+        call((intptr_t)item, seat);
+    }
+    pyper__claim_drop(&state.queue, claim, seat);
 }
 
 static void cancel(void *unused) {
@@ -292,20 +338,15 @@ static void two_interrupted(void) {
 
 /* A consumer that waits for something else lets go of the places it has freed: or the producer,
  * who has to get on first, would never. */
-static bool flag_is_up(const void *unused) {
-    return atomic_load(&state.flag) != 0;
-}
 static void produce_and_raise(void *unused) {
     for (long i = 0; i < 5; i++) push(i, &state.seats[0]);
-    atomic_store(&state.flag, 1);
-    pyper__event_notify(&state.flag_event, 1);
+    raise_flag();
     pyper__queue_set_state(&state.queue, PYPER__ENDED);
 }
 static void take_one_and_wait(void *unused) {
     MODEL_CHECK(pop(&state.seats[2], false) == 1);
     pyper__queue_settle(&state.queue);
-    pyper__await(&state.seats[2], &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER,
-                 false);
+    await_flag(&state.seats[2]);
     consume(NULL);
 }
 static void settles_before_another_wait(void) {
@@ -316,22 +357,89 @@ static void settles_before_another_wait(void) {
 
 /* A producer that goes on only when all has been taken: no later push makes up for a wake-up that an
  * earlier one has lost. */
-static void produce_and_wait(void *unused) {
-    for (long i = 0; i < 2; i++) push(i, &state.seats[0]);
-    pyper__await(&state.seats[0], &state.flag_event, flag_is_up, NULL, PYPER_FOREVER, PYPER__OTHER,
-                 false);
+static void produce_and_wait(void *count) {
+    for (long i = 0; i < (intptr_t)count; i++) push(i, &state.seats[0]);
+    await_flag(&state.seats[0]);
     pyper__queue_set_state(&state.queue, PYPER__ENDED);
 }
 static void take_two_and_raise(void *unused) {
     for (int i = 0; i < 2; i++) MODEL_CHECK(pop(&state.seats[2], false) == 1);
-    atomic_store(&state.flag, 1);
-    pyper__event_notify(&state.flag_event, 1);
+    raise_flag();
     consume(NULL);
 }
 static void waits_for_an_answer(void) {
     make_queue(0, 1, 1, 0);
-    model_thread("producer", produce_and_wait, NULL, 0);
+    model_thread("producer", produce_and_wait, (void *)2, 0);
     model_thread("consumer", take_two_and_raise, NULL, 0);
+}
+
+/* Consumers who claim. */
+static void make_claims(int64_t limit, int consumers) {
+    static const char *const names[][2] = {{"claim 0.at", "claim 0.end"},
+                                           {"claim 1.at", "claim 1.end"},
+                                           {"claim 2.at", "claim 2.end"}};
+    make_queue(limit, 1, consumers, 0);
+    if (pyper__claims_create(&state.queue, consumers, 0) < 0)
+        model_fail(__FILE__, __LINE__, "no memory");
+    MODEL_CHECK(state.queue.claims);
+    for (int i = 0; i < consumers; i++) {
+        pyper__claim *claim = &state.queue.claims->claim[i];
+        model_private(&claim->begun, sizeof claim->begun);
+        model_name(&claim->at, sizeof claim->at, names[i][0]);
+        model_name(&claim->end, sizeof claim->end, names[i][1]);
+        model_thread(names[i][0], consume_claiming, (void *)(intptr_t)i, 0);
+    }
+}
+static void claiming(int64_t limit, long items) {
+    make_claims(limit, 2);
+    model_thread("producer", produce, PRODUCER(0, items), 0);
+}
+static void claims(void) {
+    claiming(0, 4);
+}
+static void claims_bound_of_2(void) {
+    claiming(2, 4);
+}
+/* The calls with the first two items have to be under way at once, and one consumer may have claimed
+ * both. */
+static void claims_taken_away_at_the_end(void) {
+    claiming(0, 3);
+    state.at_once = 3;
+}
+static void claims_taken_away(void) {
+    make_claims(0, 2);
+    state.at_once = 3;
+    model_thread("producer", produce_and_wait, (void *)3, 0);
+}
+/* The first consumer has claimed all four that there are. */
+static void four_claimed(int consumers) {
+    make_claims(0, consumers);
+    pyper__claim *claim = &state.queue.claims->claim[0];
+    int64_t ticket;
+    for (long i = 0; i < 4; i++) {
+        push(i, &state.seats[0]);
+        MODEL_CHECK(pyper__queue_try_pop(&state.queue, &claim->items[i], &ticket) == 1);
+    }
+    claim->end = 4;
+}
+static void claims_of_two(void) {
+    four_claimed(2);
+    model_thread("producer", produce, PRODUCER(0, 0), 0);
+}
+/* The first has been begun.  The second consumer takes away two of the others, and the third one of these:
+ * three calls at once. */
+static void claims_of_three(void) {
+    four_claimed(3);
+    pyper__claim *claim = &state.queue.claims->claim[0];
+    claim->at = claim->begun = 1;
+    arrive(0);
+    state.at_once = 1 << 1 | 1 << 2 | 1 << 3;
+    model_thread("producer", produce_and_wait, (void *)0, 0);
+}
+static void claims_cancelled(void) {
+    claiming(0, 3);
+    state.watched = true;
+    model_thread("canceller", cancel, NULL, 0);
 }
 
 /* Ordered: each worker has every other ticket, and gives `outputs` for one. */
@@ -426,6 +534,14 @@ const scenario scenarios[] = {
     {"two_interrupted", two_interrupted, check_bound, all_arrived, 1, 0, 0},
     {"settles_before_another_wait", settles_before_another_wait, check_bound, all_arrived, 0, 0, 0},
     {"waits_for_an_answer", waits_for_an_answer, check_bound, all_arrived, 0, 0, 0},
+    {"claims", claims, check_bound, all_arrived, 0, 0, 0},
+    {"claims_bound_of_2", claims_bound_of_2, check_bound, all_arrived, 0, 0, 0},
+    {"claims_taken_away", claims_taken_away, check_bound, all_arrived, 0, 0, 0},
+    {"claims_taken_away_at_the_end", claims_taken_away_at_the_end, check_bound, all_arrived, 0, 0,
+     0},
+    {"claims_of_two", claims_of_two, check_bound, all_arrived, 0, 0, 0},
+    {"claims_of_three", claims_of_three, check_bound, all_arrived, 0, 0, 0},
+    {"claims_cancelled", claims_cancelled, check_bound, all_arrived_or_destroyed, 0, 0, 0},
     {"ordered", ordered, check_bound, all_arrived, 0, 0, 0},
     {"ordered_branching", ordered_branching, check_bound, all_arrived, 0, 0, 0},
     {"ordered_bound_of_1", ordered_bound_of_1, check_bound, all_arrived, 0, 0, 0},

@@ -179,7 +179,7 @@ static int first_waits_for_all(pyper_worker *w, void *item, void *bind) {
     return rc;
 }
 
-/* Nothing is claimed by a worker that is busy: two workers suffice. */
+/* What a busy worker has claimed another one takes away: two workers suffice. */
 EACH_HOST(a_slow_call_holds_nobody_up) {
     enum { N = 3000 };
     for (long throttle = 0; throttle < 3; throttle++) {

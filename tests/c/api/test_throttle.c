@@ -112,30 +112,31 @@ static void stepped(long throttle, long producers, long consumers, bool ordered)
     close_both(run, p);
 }
 
-static const long throttles[] = {1, 2, 5, 1000};
+static const long throttles[] = {1, 2, 5, 1000, 1023};
+#define THROTTLES ((int)(sizeof throttles / sizeof *throttles))
 
 EACH_HOST(exact_with_one_producer) {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < THROTTLES; i++)
         for (long consumers = 1; consumers <= 8; consumers += 3)
             stepped(throttles[i], 1, consumers, false);
 }
 
 EACH_HOST(exact_with_several_producers) {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < THROTTLES; i++)
         for (long producers = 2; producers <= 8; producers += 3)
             for (long consumers = 1; consumers <= 8; consumers += 7)
                 stepped(throttles[i], producers, consumers, false);
 }
 
 EACH_HOST(exact_with_an_ordered_producer) {
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < THROTTLES; i++)
         for (long consumers = 1; consumers <= 8; consumers += 7)
             stepped(throttles[i], 1, consumers, true);
 }
 
 /* Between tasks with the caller as the consumer: what is started is what was asked for. */
 EACH_HOST(exact_towards_the_caller) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < THROTTLES; i++) {
         flow f = {.throttle = throttles[i], .producers = 1, .permitted = TALLY};
         long n = 3 * throttles[i] + 10;
         pyper_pipeline *p =
@@ -186,7 +187,7 @@ static void take_at_once(pyper_run *run, long first, long n) {
 }
 
 EACH_HOST(what_is_in_the_hand_can_be_taken) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < THROTTLES; i++) {
         hand h = {.gate = TALLY};
         pyper_pipeline *p = pyper_task(make_and_count, .branch = true, .throttle = throttles[i],
                                        .bind = &h, .type = &item_type);
@@ -260,7 +261,7 @@ static int pull_with_permit(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(exact_towards_a_join) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < THROTTLES; i++) {
         for (long readers = 1; readers <= 4; readers += 3) {
             flow f = {
                 .throttle = throttles[i], .producers = 1, .consumers = readers, .permitted = TALLY};
@@ -285,7 +286,7 @@ EACH_HOST(exact_towards_a_join) {
 /* A consumer that is about to wait, for whatever, gives all free places back: the queue before it is
  * full while it waits. */
 EACH_HOST(full_before_a_consumer_that_waits) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < THROTTLES; i++) {
         for (long consumers = 1; consumers <= 4; consumers += 3) {
             flow f = {.throttle = throttles[i],
                       .producers = 1,
@@ -332,7 +333,7 @@ static int reproduce_freely(pyper_worker *w, void *item, void *bind) {
 }
 
 EACH_HOST(never_exceeded_when_running_freely) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < THROTTLES; i++) {
         for (long width = 1; width <= 8; width += width + 1) {
             for (int ordered = 0; ordered < 2; ordered++) {
                 flow f = {.throttle = throttles[i],

@@ -1,0 +1,178 @@
+/* claim - see claim.h. */
+#include "claim.h"
+
+/* What is claimed at once should take the calls about as long as this: twice as many when it took less
+ * than the one, half as many when it took more than the other.  The exact numbers do not matter much: a
+ * claim costs 50 ns, and somebody who wants to take it away several microseconds. */
+#define SHORT_NS 4000
+#define LONG_NS 16000
+/* A call has been slow, or the worker had to wait: begin anew. */
+#define MUCH_TOO_LONG_NS 64000
+/* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024, where it
+ * would be 4, it costs more than it gains. */
+#define LEAST 8
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
+    int64_t most = least(PYPER__CLAIM_MAX, queue->limit / 4 / workers);
+    if (window > 0) most = least(most, window / 4 / workers);
+    if (most < LEAST || !pyper__event_let_notify_lightly(&queue->items)) return 0;
+    struct pyper__claims *claims =
+        pyper__alloc(sizeof *claims + (size_t)workers * sizeof claims->claim[0]);
+    if (!claims) return PYPER_ENOMEM;
+    claims->count = workers;
+    claims->most = most;
+    for (int64_t i = 0; i < workers; i++) claims->claim[i].pace = 1;
+    queue->claims = claims;
+    pyper__queue_expect_slack(queue, workers * (most - 1));
+    return 0;
+}
+
+void pyper__claims_free(struct pyper__claims *claims) {
+    pyper__free(claims);
+}
+
+int64_t pyper__claims_begun(const struct pyper__claims *claims) {
+    int64_t begun = 0;
+    for (int64_t i = 0; i < claims->count; i++)
+        begun += atomic_load_explicit(&claims->claim[i].begun, memory_order_relaxed);
+    return begun;
+}
+
+static bool has_more(const pyper__claim *claim) {
+    return atomic_load(&claim->at) < atomic_load(&claim->end);
+}
+
+/* ------------------------------------------------------------------------------ under pop_lock */
+
+static void count_locked(struct pyper__claims *claims, pyper__claim *claim) {
+    int64_t begun = atomic_load_explicit(&claim->begun, memory_order_relaxed);
+    claims->counted += begun - claim->noted;
+    claim->noted = begun;
+}
+
+int64_t pyper__claims_count_locked(struct pyper__claims *claims) {
+    for (int64_t i = 0; i < claims->count; i++) count_locked(claims, &claims->claim[i]);
+    return claims->counted;
+}
+
+/* The owner begins what he has claimed.  Nobody takes it away meanwhile. */
+static void begin_locked(pyper__claim *claim, void **ret_item, int64_t *ret_ticket) {
+    int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed);
+    *ret_item = claim->items[at % PYPER__CLAIM_MAX];
+    *ret_ticket = claim->ticket + at;
+    atomic_store(&claim->at, at + 1);
+    atomic_store_explicit(&claim->begun, at + 1, memory_order_relaxed);
+}
+
+/* How many to claim besides the one he has: no more than his share of those that are known to wait.  So
+ * there is something left for who looks while this goes on; and who sleeps has been woken by the push of
+ * what is here. */
+static int64_t how_many_more_locked(const pyper__queue *queue, const pyper__claim *claim) {
+    int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    return least((queue->seen - head) / queue->claims->count, claim->pace - 1);
+}
+
+/* The owner has nothing: 1, or as pyper__queue_try_pop(). */
+static int claim_locked(pyper__queue *queue, pyper__claim *claim) {
+    int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed), end = at + 1, ticket;
+    int rc = pyper__queue_try_pop(queue, &claim->items[at % PYPER__CLAIM_MAX], &ticket);
+    if (rc != 1) return rc;
+    for (int64_t more = how_many_more_locked(queue, claim); more > 0; more--, end++)
+        if (!pyper__queue_pop_at_once(queue, &claim->items[end % PYPER__CLAIM_MAX])) break;
+    claim->ticket = ticket - at;
+    atomic_store(&claim->end, end);
+    return 1;
+}
+
+/* Take half of what another one has not begun; false: there is none, or he is just beginning it. */
+static bool take_away_locked(pyper__claim *from, pyper__claim *claim) {
+    int64_t at = atomic_load(&from->at), end = atomic_load(&from->end);
+    if (at >= end) return false;
+    int64_t first = at + (end - at) / 2;
+    atomic_store(&from->end, first);
+    if (!pyper__fence_others() || atomic_load(&from->at) > first) {
+        atomic_store(&from->end, end);
+        return false;
+    }
+    int64_t mine = atomic_load_explicit(&claim->at, memory_order_relaxed);
+    for (int64_t i = 0; i < end - first; i++)
+        claim->items[(mine + i) % PYPER__CLAIM_MAX] = from->items[(first + i) % PYPER__CLAIM_MAX];
+    claim->ticket = from->ticket + first - mine;
+    atomic_store(&claim->end, mine + end - first);
+    return true;
+}
+
+static bool take_from_any_locked(struct pyper__claims *claims, pyper__claim *claim) {
+    for (int64_t i = 0; i < claims->count; i++)
+        if (take_away_locked(&claims->claim[i], claim)) return true;
+    return false;
+}
+
+/* ------------------------------------------------------------------------------------- popping */
+
+/* How long did the calls of the last ones take? */
+static void measure(const struct pyper__claims *claims, pyper__claim *claim) {
+    int64_t now = pyper_now(), took = now - claim->since_ns;
+    if (took < SHORT_NS)
+        claim->pace = least(claim->pace * 2, claims->most);
+    else if (took > MUCH_TOO_LONG_NS)
+        claim->pace = 1;
+    else if (took > LONG_NS)
+        claim->pace = (claim->pace + 1) / 2;
+    claim->since_ns = now;
+}
+
+static bool any_has_more(const void *arg) {
+    const struct pyper__claims *claims = ((const pyper__queue *)arg)->claims;
+    for (int64_t i = 0; i < claims->count; i++)
+        if (has_more(&claims->claim[i])) return true;
+    return false;
+}
+
+/* As pyper__queue_try_pop().  `idle`: rather than sleep, take what others have claimed. */
+static int try_pop_locked(pyper__queue *queue, pyper__claim *claim, void **ret_item,
+                          int64_t *ret_ticket, bool idle) {
+    struct pyper__claims *claims = queue->claims;
+    bool left = has_more(claim) && pyper__queue_state(queue) != PYPER__CANCELLED;
+    int rc = left ? 1 : claim_locked(queue, claim);
+    if ((rc == 0 || (rc == PYPER__AGAIN && idle)) && take_from_any_locked(claims, claim)) rc = 1;
+    /* They are being begun, or will be his who comes again. */
+    if (rc == 0 && any_has_more(queue)) rc = PYPER__AGAIN;
+    if (rc != 1) return rc;
+    begin_locked(claim, ret_item, ret_ticket);
+    count_locked(claims, claim);
+    if (claims->counted >= queue->give_at) pyper__queue_give_back(queue, claims->counted);
+    return 1;
+}
+
+int pyper__claim_pop(pyper__queue *queue, pyper__claim *claim, void **ret_item, int64_t *ret_ticket,
+                     pyper__seat *seat) {
+    measure(queue->claims, claim);
+    for (bool idle = false;; idle = true) {
+        pyper__lock_take(&queue->pop_lock.lock);
+        int rc = try_pop_locked(queue, claim, ret_item, ret_ticket, idle);
+        int64_t left = atomic_load_explicit(&claim->end, memory_order_relaxed) -
+                       atomic_load_explicit(&claim->at, memory_order_relaxed);
+        pyper__lock_give(&queue->pop_lock.lock);
+        /* What was taken away was nowhere to be seen for a moment, and somebody may have gone to sleep. */
+        if (rc == 1 && left > 0 && pyper__event_has_waiters_light(&queue->items))
+            pyper__event_notify_slow(&queue->items, (uint32_t)left);
+        if (rc != PYPER__AGAIN) return rc;
+        pyper__queue_settle(queue);
+        pyper__await_rather(seat, &queue->items, pyper__queue_items_or_over, any_has_more, queue,
+                            PYPER__STARVED);
+    }
+}
+
+void pyper__claim_drop(pyper__queue *queue, pyper__claim *claim, pyper__seat *seat) {
+    pyper__lock_take(&queue->pop_lock.lock);
+    int64_t at = atomic_load(&claim->at), end = atomic_load(&claim->end);
+    atomic_store(&claim->end, at);
+    pyper__lock_give(&queue->pop_lock.lock);
+    for (; at < end; at++)
+        pyper__queue_destroy_item(queue, claim->items[at % PYPER__CLAIM_MAX], seat);
+}
