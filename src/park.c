@@ -169,24 +169,64 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
 #define PATIENCE_MAX 64
-/* A thread that waits for the token may have to be woken on an idle processor: some 50 us.  Whether
- * one whom the library does not know has come cannot be seen: he has half of that, every time. */
-#define LET_OTHERS_YIELDS 200
-#define LET_UNKNOWN_YIELDS 100
+/* A thread that waits for the token may have to be woken on an idle processor, which takes some 50 us
+ * (40 to 45 on a virtual machine, where 100 yields took 35: it always came too late).  Whether one
+ * whom the library does not know has come cannot be seen: he has this time every time.  One who is
+ * known to be there has as long as it takes, unless others have taken his processor. */
+#define LET_OTHERS_NS 200000
+#define LET_UNKNOWN_NS 75000
 
-/* How many threads of the library are awake and wait for an exclusive host's token, over all runs of
- * the process: a count and no more, so relaxed. */
-static _Atomic int32_t wanting;
+/* Threads that want an exclusive host's token, over all runs of the process: how many have come, and
+ * how many of them have got it (or will not begin); and how many let others run before they sleep.
+ * Hints and no more, so relaxed.  A forked child, which has none of these threads, begins anew:
+ * counted_forks is pyper__forks when that was last done, by a thread with the token. */
+static _Atomic uint32_t came, served;
+static _Atomic int32_t yielding;
+static _Atomic uint32_t counted_forks;
+
+static bool is_shared(const pyper_host *host) {
+    return host && host->detached && host->exclusive;
+}
+
+static void token_wanted(bool shares_token) {
+    if (shares_token) atomic_fetch_add_explicit(&came, 1, memory_order_relaxed);
+}
+
+static void token_had(bool shares_token) {
+    if (shares_token) atomic_fetch_add_explicit(&served, 1, memory_order_relaxed);
+}
+
+static bool is_wanted(void) {
+    return atomic_load_explicit(&came, memory_order_relaxed) !=
+           atomic_load_explicit(&served, memory_order_relaxed);
+}
+
+void pyper__seat_is_coming(const pyper_host *host) {
+    token_wanted(is_shared(host));
+}
+
+void pyper__seat_has_come(const pyper_host *host) {
+    token_had(is_shared(host));
+}
+
+static void forget_threads_of_parent(void) {
+    uint32_t forks = atomic_load_explicit(&pyper__forks, memory_order_relaxed);
+    if (atomic_exchange_explicit(&counted_forks, forks, memory_order_relaxed) == forks) return;
+    atomic_store_explicit(&served, atomic_load_explicit(&came, memory_order_relaxed),
+                          memory_order_relaxed);
+    atomic_store_explicit(&yielding, 0, memory_order_relaxed);
+}
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data) {
     if (!seat->clock) seat->clock = &seat->own_clock;
     seat->host = host;
     seat->host_data = host_data;
-    seat->shares_token = host && host->detached && host->exclusive;
+    seat->shares_token = is_shared(host);
     atomic_init(&seat->patience, 1);
     atomic_init(&seat->granted, 1);
     atomic_init(&seat->hold_ns, HOLD_FIRST_NS);
     if (seat->shares_token) {
+        forget_threads_of_parent();
         int64_t now = pyper_now();
         atomic_init(&seat->checked_ns, now);
         atomic_init(&seat->held_since_ns, now);
@@ -206,12 +246,11 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
 /* Called without the token: somebody who wants it should get it before I take it back. */
 static int let_others(void *arg) {
     (void)arg;
-    int32_t before = atomic_load_explicit(&wanting, memory_order_relaxed);
-    int yields = before > 0 ? LET_OTHERS_YIELDS : LET_UNKNOWN_YIELDS;
-    for (int i = 0; i < yields; i++) {
-        if (atomic_load_explicit(&wanting, memory_order_relaxed) < before) break;
+    uint32_t before = atomic_load_explicit(&served, memory_order_relaxed);
+    int64_t until = pyper_now() + (is_wanted() ? LET_OTHERS_NS : LET_UNKNOWN_NS);
+    do {
         pyper__yield();
-    }
+    } while (atomic_load_explicit(&served, memory_order_relaxed) == before && pyper_now() < until);
     return 0;
 }
 
@@ -229,12 +268,21 @@ void pyper__seat_check_token(pyper__seat *seat) {
     int64_t now = pyper_now();
     int64_t held = now - atomic_load_explicit(&seat->held_since_ns, memory_order_relaxed);
     int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
-    bool wanted = atomic_load_explicit(&wanting, memory_order_relaxed) > 0;
+    bool wanted = is_wanted();
     int64_t hold = atomic_load_explicit(&seat->hold_ns, memory_order_relaxed);
     if ((wanted && held >= hold) || (held >= HOLD_MAX_NS && has_been_busy(seat, now))) {
         detached(seat, let_others, NULL);
         now = pyper_now();
         if (hold < HOLD_NS) atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
+    } else if (held >= hold && held - since_check < hold && since_check < HOLD_NS &&
+               atomic_load_explicit(&yielding, memory_order_relaxed) > 0) {
+        /* A thread that lets others run may wait for the very processor that this one is on.  What it
+         * waits for may be there by now, but it cannot even say that it wants the token.  So it is
+         * let run as well, once for each time that the token is held: as often as the clock is read
+         * made two tasks 2 % slower.  Not by a function that takes long, which may have slept: that
+         * made an item through an idle pipeline 4 us slower. */
+        pyper__yield();
+        now = pyper_now();
     }
     atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
     int32_t granted = atomic_load_explicit(&seat->granted, memory_order_relaxed);
@@ -270,9 +318,11 @@ static uint32_t yields_to_try(pyper__event *event) {
 
 /* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
  * over. */
-static bool yield_was_long(int64_t *now) {
+static bool yield_was_long(int64_t *now, bool shares_token) {
     int64_t before = *now;
+    if (shares_token) atomic_fetch_add_explicit(&yielding, 1, memory_order_relaxed);
     pyper__yield();
+    if (shares_token) atomic_fetch_sub_explicit(&yielding, 1, memory_order_relaxed);
     *now = pyper_now();
     return *now - before > LONG_YIELD_NS;
 }
@@ -303,7 +353,7 @@ static int yield_and_sleep(const struct wait *wait) {
     uint32_t yields = yields_to_try(event);
     int64_t now = wait->since_ns;
     for (uint32_t i = 0; i < yields; i++) {
-        bool was_long = yield_was_long(&now);
+        bool was_long = yield_was_long(&now, wait->shares_token);
         bool ready = wait->ready(wait->arg);
         if (was_long)
             yields = 0;
@@ -328,7 +378,7 @@ static int yield_and_sleep(const struct wait *wait) {
 static int wait_detached(void *arg) {
     const struct wait *wait = arg;
     int rc = yield_and_sleep(wait);
-    if (wait->shares_token) atomic_fetch_add_explicit(&wanting, 1, memory_order_relaxed);
+    token_wanted(wait->shares_token);
     return rc;
 }
 
@@ -341,7 +391,7 @@ static int await(pyper__seat *seat, struct wait *wait, int what_for) {
     bool clocked = what_for != PYPER__OTHER && !seat->shared;
     if (clocked) pyper__seat_begin_wait(seat, what_for, since);
     int rc = detached(seat, wait_detached, wait);
-    if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
+    token_had(seat->shares_token);
     if (clocked) pyper__seat_end_wait(seat, what_for, pyper_now());
     return rc;
 }
@@ -442,11 +492,11 @@ struct bell_wait {
 };
 
 /* While the loop counts as driven, what wakes it costs no system call. */
-static bool woken_soon(pyper__waker *waker) {
+static bool woken_soon(pyper__waker *waker, bool shares_token) {
     int64_t now = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
-        if (yield_was_long(&now)) break;
+        if (yield_was_long(&now, shares_token)) break;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);
@@ -455,13 +505,13 @@ static bool woken_soon(pyper__waker *waker) {
 static int bell_detached(void *arg) {
     struct bell_wait *wait = arg;
     int rc = 0;
-    if (!woken_soon(wait->waker)) {
+    if (!woken_soon(wait->waker, wait->shares_token)) {
         do {
             rc = pyper__bell_await(wait->waker->bell, wait->deadline_ns);
         } while (rc == PYPER_EINTR && !wait->interruptible);
         pyper__bell_silence(wait->waker->bell);
     }
-    if (wait->shares_token) atomic_fetch_add_explicit(&wanting, 1, memory_order_relaxed);
+    token_wanted(wait->shares_token);
     return rc;
 }
 
@@ -469,6 +519,6 @@ int pyper__await_bell(pyper__seat *seat, pyper__waker *waker, int64_t deadline_n
                       bool interruptible) {
     struct bell_wait wait = {waker, deadline_ns, interruptible, seat->shares_token};
     int rc = detached(seat, bell_detached, &wait);
-    if (seat->shares_token) atomic_fetch_sub_explicit(&wanting, 1, memory_order_relaxed);
+    token_had(seat->shares_token);
     return rc;
 }

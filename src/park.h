@@ -313,6 +313,12 @@ typedef struct pyper__seat {
 
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
 
+/* A thread that is being started waits for the host's token first of all, before it takes its seat:
+ * whoever has the token should know.  Each thread that is coming comes once, with the token; one that
+ * could not be started counts as come. */
+void pyper__seat_is_coming(const pyper_host *host);
+void pyper__seat_has_come(const pyper_host *host);
+
 /* Begin and end a wait on one of the seat's clocks. */
 static inline void pyper__seat_begin_wait(pyper__seat *seat, int what_for, int64_t now) {
     int64_t waited = atomic_load_explicit(&seat->clock->waited_ns[what_for], memory_order_relaxed);

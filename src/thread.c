@@ -27,9 +27,13 @@ void pyper__carrier_forget(pyper_run *run, void *thread) {
 int pyper__thread_carry(pyper_worker *worker) {
     char name[128];
     pyper__worker_title(worker, name, sizeof name);
-    int rc = pyper__carrier_start(worker->run, name, pyper__worker_main, worker, &worker->thread);
-    /* Whatever a host calls it. */
-    if (rc < 0) return rc == PYPER_ENOMEM ? rc : PYPER_ETHREAD;
+    pyper_run *run = worker->run;
+    pyper__seat_is_coming(run->host);
+    int rc = pyper__carrier_start(run, name, pyper__worker_main, worker, &worker->thread);
+    if (rc < 0) {
+        pyper__seat_has_come(run->host);
+        return rc == PYPER_ENOMEM ? rc : PYPER_ETHREAD; /* whatever a host calls it */
+    }
     worker->has_thread = true;
     return 0;
 }

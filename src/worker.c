@@ -194,6 +194,7 @@ void pyper__worker_work(pyper_worker *worker) {
 void pyper__worker_main(void *arg) {
     pyper_worker *worker = arg;
     pyper_run *run = worker->run;
+    pyper__seat_has_come(run->host);
     pyper__worker_work(worker);
     pyper__run_worker_left(run, worker->stage);
     pyper__run_release(run);

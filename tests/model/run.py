@@ -59,7 +59,6 @@ SMALL: Edits = (
 EVERYTHING = tuple(sorted(p.name for p in (ROOT / "src").glob("*.c") if p.name != "os.c"))
 ONE_THREAD: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 2"),
-    ("park.c", "#define LET_OTHERS_YIELDS 200", "#define LET_OTHERS_YIELDS 3"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
     # The explorer's threads are all on one of the system's.
     ("loop.c", "static _Thread_local char this_thread;",

@@ -4,6 +4,9 @@
  * Black-box: pyper.h only. */
 #include "../kit.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 /* Start with a record of ours, to look at. */
 static pyper_run *start_with(kit_host *record, const pyper_host *host, pyper_pipeline *p, void *arg,
                              const pyper_item_type *type) {
@@ -339,6 +342,60 @@ EACH_HOST(a_function_that_sleeps_without_the_token_has_not_held_it) {
     long count;
     CHECK_EQ(drain(run, &count, NULL), 0);
     CHECK_EQ(count, 20);
+    close_both(run, p);
+}
+
+/* Nor is it offered to anybody while nobody of the library wants it: not even to threads that wanted
+ * it once, but could not be started, or are the parent's of this forked process.  Each try computes for
+ * less time than the token is kept anyway, and may be unlucky with a processor that others take. */
+static tally tries = TALLY;
+static _Atomic bool was_left_alone;
+static int compute_alone(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long before = kit_detachments;
+    for (int64_t end = pyper_now() + 1000000; pyper_now() < end;) CHECK_EQ(pyper_emit(w, item), 0);
+    if (kit_detachments == before) atomic_store(&was_left_alone, true);
+    tally_add(&tries, 1);
+    return 0;
+}
+
+static bool a_worker_is_left_alone(void) {
+    for (long i = 1; i <= 100 && !atomic_load(&was_left_alone); i++) {
+        pyper_pipeline *p = pyper_task(compute_alone, .branch = true);
+        pyper_run *run = START(p, NULL);
+        tally_wait(&tries, i);
+        close_both(run, p);
+    }
+    return atomic_load(&was_left_alone);
+}
+
+BOTH_HOSTS(a_thread_that_did_not_start_wants_no_token) {
+    kit_host *record = kit_host_new();
+    record->fail_at = 2;
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass, .workers = 3));
+    pyper_run *run = start_with(record, this_host(), p, PTR(10), NULL);
+    ENDS_WITH(run, PYPER_ETHREAD);
+    close_both(run, p);
+    CHECK(a_worker_is_left_alone());
+}
+
+BOTH_HOSTS(threads_of_the_parent_want_no_token) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass, .workers = 3));
+    pyper_run *run = START(p, PTR(10)); /* they begin when this thread waits */
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK_GE(child, 0);
+    if (child == 0) {
+        alarm(check_seconds());
+        /* ThreadSanitizer forbids such a child to start threads. */
+        _exit(CHECK_TSAN || a_worker_is_left_alone() ? 0 : 1);
+    }
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    CHECK_EQ(drain(run, NULL, NULL), 0);
     close_both(run, p);
 }
 
