@@ -365,14 +365,17 @@ static int yield_and_sleep(const struct wait *wait) {
         }
     }
     int64_t asleep = pyper_now();
+    int rc;
     for (;;) {
-        int rc = sleep_once(wait);
-        if (should_not_sleep(wait)) break;
-        if (rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) return rc;
+        rc = sleep_once(wait);
+        bool ready = should_not_sleep(wait);
+        if (ready) rc = 0;
+        if (ready || rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) break;
     }
-    yields = pyper_now() - asleep < SHORT_SLEEP_NS ? YIELDS_MAX / 4 : yields / 2;
-    atomic_store_explicit(&event->yields, yields, memory_order_relaxed);
-    return 0;
+    bool was_short = rc == 0 && pyper_now() - asleep < SHORT_SLEEP_NS;
+    atomic_store_explicit(&event->yields, was_short ? YIELDS_MAX / 4 : yields / 2,
+                          memory_order_relaxed);
+    return rc;
 }
 
 static int wait_detached(void *arg) {

@@ -360,6 +360,94 @@ def test_after_an_interrupt_in_next_comes_the_end(interrupt: str) -> None:
     assert printed == "interrupted [] False"
 
 
+@pytest.mark.parametrize("wait", ["next(outputs)", "outputs.close()"])
+def test_no_ctrl_c_is_lost_as_a_wait_begins(wait: str) -> None:
+    """A process sends it 200 times, at some moment of the 0.1 ms in which the wait begins."""
+    printed = run_program(
+        program(f"""
+        import mmap, random
+        board, caller, rounds = mmap.mmap(-1, 1), os.getpid(), 200
+        if os.fork() == 0:
+            for round in range(rounds):
+                while board[0] != round + 1:
+                    if os.getppid() != caller:
+                        os._exit(1)
+                end = time.perf_counter() + random.uniform(0, 1e-4)
+                while time.perf_counter() < end:
+                    pass
+                os.kill(caller, signal.SIGINT)
+            os._exit(0)
+        def produce(gate):
+            yield "ready"
+            gate.wait(20)
+        late = []
+        for round in range(rounds):
+            gate = threading.Event()
+            outputs = task(produce, branch=True)(gate)
+            next(outputs)
+            try:
+                board[0] = round + 1
+                sent = time.monotonic()
+                {wait}
+            except KeyboardInterrupt:
+                if time.monotonic() - sent > 1:
+                    late.append(round)
+            else:
+                print("no interrupt in round", round)
+            gate.set()
+            outputs.close()
+        print(late, os.WEXITSTATUS(os.wait()[1]))
+        """)
+    )
+    assert printed == "[] 0"
+
+
+@pytest.mark.parametrize("taken_by", ["the main thread", "another one"])
+def test_ctrl_c_when_next_has_waited_for_long(taken_by: str) -> None:
+    printed = run_program(
+        program(f"""
+        gate = threading.Event()
+        other = threading.Thread(target=gate.wait, args=(20,))
+        other.start()
+        if {taken_by == "another one"}:  # it alone does not block the signal
+            signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})
+        sent = []
+        def produce():
+            time.sleep(1.6)
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            gate.wait(20)
+            yield
+        try:
+            next(task(produce, branch=True)())
+        except KeyboardInterrupt:
+            print("interrupted", time.monotonic() - sent[0] < 0.5)
+        gate.set()
+        """)
+    )
+    assert printed == "interrupted True"
+
+
+def test_a_long_wait_of_the_main_thread_is_a_sleep() -> None:
+    printed = run_program(
+        program("""
+        import resource
+        def sleeps():
+            return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        def produce():
+            yield sleeps
+            time.sleep(2)
+            yield
+        outputs = task(produce, branch=True)()
+        next(outputs)
+        before = sleeps()
+        next(outputs)
+        print(sleeps() - before < 20)
+        """)
+    )
+    assert printed == "True"
+
+
 def test_ctrl_c_while_list_takes_outputs_that_run_no_bytecode() -> None:
     printed = interrupted("""
         import collections
