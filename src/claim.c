@@ -4,10 +4,15 @@
 /* What is claimed at once should take the calls about as long as this: twice as many when it took less
  * than the one, half as many when it took more than the other.  The exact numbers do not matter much: a
  * claim costs 50 ns, and somebody who wants to take it away several microseconds. */
-#define SHORT_NS 4000
-#define LONG_NS 16000
+#define SHORT_NS 8000
+#define LONG_NS 32000
 /* A call has been slow, or the worker had to wait: begin anew. */
-#define MUCH_TOO_LONG_NS 64000
+#define MUCH_TOO_LONG_NS 128000
+/* If all that may be claimed took less than this, several workers are in each other's way more than they
+ * help: what one processor has written the other one needs next.  Who finds that somebody has claimed since
+ * he did lets others run, this often at most, until nobody has. */
+#define TINY_NS 1500
+#define STAND_BACKS 20
 /* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024, where it
  * would be 4, it costs more than it gains. */
 #define LEAST 8
@@ -25,6 +30,7 @@ int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
     if (!claims) return PYPER_ENOMEM;
     claims->count = workers;
     claims->most = most;
+    while (workers > (int64_t)1 << claims->share) claims->share++;
     for (int64_t i = 0; i < workers; i++) claims->claim[i].pace = 1;
     queue->claims = claims;
     pyper__queue_expect_slack(queue, workers * (most - 1));
@@ -48,15 +54,16 @@ static bool has_more(const pyper__claim *claim) {
 
 /* ------------------------------------------------------------------------------ under pop_lock */
 
-static void count_locked(struct pyper__claims *claims, pyper__claim *claim) {
+static void count_locked(pyper__queue *queue, pyper__claim *claim) {
     int64_t begun = atomic_load_explicit(&claim->begun, memory_order_relaxed);
-    claims->counted += begun - claim->noted;
+    queue->counted += begun - claim->noted;
     claim->noted = begun;
 }
 
-int64_t pyper__claims_count_locked(struct pyper__claims *claims) {
-    for (int64_t i = 0; i < claims->count; i++) count_locked(claims, &claims->claim[i]);
-    return claims->counted;
+int64_t pyper__claims_count_locked(pyper__queue *queue) {
+    for (int64_t i = 0; i < queue->claims->count; i++)
+        count_locked(queue, &queue->claims->claim[i]);
+    return queue->counted;
 }
 
 /* The owner begins what he has claimed.  Nobody takes it away meanwhile. */
@@ -64,16 +71,17 @@ static void begin_locked(pyper__claim *claim, void **ret_item, int64_t *ret_tick
     int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed);
     *ret_item = claim->items[at % PYPER__CLAIM_MAX];
     *ret_ticket = claim->ticket + at;
-    atomic_store(&claim->at, at + 1);
+    atomic_store_explicit(&claim->at, at + 1, memory_order_relaxed);
     atomic_store_explicit(&claim->begun, at + 1, memory_order_relaxed);
 }
 
-/* How many to claim besides the one he has: no more than his share of those that are known to wait.  So
+/* How many to claim besides the one he has: no more than his share of those that are known to wait (or
+ * half of that, where their number is no power of two: a division takes too long under the lock).  So
  * there is something left for who looks while this goes on; and who sleeps has been woken by the push of
  * what is here. */
 static int64_t how_many_more_locked(const pyper__queue *queue, const pyper__claim *claim) {
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    return least((queue->seen - head) / queue->claims->count, claim->pace - 1);
+    return least((queue->seen - head) >> queue->claims->share, claim->pace - 1);
 }
 
 /* The owner has nothing: 1, or as pyper__queue_try_pop(). */
@@ -84,7 +92,7 @@ static int claim_locked(pyper__queue *queue, pyper__claim *claim) {
     for (int64_t more = how_many_more_locked(queue, claim); more > 0; more--, end++)
         if (!pyper__queue_pop_at_once(queue, &claim->items[end % PYPER__CLAIM_MAX])) break;
     claim->ticket = ticket - at;
-    atomic_store(&claim->end, end);
+    atomic_store_explicit(&claim->end, end, memory_order_relaxed);
     return 1;
 }
 
@@ -114,9 +122,29 @@ static bool take_from_any_locked(struct pyper__claims *claims, pyper__claim *cla
 
 /* ------------------------------------------------------------------------------------- popping */
 
+/* Not while others wait for a token. */
+static bool should_stand_back(const pyper__queue *queue, const pyper__claim *claim, int64_t took,
+                              const pyper__seat *seat) {
+    return took < TINY_NS && claim->pace == queue->claims->most && !seat->shares_token;
+}
+
+static void stand_back(const pyper__queue *queue, pyper__claim *claim) {
+    for (int i = 0; i < STAND_BACKS; i++) {
+        int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+        if (head == claim->head) return;
+        claim->head = head;
+        pyper__yield();
+    }
+}
+
 /* How long did the calls of the last ones take? */
-static void measure(const struct pyper__claims *claims, pyper__claim *claim) {
+static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper__seat *seat) {
+    const struct pyper__claims *claims = queue->claims;
     int64_t now = pyper_now(), took = now - claim->since_ns;
+    if (should_stand_back(queue, claim, took, seat)) {
+        stand_back(queue, claim);
+        now = pyper_now();
+    }
     if (took < SHORT_NS)
         claim->pace = least(claim->pace * 2, claims->most);
     else if (took > MUCH_TOO_LONG_NS)
@@ -144,14 +172,16 @@ static int try_pop_locked(pyper__queue *queue, pyper__claim *claim, void **ret_i
     if (rc == 0 && any_has_more(queue)) rc = PYPER__AGAIN;
     if (rc != 1) return rc;
     begin_locked(claim, ret_item, ret_ticket);
-    count_locked(claims, claim);
-    if (claims->counted >= queue->give_at) pyper__queue_give_back(queue, claims->counted);
+    claim->head = atomic_load_explicit(&queue->head, memory_order_relaxed);
+    count_locked(queue, claim);
+    if (pyper__unlikely(queue->counted >= queue->give_at))
+        pyper__queue_give_back(queue, queue->counted);
     return 1;
 }
 
 int pyper__claim_pop(pyper__queue *queue, pyper__claim *claim, void **ret_item, int64_t *ret_ticket,
                      pyper__seat *seat) {
-    measure(queue->claims, claim);
+    measure(queue, claim, seat);
     for (bool idle = false;; idle = true) {
         pyper__lock_take(&queue->pop_lock.lock);
         int rc = try_pop_locked(queue, claim, ret_item, ret_ticket, idle);

@@ -21,15 +21,15 @@
  * the other one that it has begun, and puts `end` back.  Where there is no such fence nobody claims.
  *
  * Synchronization
- *   count, most   set by create, never change.
- *   counted       pop_lock.
+ *   count, most, share   set by create, never change.  (What changes with each claim lies in the queue, beside the
+ *                 lock: a line of its own would go from processor to processor as well.)
  *   Of a claim; its items have numbers, from 0 on for as long as its owner lives:
  *   at        atomic; written by the owner: where he begins next (or, for a moment, one further).
  *   end       atomic; written under pop_lock: what was claimed ends here.
  *   begun     atomic, relaxed: written by the owner, read by statistics; only grows.
  *   items, ticket   written by the owner under pop_lock; read by him, and by others under pop_lock.
- *   noted     how many of `begun` are in `counted`; pop_lock.
- *   pace, since_ns  the owner's.
+ *   noted     how many of `begun` are in the queue's `counted`; pop_lock.
+ *   pace, head, since_ns  the owner's.
  * Tested by unit/test_claim.c, stress/, and in every order of its threads by tests/model/model_queue.c. */
 #ifndef PYPER_CLAIM_H
 #define PYPER_CLAIM_H
@@ -47,13 +47,14 @@ typedef struct pyper__claim {
     int64_t noted;
     int64_t since_ns;              /* when he claimed the last time; 0: never */
     int64_t pace;                  /* how many he may claim */
+    int64_t head;                  /* of the queue, when he claimed */
     void *items[PYPER__CLAIM_MAX]; /* item n is at n % PYPER__CLAIM_MAX */
 } pyper__claim;
 
 struct pyper__claims {
-    int64_t count;   /* of the workers */
-    int64_t most;    /* that one of them may claim */
-    int64_t counted; /* calls that have begun, as far as anybody has looked */
+    int64_t count; /* of the workers */
+    int64_t most;  /* that one of them may claim */
+    int share;     /* of what waits, his is one of 2^share */
     pyper__claim claim[];
 };
 
@@ -93,6 +94,6 @@ int pyper__claim_pop(pyper__queue *queue, pyper__claim *claim, void **ret_item, 
 void pyper__claim_drop(pyper__queue *queue, pyper__claim *claim, pyper__seat *seat);
 
 /* Under pop_lock: count what all have begun; returns how many that are. */
-int64_t pyper__claims_count_locked(struct pyper__claims *claims);
+int64_t pyper__claims_count_locked(pyper__queue *queue);
 
 #endif

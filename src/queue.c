@@ -244,7 +244,7 @@ void pyper__queue_settle(pyper__queue *queue) {
     if (queue->limit == INT64_MAX) return;
     bool as_owner = queue->many_consumers && pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    int64_t begun = queue->claims ? pyper__claims_count_locked(queue->claims) : head;
+    int64_t begun = queue->claims ? pyper__claims_count_locked(queue) : head;
     queue->give_at = begun + queue->block;
     allow_pops(queue, head);
     if (atomic_load_explicit(&queue->given_back, memory_order_relaxed) != begun)

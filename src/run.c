@@ -282,6 +282,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
             worker->stage = stage;
             worker->output = stage->output;
             worker->allowed = task->branch ? INT64_MAX : 1;
+            worker->at_once = stage->output->many_producers ? 0 : worker->allowed;
             worker->seat.clock = &worker->seat.own_clock;
             worker->index = k;
             if (stage->input->claims) worker->claim = &stage->input->claims->claim[k];

@@ -271,7 +271,9 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
 
 int pyper_emit(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output;
-    if (pyper__unlikely(worker->emitted >= worker->allowed ||
+    /* Where several share the end its first touch is the taking of its lock: to read there before would
+     * fetch the same cache line twice. */
+    if (pyper__unlikely(worker->emitted >= worker->at_once ||
                         !pyper__queue_push_at_once(output, item)))
         return emit_slow(worker, item);
     return after_push(worker, output);

@@ -8,7 +8,7 @@
 #include "run.h"
 
 /* Synchronization
- *   run, stage, output, allowed, index, claim   set before the worker starts.
+ *   run, stage, output, allowed, at_once, index, claim   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted      the worker's own.
  *   slot                 set before the worker starts.
@@ -19,6 +19,7 @@ struct pyper_worker {
     pyper__queue *output;
     int64_t emitted;     /* outputs of the call under way */
     int64_t allowed;     /* how many outputs a call may have */
+    int64_t at_once;     /* the same, if they may go the quick way; else 0 */
     int64_t ticket;      /* of the input it works on */
     pyper__claim *claim; /* NULL: it takes one input at a time */
     pyper__seat seat;
