@@ -16,6 +16,9 @@
 /* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024, where it
  * would be 4, it costs more than it gains. */
 #define LEAST 8
+/* Nor where there are more workers than this: so many have calls that wait for something, and are long;
+ * and who goes to sleep looks at what each of the others has claimed. */
+#define WORKERS_MAX 32
 
 static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -24,7 +27,8 @@ static int64_t least(int64_t a, int64_t b) {
 int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
     int64_t most = least(PYPER__CLAIM_MAX, queue->limit / 4 / workers);
     if (window > 0) most = least(most, window / 4 / workers);
-    if (most < LEAST || !pyper__event_let_notify_lightly(&queue->items)) return 0;
+    if (most < LEAST || workers > WORKERS_MAX || !pyper__event_let_notify_lightly(&queue->items))
+        return 0;
     struct pyper__claims *claims =
         pyper__alloc(sizeof *claims + (size_t)workers * sizeof claims->claim[0]);
     if (!claims) return PYPER_ENOMEM;

@@ -134,6 +134,8 @@ TEST(where_it_would_be_of_no_use_nobody_claims) {
     close_queue();
     open_queue(0, 4 * 7 * WORKERS);
     CHECK(!queue.claims);
+    CHECK_EQ(pyper__claims_create(&queue, 1000, 0), 0);
+    CHECK(!queue.claims);
     close_queue();
 }
 
