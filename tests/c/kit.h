@@ -254,17 +254,21 @@ static long kit_switches(void) {
 }
 
 /* Wait until every other thread sleeps: in two looks in a row all sleep and none has run between.
- * Returns the number of context switches they have had. */
-KIT long all_asleep(void) {
-    bool mine = kit_detach();
+ * Returns the number of context switches they have had.  Keeps the token, if this thread has it. */
+KIT long others_asleep(void) {
     for (;;) {
         long before = kit_switches();
         sched_yield();
-        if (before >= 0 && kit_switches() == before) {
-            kit_attach(mine);
-            return before;
-        }
+        if (before >= 0 && kit_switches() == before) return before;
     }
+}
+
+/* The same, and the token may be had meanwhile. */
+KIT long all_asleep(void) {
+    bool mine = kit_detach();
+    long switches = others_asleep();
+    kit_attach(mine);
+    return switches;
 }
 
 /* ------------------------------------------------------------------------------- Test threads */
