@@ -169,8 +169,10 @@ static bool any_has_more(const void *arg) {
 static int try_pop_locked(pyper__queue *queue, pyper__claim *claim, void **ret_item,
                           int64_t *ret_ticket, bool idle) {
     struct pyper__claims *claims = queue->claims;
-    bool left = has_more(claim) && pyper__queue_state(queue) != PYPER__CANCELLED;
-    int rc = left ? 1 : claim_locked(queue, claim);
+    bool has_some = has_more(claim);
+    /* Whoever cancels says so first, and takes the licence to pop away after that. */
+    if (has_some && pyper__queue_state(queue) == PYPER__CANCELLED) return PYPER_ECANCELED;
+    int rc = has_some ? 1 : claim_locked(queue, claim);
     if ((rc == 0 || (rc == PYPER__AGAIN && idle)) && take_from_any_locked(claims, claim)) rc = 1;
     /* They are being begun, or will be his who comes again. */
     if (rc == 0 && any_has_more(queue)) rc = PYPER__AGAIN;
