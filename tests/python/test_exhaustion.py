@@ -236,6 +236,15 @@ def test_an_allocation_fails_during_a_run(kind: str) -> None:
         def same(x):
             return x
 
+        # By itself, because handling what it raises may need the memory that is refused, too.
+        def without_memory(outputs, got, first, following):
+            try:
+                _testcapi.set_nomemory(first, first + following)
+                for i in range(6):
+                    got.append(next(outputs).value)
+            finally:
+                _testcapi.remove_mem_hooks()
+
         unraisable = []
         sys.unraisablehook = lambda args: unraisable.append(type(args.exc_value))
 
@@ -252,15 +261,12 @@ def test_an_allocation_fails_during_a_run(kind: str) -> None:
                 with pipeline() as outputs:
                     got = [next(outputs).value, next(outputs).value]
                     until_all_have_begun()
-                    _testcapi.set_nomemory(first, first + following)
                     error = None
                     try:
-                        for i in range(6):
-                            got.append(next(outputs).value)
+                        without_memory(outputs, got, first, following)
                     except BaseException as caught:
                         error = caught
-                    finally:
-                        _testcapi.remove_mem_hooks()
+                    _testcapi.remove_mem_hooks()
                     assert got == list(range(len(got))), got
                     if error:
                         failed += 1
