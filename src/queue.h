@@ -45,7 +45,7 @@
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
  *   spare        atomic; a drained chunk of a page on its way back to the producing end.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
- *   pop_*, seen, give_at the consuming end's own (pop_lock, if many_consumers).
+ *   pop_*, seen, give_at, counted   the consuming end's own (pop_lock, if many_consumers).
  *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their end,
  *                which then looks at the state, and made 0 by whoever has changed that (all seq_cst): so
  *                either the end sees the change, or its licence is the one that is taken away.
