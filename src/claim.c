@@ -96,6 +96,7 @@ static int claim_locked(pyper__queue *queue, pyper__claim *claim) {
     for (int64_t more = how_many_more_locked(queue, claim); more > 0; more--, end++)
         if (!pyper__queue_pop_at_once(queue, &claim->items[end % PYPER__CLAIM_MAX])) break;
     claim->ticket = ticket - at;
+    claim->claimed = end - at;
     atomic_store_explicit(&claim->end, end, memory_order_relaxed);
     return 1;
 }
@@ -114,6 +115,7 @@ static bool take_away_locked(pyper__claim *from, pyper__claim *claim) {
     for (int64_t i = 0; i < end - first; i++)
         claim->items[(mine + i) % PYPER__CLAIM_MAX] = from->items[(first + i) % PYPER__CLAIM_MAX];
     claim->ticket = from->ticket + first - mine;
+    claim->claimed = end - first;
     atomic_store(&claim->end, mine + end - first);
     return true;
 }
@@ -129,7 +131,7 @@ static bool take_from_any_locked(struct pyper__claims *claims, pyper__claim *cla
 /* Not while others wait for a token. */
 static bool should_stand_back(const pyper__queue *queue, const pyper__claim *claim, int64_t took,
                               const pyper__seat *seat) {
-    return took < TINY_NS && claim->pace == queue->claims->most && !seat->shares_token;
+    return took < TINY_NS && claim->claimed == queue->claims->most && !seat->shares_token;
 }
 
 static void stand_back(const pyper__queue *queue, pyper__claim *claim) {
@@ -149,7 +151,7 @@ static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper_
         stand_back(queue, claim);
         now = pyper_now();
     }
-    if (took < SHORT_NS)
+    if (took < SHORT_NS && claim->claimed == claim->pace)
         claim->pace = least(claim->pace * 2, claims->most);
     else if (took > MUCH_TOO_LONG_NS)
         claim->pace = 1;

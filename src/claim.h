@@ -48,6 +48,7 @@ typedef struct pyper__claim {
     int64_t since_ns;              /* when he claimed the last time; 0: never */
     int64_t pace;                  /* how many he may claim */
     int64_t head;                  /* of the queue, when he claimed */
+    int64_t claimed;               /* how many he claimed the last time */
     void *items[PYPER__CLAIM_MAX]; /* item n is at n % PYPER__CLAIM_MAX */
 } pyper__claim;
 

@@ -86,6 +86,17 @@ TEST(nobody_claims_more_than_his_share) {
     close_queue();
 }
 
+/* However quick the calls: what took so little time was one item, not as many as he might have claimed. */
+TEST(where_few_wait_nobody_learns_to_claim_more) {
+    open_queue(0, 0);
+    for (int i = 0; i < MANY; i++) {
+        push(1);
+        CHECK_EQ(pop(0), i);
+        CHECK_LE(claim_of(0)->pace, 2);
+    }
+    close_queue();
+}
+
 TEST(who_has_nothing_takes_half_of_what_another_has_claimed) {
     open_queue(0, 0);
     long first = claim_a_hand(0, MANY);
