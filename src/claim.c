@@ -13,6 +13,8 @@
  * he did lets others run, this often at most, until nobody has. */
 #define TINY_NS 1500
 #define STAND_BACKS 20
+/* Whose calls take longer than this finds the cache lines of what is shared with others. */
+#define SELDOM_NS 200
 /* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024, where it
  * would be 4, it costs more than it gains. */
 #define LEAST 8
@@ -157,6 +159,7 @@ static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper_
         claim->pace = 1;
     else if (took > LONG_NS)
         claim->pace = (claim->pace + 1) / 2;
+    claim->seldom = took > claim->claimed * SELDOM_NS;
     claim->since_ns = now;
 }
 

@@ -29,7 +29,7 @@
  *   begun     atomic, relaxed: written by the owner, read by statistics; only grows.
  *   items, ticket   written by the owner under pop_lock; read by him, and by others under pop_lock.
  *   noted     how many of `begun` are in the queue's `counted`; pop_lock.
- *   pace, head, since_ns  the owner's.
+ *   pace, head, claimed, seldom, since_ns  the owner's.
  * Tested by unit/test_claim.c, stress/, and in every order of its threads by tests/model/model_queue.c. */
 #ifndef PYPER_CLAIM_H
 #define PYPER_CLAIM_H
@@ -49,6 +49,7 @@ typedef struct pyper__claim {
     int64_t pace;                  /* how many he may claim */
     int64_t head;                  /* of the queue, when he claimed */
     int64_t claimed;               /* how many he claimed the last time */
+    bool seldom;                   /* a call takes longer than cache lines to come */
     void *items[PYPER__CLAIM_MAX]; /* item n is at n % PYPER__CLAIM_MAX */
 } pyper__claim;
 

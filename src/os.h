@@ -80,6 +80,13 @@ static inline void pyper__relax(void) {
 #endif
 }
 
+/* The cache line there will be written soon: have it come meanwhile.  Any address will do. */
+#if defined(__GNUC__)
+#define pyper__fetch_to_write(address) __builtin_prefetch(address, 1)
+#else
+#define pyper__fetch_to_write(address) ((void)(address))
+#endif
+
 /* Behind pthread_mutex_unlock(): a full fence.  C libraries unlock with release, which lets what is read
  * behind it be read before; but on x86 that is a locked instruction, and a full fence by itself. */
 static inline void pyper__fence_after_unlock(void) {

@@ -39,6 +39,17 @@ void pyper__lock_take_slow(pyper__lock *lock) {
         pyper__futex_wait(&lock->word, 2, PYPER_FOREVER, false);
 }
 
+/* Some 100 ns: until a cache line or two have come to who holds it, and back. */
+#define LOCK_RELAXES 4
+
+void pyper__lock_take_patiently_slow(pyper__lock *lock) {
+    for (int i = 0; i < LOCK_RELAXES; i++) {
+        pyper__relax();
+        if (atomic_load_explicit(&lock->word, memory_order_relaxed) == 0) break;
+    }
+    pyper__lock_take_slow(lock);
+}
+
 void pyper__lock_wake(pyper__lock *lock) {
     pyper__futex_wake(&lock->word, 1, false);
 }

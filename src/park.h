@@ -47,6 +47,7 @@ typedef struct pyper__lock {
 } pyper__lock;
 
 PYPER__COLD void pyper__lock_take_slow(pyper__lock *lock);
+PYPER__COLD void pyper__lock_take_patiently_slow(pyper__lock *lock);
 PYPER__COLD void pyper__lock_wake(pyper__lock *lock);
 
 static inline void pyper__lock_take(pyper__lock *lock) {
@@ -54,6 +55,15 @@ static inline void pyper__lock_take(pyper__lock *lock) {
     if (pyper__unlikely(!atomic_compare_exchange_strong_explicit(
             &lock->word, &state, 1, memory_order_acquire, memory_order_relaxed)))
         pyper__lock_take_slow(lock);
+}
+
+/* The same, but if it is taken wait for as long as somebody may hold it before letting others run.  For
+ * who comes seldom: who comes all the time had better stand back, and meets nobody for a while. */
+static inline void pyper__lock_take_patiently(pyper__lock *lock) {
+    uint32_t state = 0;
+    if (pyper__unlikely(!atomic_compare_exchange_strong_explicit(
+            &lock->word, &state, 1, memory_order_acquire, memory_order_relaxed)))
+        pyper__lock_take_patiently_slow(lock);
 }
 
 static inline void pyper__lock_give(pyper__lock *lock) {

@@ -232,14 +232,27 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     return true;
 }
 
-/* The same where there are several producers. */
-static inline bool pyper__queue_push_shared(pyper__queue *queue, void *item) {
+/* The same where there are several producers.
+ *
+ * `*near` is the producer's own, of any value at first: where it has written last.  `seldom`: it does
+ * other things for longer than two cache lines take to come.  The others will have been here meanwhile,
+ * so both the lock and the next slot have to come, which they do at the same time if the slot is asked
+ * for first; it is mostly in the line behind the last one, or in the same. */
+static inline bool pyper__queue_push_shared(pyper__queue *queue, void *item, bool seldom,
+                                            uintptr_t *near) {
     if (!queue->many_producers || !queue->quick_push) return false;
-    pyper__lock_take(&queue->push_lock);
+    if (seldom) {
+        pyper__fetch_to_write((const void *)(*near + 2 * sizeof(void *)));
+        pyper__lock_take_patiently(&queue->push_lock);
+    } else {
+        pyper__lock_take(&queue->push_lock);
+    }
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     bool taken = tail < queue->shared_until && pyper__queue_state(queue) == PYPER__OPEN;
     if (pyper__likely(taken)) {
-        *pyper__queue_slot(queue->push_base, tail) = item;
+        void **slot = pyper__queue_slot(queue->push_base, tail);
+        *slot = item;
+        *near = (uintptr_t)slot;
         atomic_store_explicit(&queue->tail, tail + 1, memory_order_release);
     }
     pyper__lock_give(&queue->push_lock);

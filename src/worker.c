@@ -258,8 +258,10 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (output->order) {
         struct pyper__turn wait;
         rc = pyper__order_try_push(output->order, item, worker->ticket, &wait);
-    } else if (pyper__queue_push_shared(output, item)) {
-        return after_push(worker, output);
+    } else {
+        bool seldom = worker->claim && worker->claim->seldom;
+        if (pyper__queue_push_shared(output, item, seldom, &worker->near))
+            return after_push(worker, output);
     }
     if (pyper__unlikely(rc == PYPER__AGAIN)) rc = push_and_wait(worker, item);
     if (pyper__unlikely(rc == PYPER__TAKEN)) return taken_in_vain(worker);

@@ -10,7 +10,7 @@
 /* Synchronization
  *   run, stage, output, allowed, at_once, index, claim   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
- *   ticket, emitted      the worker's own.
+ *   ticket, emitted, near   the worker's own.
  *   slot                 set before the worker starts.
  *   seat                 see park.h. */
 struct pyper_worker {
@@ -22,6 +22,7 @@ struct pyper_worker {
     int64_t at_once;     /* the same, if they may go the quick way; else 0 */
     int64_t ticket;      /* of the input it works on */
     pyper__claim *claim; /* NULL: it takes one input at a time */
+    uintptr_t near;      /* its last output, see pyper__queue_push_shared() */
     pyper__seat seat;
     int64_t index;
     void *thread;

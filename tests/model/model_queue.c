@@ -115,9 +115,11 @@ static bool is_over(void) {
 
 static bool push(long item, pyper__seat *seat) {
     void *pointer = (void *)(intptr_t)item;
-    bool over = is_over();
-    if (state.producer_count == 1 ? pyper__queue_push_at_once(&state.queue, pointer)
-                                  : pyper__queue_push_shared(&state.queue, pointer)) {
+    bool over = is_over(), seldom = item % 2 == 0;
+    uintptr_t near = 0;
+    if (state.producer_count == 1
+            ? pyper__queue_push_at_once(&state.queue, pointer)
+            : pyper__queue_push_shared(&state.queue, pointer, seldom, &near)) {
         MODEL_CHECK(!over);
         /* As pyper_emit() does. */
         if (pyper__event_has_waiters_light(&state.queue.items))

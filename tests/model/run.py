@@ -44,6 +44,7 @@ SMALL: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 0"),
     ("park.c", "if (yields > 0) return yields;", "return yields;"),
     ("park.c", "#define LOCK_YIELDS 3", "#define LOCK_YIELDS 0"),
+    ("park.c", "#define LOCK_RELAXES 4", "#define LOCK_RELAXES 1"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 40"),
     ("claim.h", "#define PYPER__CLAIM_MAX 16", "#define PYPER__CLAIM_MAX 4"),
     ("channel.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),

@@ -29,7 +29,9 @@ static void close_queue(void) {
 }
 
 static bool push_quickly(void *item) {
-    return queue.many_producers ? pyper__queue_push_shared(&queue, item)
+    static _Thread_local uintptr_t near;
+    bool seldom = (uintptr_t)item % 32 == 0; /* some */
+    return queue.many_producers ? pyper__queue_push_shared(&queue, item, seldom, &near)
                                 : pyper__queue_push_at_once(&queue, item);
 }
 
