@@ -54,6 +54,11 @@ int pyper__queue_add_chunk(pyper__queue *queue) {
 }
 
 static void next_chunk(pyper__queue *queue) {
+    if (queue->slots.size > 0) { /* round again */
+        queue->pop_base -= (uintptr_t)queue->slots.size * sizeof(void *);
+        queue->pop_end += queue->slots.size;
+        return;
+    }
     pyper__chunk *drained = queue->pop_chunk;
     queue->pop_chunk = drained->next;
     queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
@@ -118,6 +123,31 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
     queue->order = NULL;
 }
 
+/* ------------------------------------------------------------------------------ what is there */
+
+/* With slots nobody counts what is there, so the consuming end looks; this far at once. */
+#define LOOK_AHEAD 64
+
+/* What can be popped, from `head` on, ends here; or further on. */
+static int64_t there_until(const pyper__queue *queue, int64_t head) {
+    if (queue->slots.size == 0) return atomic_load(&queue->tail);
+    int64_t until = head;
+    while (until < head + LOOK_AHEAD && pyper__queue_is_done(queue, until)) until++;
+    return until;
+}
+
+static bool is_any_there(const pyper__queue *queue, int64_t head) {
+    if (queue->slots.size > 0) return pyper__queue_is_done(queue, head);
+    return head != atomic_load(&queue->tail);
+}
+
+int64_t pyper__queue_there(const pyper__queue *queue) {
+    /* Popped before pushed, so that it is never negative. */
+    int64_t popped = pyper__queue_popped(queue);
+    if (queue->slots.size == 0) return atomic_load(&queue->tail) - popped;
+    return there_until(queue, atomic_load(&queue->head)) - popped;
+}
+
 /* ------------------------------------------------------------------------------ clearing */
 
 /* Destroy in slices, so that a host's token is not held for long. */
@@ -136,7 +166,7 @@ void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *sea
 static bool take_any(pyper__queue *queue, void **ret_item) {
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    bool any = head < atomic_load(&queue->tail);
+    bool any = is_any_there(queue, head);
     if (any) {
         if (head == queue->pop_end) next_chunk(queue);
         *ret_item = *pyper__queue_slot(queue->pop_base, head);
@@ -195,12 +225,6 @@ int64_t pyper__queue_popped(const pyper__queue *queue) {
            atomic_load_explicit(&queue->drained, memory_order_relaxed);
 }
 
-int64_t pyper__queue_there(const pyper__queue *queue) {
-    /* Popped before pushed, so that it is never negative. */
-    int64_t head = pyper__queue_popped(queue);
-    return atomic_load(&queue->tail) - head;
-}
-
 int64_t pyper__queue_started(const pyper__queue *queue) {
     int64_t drained = atomic_load_explicit(&queue->drained, memory_order_relaxed);
     return pyper__queue_popped(queue) - drained;
@@ -216,6 +240,10 @@ static bool pushes_from_hand(const pyper__queue *queue) {
 /* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few woken
  * now are woken by a later call: at the latest when the consumer is about to wait. */
 static void wake_producers(pyper__queue *queue, bool all) {
+    if (queue->slots.size > 0) {
+        pyper__order_tell_of_places(queue->order, all ? 1 : queue->wake_from);
+        return;
+    }
     int64_t free_places = pyper__queue_room(queue);
     /* A place for an item that is waiting in the queue already. */
     if (pushes_from_hand(queue)) free_places++;
@@ -341,8 +369,8 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
     if (state == PYPER__CANCELLED) return PYPER_ECANCELED;
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     if (head >= queue->seen) {
-        /* state was read before tail: if it said ended, this is the last tail. */
-        queue->seen = atomic_load(&queue->tail);
+        /* state was read before: if it said ended, nothing comes after this. */
+        queue->seen = there_until(queue, head);
         if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
     }
     if (head == queue->pop_end) next_chunk(queue);
@@ -356,7 +384,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
 bool pyper__queue_items_or_over(const void *arg) {
     const pyper__queue *queue = arg;
     return atomic_load(&queue->state) != PYPER__OPEN ||
-           atomic_load(&queue->tail) != atomic_load(&queue->head);
+           is_any_there(queue, atomic_load(&queue->head));
 }
 
 int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, pyper__seat *seat,

@@ -272,8 +272,8 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
-        if (stage->output->order && !task->branch && !task->async)
-            pyper__order_expect_one_each(stage->output->order);
+        if (rc == 0 && stage->output->order && !task->branch && !task->async)
+            rc = pyper__order_expect_one_each(stage->output->order);
         if (!task->async) pyper__queue_push_quickly(stage->output);
         if (rc == 0) rc = let_claim(stage);
         for (int64_t k = 0; k < task->workers; k++) {

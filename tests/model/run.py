@@ -153,6 +153,8 @@ MODELS = {
             "ordered_one_each_window_of_1": (2, None),
             "ordered_one_each_bound_of_1": (2, None),
             "ordered_one_each_bound_of_2": (2, 3),
+            "ordered_waits_for_an_answer": (3, None),
+            "ordered_for_two_consumers": (2, 3),
             "ordered_one_each_close": (2, 3),
         },
     ),

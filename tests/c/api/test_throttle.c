@@ -134,6 +134,14 @@ EACH_HOST(exact_with_an_ordered_producer) {
             stepped(throttles[i], 1, consumers, true);
 }
 
+/* Each output has the place of its input. */
+EACH_HOST(exact_with_several_ordered_producers) {
+    for (int i = 0; i < THROTTLES; i++)
+        for (long producers = 2; producers <= 8; producers += 3)
+            for (long consumers = 1; consumers <= 8; consumers += 7)
+                stepped(throttles[i], producers, consumers, true);
+}
+
 /* Between tasks with the caller as the consumer: what is started is what was asked for. */
 EACH_HOST(exact_towards_the_caller) {
     for (int i = 0; i < THROTTLES; i++) {

@@ -74,9 +74,14 @@ TEST(the_turn_may_come_before_the_call_is_done) {
     pyper__queue_fini(&queue, &seat);
 }
 
+static void expect_one_each(void) {
+    CHECK_EQ(pyper__order_expect_one_each(queue.order), 0);
+    CHECK(!queue.passes_turn);
+}
+
 TEST(with_one_output_each_the_turn_moves_with_it) {
     open_queue(2, 2);
-    pyper__order_expect_one_each(queue.order);
+    expect_one_each();
     void *item, *late = item_new(2);
     CHECK_EQ(try_push(1, item_new(1)), 0);
     CHECK_EQ(try_pop(&item), 0);
@@ -98,7 +103,7 @@ TEST(with_one_output_each_the_turn_moves_with_it) {
 /* The push has taken its item, but those behind it are stuck. */
 TEST(no_memory_to_move_the_turn) {
     open_queue(0, 1024);
-    pyper__order_expect_one_each(queue.order);
+    expect_one_each();
     for (long i = 1; i <= PYPER__CHUNK_SLOTS; i++) CHECK_EQ(try_push(i, item_new(i)), 0);
     atomic_store(&pyper__fail_alloc_at, 1);
     CHECK_EQ(try_push(0, item_new(0)), PYPER__TAKEN);
@@ -113,6 +118,60 @@ TEST(no_memory_to_move_the_turn) {
     }
     CHECK_EQ(try_pop(&item), 0);
     CHECK_EQ(waiting(), 1);
+    pyper__queue_fini(&queue, &seat);
+}
+
+/* What is out of turn lies in its place of the bound, counts as pushed, and is destroyed with the rest. */
+TEST(with_a_bound_each_ticket_has_its_place) {
+    open_queue(70, 70);
+    expect_one_each();
+    void *item, *late = item_new(-1);
+    for (long lap = 0; lap < 5; lap++) {
+        long first = 70 * lap;
+        for (long i = 69; i > 0; i--) {
+            CHECK_EQ(try_push(first + i, item_new(first + i)), 0);
+            CHECK_EQ(try_pop(&item), 0);
+            CHECK_EQ(pyper__queue_there(&queue), 0);
+            CHECK_EQ(waiting(), 70 - i);
+        }
+        CHECK_EQ(try_push(first + 70, late), PYPER__AGAIN);
+        CHECK_EQ(try_push(first, item_new(first)), 0);
+        CHECK_GE(pyper__queue_there(&queue), 1);
+        for (long i = 0; i < 70; i++) {
+            CHECK_EQ(try_pop(&item), 1);
+            CHECK_EQ(item_deliver(item), first + i);
+        }
+        pyper__queue_settle(&queue);
+    }
+    for (long i = 350; i < 420; i += 3) CHECK_EQ(try_push(i, item_new(i)), 0);
+    CHECK_EQ(try_push(351, late), 0);
+    CHECK_EQ(try_pop(&item), 1);
+    CHECK_EQ(item_deliver(item), 350);
+    long pushed = pyper__queue_pushed(&queue), destroyed = atomic_load(&items_destroyed);
+    CHECK_EQ(pushed, 350 + 25);
+    pyper__queue_set_state(&queue, PYPER__CANCELLED);
+    pyper__queue_drain(&queue, &seat);
+    CHECK_EQ(atomic_load(&items_destroyed) - destroyed, 24);
+    CHECK_EQ(pyper__queue_pushed(&queue), pushed);
+    CHECK_EQ(pyper__queue_popped(&queue), pushed);
+    CHECK_EQ(pyper__queue_started(&queue), 351);
+    pyper__queue_fini(&queue, &seat);
+}
+
+/* Where there are more places than the window has tickets, or no memory for them, the call says when it is
+ * done, as ever. */
+TEST(without_places_for_all_calls_are_done_as_ever) {
+    open_queue(100, 10);
+    CHECK_EQ(pyper__order_expect_one_each(queue.order), 0);
+    CHECK(queue.passes_turn);
+    CHECK_EQ(try_push(9, item_new(9)), 0);
+    CHECK_EQ(done(9), 0);
+    pyper__queue_fini(&queue, &seat);
+    open_queue(100, 100);
+    atomic_store(&pyper__fail_alloc_at, 1);
+    CHECK_EQ(pyper__order_expect_one_each(queue.order), PYPER_ENOMEM);
+    atomic_store(&pyper__fail_alloc_at, -1);
+    CHECK(queue.passes_turn);
     pyper__queue_fini(&queue, &seat);
 }
 
@@ -183,7 +242,7 @@ static void random_calls(uint64_t seed, bool one_each) {
     long window = throttle ? throttle : 1 + random_below(&state, 20);
     long most = 1 + random_below(&state, 4);
     open_queue(throttle, window);
-    if (one_each) pyper__order_expect_one_each(queue.order);
+    if (one_each) expect_one_each();
     struct {
         long ticket, pushed, outputs;
     } call[WIDTH_MAX];
@@ -279,7 +338,7 @@ static void threads_call(int64_t throttle, bool cancelled) {
     enum { THREADS = 4 };
     atomic_store(&next_ticket, 0);
     open_queue(throttle, throttle ? throttle : 32);
-    if (one_each) pyper__order_expect_one_each(queue.order);
+    if (one_each) expect_one_each();
     thread threads[THREADS];
     for (int i = 0; i < THREADS; i++) thread_start(&threads[i], call_at_random, PTR(i + 1));
     for (long ticket = 0; ticket < TICKETS; ticket++) {
