@@ -4,10 +4,10 @@
 /* What is claimed at once should take the calls about as long as this: twice as many when it took less
  * than the one, half as many when it took more than the other.  The exact numbers do not matter much: a
  * claim costs 50 ns, and somebody who wants to take it away several microseconds. */
-#define SHORT_NS 8000
-#define LONG_NS 32000
+#define SHORT_NS 32000
+#define LONG_NS 128000
 /* A call has been slow, or the worker had to wait: begin anew. */
-#define MUCH_TOO_LONG_NS 128000
+#define MUCH_TOO_LONG_NS 512000
 /* If all that may be claimed took less than this, several workers are in each other's way more than they
  * help: what one processor has written the other one needs next.  Who finds that somebody has claimed since
  * he did lets others run, this often at most, until nobody has. */

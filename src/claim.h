@@ -10,7 +10,7 @@
  * Promises
  *   - Nobody gets an item later for it: a worker who finds the queue empty, or at its end, takes half of
  *     what another has claimed and not begun before he goes to sleep, or leaves.
- *   - What a worker claims takes his calls some microseconds, by the measure of his last ones, and is
+ *   - What a worker claims takes his calls some ten microseconds, by the measure of his last ones, and is
  *     no more than his share of what waits.  Calls that take longer are claimed one by one.
  *   - All that may be claimed together is a quarter of the bound, and of the window of an order behind.
  *   - When the queue is cancelled nothing that was claimed begins any more; the worker destroys it.
