@@ -37,7 +37,7 @@ int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
     claims->count = workers;
     claims->most = most;
     while (workers > (int64_t)1 << claims->share) claims->share++;
-    for (int64_t i = 0; i < workers; i++) claims->claim[i].pace = 1;
+    for (int64_t i = 0; i < workers; i++) claims->claim[i].pace = claims->claim[i].claimed = 1;
     queue->claims = claims;
     pyper__queue_expect_slack(queue, workers * (most - 1));
     return 0;

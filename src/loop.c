@@ -86,12 +86,12 @@ static void leave_list(pyper__slot *slot) {
     pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
-/* pyper__edge_state() as those who wait must read it: seq_cst. */
+/* pyper__edge_state() as those who wait must read it: seq_cst, and with what is still to come in mind. */
 static int state_of(const pyper__queue *edge) {
 #if PYPER__PROCESSES
     if (edge->channel) return pyper__channel_state(edge->channel);
 #endif
-    return atomic_load(&edge->state);
+    return pyper__queue_state_of_items(edge);
 }
 
 static bool over(const pyper__queue *edge) {

@@ -1,6 +1,7 @@
 /* order - see order.h. */
 #include "order.h"
 
+#include <assert.h>
 #include <string.h>
 
 /* What the ticket t with t % size == index has kept, for turn <= t < turn + window.  Small, because
@@ -12,11 +13,11 @@ struct record {
             int32_t count;
             bool done;
         };
-        _Atomic int64_t stands; /* with one output each, no bound: TURN or DONE of a ticket */
+        _Atomic int64_t stands; /* with one output each: TURN or DONE of a ticket */
     };
 };
 
-/* How a record stands.  The value has the ticket in it, so that one of an earlier
+/* With one output each: how a record stands.  The value has the ticket in it, so that one of an earlier
  * ticket, or none, says that neither is the case. */
 #define TURN(ticket) (2 * (ticket) + 1) /* its worker has the turn */
 #define DONE(ticket) (2 * (ticket) + 2) /* its output is kept here */
@@ -25,7 +26,7 @@ struct record {
 struct extra {
     void **items; /* those that were kept after the first */
     int64_t capacity;
-    _Atomic bool blocked; /* its worker waits for its turn or a place; without one output each */
+    _Atomic bool blocked; /* its worker waits for its turn or a place */
     /* Where threads wait for the turn of this ticket, or of t + n * size; or for a place for it. */
     pyper__event turn;
 };
@@ -38,12 +39,8 @@ struct pyper__order {
     int64_t window;
     int64_t size; /* of the ring: the least power of two that has room for the window */
     int32_t most; /* that one ticket may keep */
-    enum {
-        ANY_NUMBER,
-        TURNS,
-        SLOTS
-    } way;                   /* the last two: one output each, without a bound and with */
-    struct record *ring;     /* none with slots */
+    bool one_each;
+    struct record *ring;
     _Atomic int64_t upto;    /* with one output each: earlier tickets may be pushed */
     _Atomic int64_t blocked; /* how many threads wait for a place */
     _Atomic int64_t waiting; /* how many threads wait for a turn */
@@ -51,7 +48,6 @@ struct pyper__order {
     int64_t drain_at, drain_end; /* the tickets that pyper__order_take_any() has still to look at */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t own_turn; /* see turn_of() */
     _Atomic int64_t pushed; /* for statistics: kept + tail would miss what is on its way */
-    _Atomic int64_t told;   /* with slots */
     struct extra extras[];
 };
 
@@ -86,14 +82,12 @@ void pyper__order_free(pyper__order *order) {
     if (!order) return;
     for (int64_t i = 0; i < order->size; i++) pyper__free(order->extras[i].items);
     pyper__free(order->ring);
-    if (order->way == SLOTS) pyper__free(order->queue->slots.item);
     pyper__free(order);
 }
 
-/* Which ticket has the turn.  With one output each it is the one whose output will be the next item.  (With
- * slots nobody knows.) */
+/* Which ticket has the turn.  With one output each it is the one whose output will be the next item. */
 static int64_t turn_of(const pyper__order *order) {
-    return atomic_load(order->way == TURNS ? &order->queue->tail : &order->own_turn);
+    return atomic_load(order->one_each ? &order->queue->tail : &order->own_turn);
 }
 
 static struct record *record_of(pyper__order *order, int64_t ticket) {
@@ -102,11 +96,6 @@ static struct record *record_of(pyper__order *order, int64_t ticket) {
 
 static struct extra *extra_of(pyper__order *order, int64_t ticket) {
     return &order->extras[ticket & (order->size - 1)];
-}
-
-/* With slots.  Those who wait for a place have tickets close to each other, so a few events will do. */
-static pyper__event *place_event_of(pyper__order *order, int64_t ticket) {
-    return &order->extras[ticket & (SIZE_MIN - 1)].turn;
 }
 
 static int make_capacity_locked(struct extra *extra, int64_t count) {
@@ -127,10 +116,9 @@ static int wait_for_turn(pyper__order *order, int64_t until, struct pyper__turn 
     return PYPER__AGAIN;
 }
 
-/* PYPER__AGAIN: wait for a place for this ticket, or (without slots) for its turn. */
+/* PYPER__AGAIN: wait for a place for this ticket, or for its turn. */
 static int wait_for_place(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
-    pyper__event *event =
-        order->way == SLOTS ? place_event_of(order, ticket) : &extra_of(order, ticket)->turn;
+    pyper__event *event = &extra_of(order, ticket)->turn;
     *ret_wait = (struct pyper__turn){event, order->queue, order, ticket, ticket};
     return PYPER__AGAIN;
 }
@@ -291,7 +279,7 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
     return wait_for_turn(order, ticket - order->window + 1, ret_wait);
 }
 
-/* --------------------------------- one output each, no bound: whoever has the turn has the end */
+/* --------------------------------- one output each: whoever has the turn has the end */
 
 /* May the ticket be pushed?  Acquire and release: who may use a record sees that the ticket before has
  * left it. */
@@ -372,133 +360,42 @@ static int64_t pushed_in_turn(const pyper__order *order) {
     return count;
 }
 
-/* ------------------------------------- one output each, with a bound: each ticket has its place */
+/* ----------------------------------------------------------------------------------- either */
 
-static int make_slots(pyper__order *order) {
-    pyper__queue *queue = order->queue;
-    size_t size = (size_t)order->size;
-    void *memory = pyper__alloc(size * (sizeof(void *) + sizeof(int64_t)));
-    if (!memory) return PYPER_ENOMEM;
-    pyper__free(order->ring);
-    order->ring = NULL;
-    order->way = SLOTS;
-    queue->slots = (pyper__slots){
-        .size = order->size, .item = memory, .done = (_Atomic int64_t *)((void **)memory + size)};
-    queue->pop_base = (uintptr_t)queue->slots.item;
-    queue->pop_end = order->size;
-    atomic_init(&order->upto, queue->limit);
-    atomic_init(&order->told, queue->limit);
-    return 0;
-}
-
-static bool has_own_place(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
-    if (pyper__likely(ticket < atomic_load_explicit(&order->upto, memory_order_acquire)))
-        return true;
-    const pyper__queue *queue = order->queue;
-    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
-    if (ticket >= upto) {
-        wait_for_place(order, ticket, ret_wait);
-        return false;
-    }
-    atomic_store_explicit(&order->upto, upto, memory_order_release);
-    return true;
-}
-
-/* Consumers sleep, and the ticket is done.  If all before it are, what they can take now, as far as nobody
- * else will tell them, are this one and those behind it. */
-static PYPER__COLD void wake_for(pyper__order *order, int64_t ticket) {
-    pyper__queue *queue = order->queue;
-    atomic_thread_fence(memory_order_seq_cst);
-    int64_t first = atomic_load(&queue->head);
-    while (first < ticket && pyper__queue_is_done(queue, first)) first++;
-    if (first < ticket) return;
-    int64_t until = first, most = first + queue->limit;
-    while (until < most && pyper__queue_is_done(queue, until)) until++;
-    if (until > first) pyper__event_notify(&queue->items, (uint32_t)(until - first));
-}
-
-static int push_to_slot(pyper__order *order, void *item, int64_t ticket,
-                        struct pyper__turn *ret_wait) {
-    pyper__queue *queue = order->queue;
-    if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
-    if (!has_own_place(order, ticket, ret_wait)) return PYPER__AGAIN;
-    int64_t i = ticket & (queue->slots.size - 1);
-    queue->slots.item[i] = item;
-    atomic_store_explicit(&queue->slots.done[i], ticket + 1, memory_order_release);
-    if (!queue->items.light) atomic_thread_fence(memory_order_seq_cst);
-    if (pyper__unlikely(pyper__event_has_waiters_light(&queue->items))) wake_for(order, ticket);
-    return 0;
-}
-
-/* given_back is read before blocked, so that who is not counted there will see it. */
-void pyper__order_tell_of_places(pyper__order *order, int64_t from) {
-    const pyper__queue *queue = order->queue;
-    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
-    if (atomic_load(&order->blocked) == 0 || upto - atomic_load(&order->told) < from) return;
-    int64_t told = atomic_exchange(&order->told, upto);
-    for (int64_t t = told; t < upto && t < told + SIZE_MIN; t++)
-        pyper__event_notify_all(place_event_of(order, t));
-}
-
-/* As above. */
-static int64_t pushed_to_slots(const pyper__order *order) {
-    const pyper__queue *queue = order->queue;
-    int64_t head = atomic_load(&queue->head), count = head;
-    for (int64_t t = head; t < head + queue->slots.size; t++)
-        count += pyper__queue_is_done(queue, t);
-    return count;
-}
-
-/* -------------------------------------------------------------------------------------- any way */
-
-int pyper__order_expect_one_each(pyper__order *order) {
-    pyper__queue *queue = order->queue;
-    if (queue->limit == INT64_MAX) {
-        order->way = TURNS;
-        atomic_init(&order->ring[0].stands, TURN(0));
-    } else if (queue->limit <= order->window) {
-        int rc = make_slots(order);
-        if (rc < 0) return rc;
-    } else {
-        return 0;
-    }
-    queue->passes_turn = false;
-    return 0;
+void pyper__order_expect_one_each(pyper__order *order) {
+    assert(order->queue->limit == INT64_MAX);
+    order->one_each = true;
+    order->queue->passes_turn = false;
+    atomic_init(&order->ring[0].stands, TURN(0));
 }
 
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait) {
-    if (order->way == SLOTS) return push_to_slot(order, item, ticket, ret_wait);
-    if (order->way == TURNS) return push_in_turn(order, item, ticket, ret_wait);
-    return push_any(order, item, ticket, ret_wait);
+    return order->one_each ? push_in_turn(order, item, ticket, ret_wait)
+                           : push_any(order, item, ticket, ret_wait);
 }
 
 static bool has_place(const struct pyper__turn *wait) {
-    const pyper__queue *queue = wait->queue;
-    if (wait->order->way == SLOTS)
-        return wait->place_for - atomic_load(&queue->given_back) < queue->limit;
-    return pyper__queue_room(queue) > 1; /* the last one is for the turn */
+    return pyper__queue_room(wait->queue) > 1; /* the last one is for the turn */
 }
 
 bool pyper__order_turn_has_come(const void *arg) {
     const struct pyper__turn *wait = arg;
     if (atomic_load(&wait->queue->state) != PYPER__OPEN) return true;
-    if (wait->place_for < 0) return turn_of(wait->order) >= wait->until;
-    if (has_place(wait)) return true;
-    return wait->order->way != SLOTS && turn_of(wait->order) >= wait->until;
+    if (wait->place_for >= 0 && has_place(wait)) return true;
+    return turn_of(wait->order) >= wait->until;
 }
 
 void pyper__order_await(const struct pyper__turn *wait, pyper__seat *seat) {
     pyper__order *order = wait->order;
-    bool for_place = wait->place_for >= 0, for_turn = !for_place || order->way != SLOTS;
-    struct extra *extra = for_place && for_turn ? extra_of(order, wait->place_for) : NULL;
+    struct extra *extra = wait->place_for >= 0 ? extra_of(order, wait->place_for) : NULL;
     if (extra) atomic_store(&extra->blocked, true);
-    if (for_place) atomic_fetch_add(&order->blocked, 1);
-    if (for_turn) atomic_fetch_add(&order->waiting, 1);
+    if (extra) atomic_fetch_add(&order->blocked, 1);
+    atomic_fetch_add(&order->waiting, 1);
     pyper__await(seat, wait->event, pyper__order_turn_has_come, wait, PYPER_FOREVER, PYPER__BLOCKED,
                  false);
-    if (for_turn) atomic_fetch_sub(&order->waiting, 1);
-    if (for_place) atomic_fetch_sub(&order->blocked, 1);
+    atomic_fetch_sub(&order->waiting, 1);
+    if (extra) atomic_fetch_sub(&order->blocked, 1);
     if (extra) atomic_store(&extra->blocked, false);
 }
 
@@ -530,45 +427,28 @@ void pyper__order_notify_all(pyper__order *order) {
 }
 
 int64_t pyper__order_pushed(const pyper__order *order) {
-    if (order->way == SLOTS) return pushed_to_slots(order);
-    if (order->way == TURNS) return pushed_in_turn(order);
+    if (order->one_each) return pushed_in_turn(order);
     return atomic_load_explicit(&order->pushed, memory_order_relaxed);
-}
-
-static bool take_from_slot(pyper__order *order, int64_t ticket, void **ret_item) {
-    pyper__slots *slots = &order->queue->slots;
-    int64_t i = ticket & (slots->size - 1);
-    if (atomic_load(&slots->done[i]) != ticket + 1) return false;
-    atomic_store(&slots->done[i], 0);
-    *ret_item = slots->item[i];
-    return true;
-}
-
-static bool take_from_record(pyper__order *order, int64_t ticket, void **ret_item) {
-    struct record *record = record_of(order, ticket);
-    if (order->way == TURNS) {
-        if (atomic_load(&record->stands) != DONE(ticket)) return false;
-        atomic_store(&record->stands, 0);
-        *ret_item = record->first;
-        return true;
-    }
-    if (record->count == 0) return false;
-    int32_t left = --record->count;
-    *ret_item = left == 0 ? record->first : extra_of(order, ticket)->items[left - 1];
-    atomic_fetch_sub(&order->queue->kept, 1);
-    return true;
 }
 
 bool pyper__order_take_any(pyper__order *order, void **ret_item) {
     if (order->drain_end == 0) {
-        order->drain_at = order->way == SLOTS ? atomic_load(&order->queue->head) : turn_of(order);
+        order->drain_at = turn_of(order);
         order->drain_end = order->drain_at + order->size;
     }
-    while (order->drain_at < order->drain_end) {
-        bool any = order->way == SLOTS ? take_from_slot(order, order->drain_at, ret_item)
-                                       : take_from_record(order, order->drain_at, ret_item);
-        if (any) return true;
-        order->drain_at++;
+    for (; order->drain_at < order->drain_end; order->drain_at++) {
+        struct record *record = record_of(order, order->drain_at);
+        if (order->one_each) {
+            if (atomic_load(&record->stands) != DONE(order->drain_at)) continue;
+            atomic_store(&record->stands, 0);
+            *ret_item = record->first;
+            return true;
+        }
+        if (record->count == 0) continue;
+        int32_t left = --record->count;
+        *ret_item = left == 0 ? record->first : extra_of(order, order->drain_at)->items[left - 1];
+        atomic_fetch_sub(&order->queue->kept, 1);
+        return true;
     }
     return false;
 }

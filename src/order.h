@@ -5,55 +5,39 @@
  * Outputs of later tickets are kept here; when a call is done the turn moves on, and what the next
  * ticket has kept joins the queue at once.  So an output leaves as soon as all earlier ones have.
  *
- * There are three ways to do that.
+ * There are two ways to do that.  If a call may have any number of outputs, what it has kept may have to
+ * leave before it is done: so all of it is under the queue's push_lock.  If each has exactly one
+ * (pyper__order_expect_one_each()), that is all that is ever kept of a ticket, and nobody needs a lock:
+ * whoever has the turn has the producing end of the queue.  A worker out of turn leaves its output in
+ * the record of its ticket, and exchanges how that stands for DONE; who moves the turn on to a ticket
+ * exchanges it for TURN.  The second of the two sees the first: so either the worker learns that it has
+ * the turn, or who moves the turn that the output is there.
  *
- * If a call may have any number of outputs, what it has kept may have to leave before it is done: so all
- * of it is under the queue's push_lock.  If each has exactly one (pyper__order_expect_one_each()), that is
- * all that is ever kept of a ticket, and nobody needs a lock:
- *
- * With a bound the ticket says which place is its own (pyper__slots, queue.h).  A worker writes its output
- * there and says that it is done, whether it has the turn or not; the turn is wherever the consuming end
- * finds that the next one is not done.  So workers touch nothing in common.
- *
- * Without a bound the outputs have to go behind each other into the queue: whoever has the turn has its
- * producing end.  A worker out of turn leaves its output in the record of its ticket, and exchanges how
- * that stands for DONE; who moves the turn on to a ticket exchanges it for TURN.  The second of the two
- * sees the first: so either the worker learns that it has the turn, or who moves the turn that the output
- * is there.
+ * (With a bound, one output each needs no turns: see slots.h.)
  *
  * Bounds
  *   - Only tickets below turn + window keep anything or are done; later ones wait.
  *   - With a throttle, what is kept counts as waiting in the queue, and the last place is only for
- *     the turn: so the bound is exact, and the one whose turn it is always gets on.  With slots each
- *     ticket has its place.
+ *     the turn: so the bound is exact, and the one whose turn it is always gets on.
  *   - Without a throttle one call keeps at most `window` outputs, and then waits for its turn (with
  *     one, INT32_MAX).
  *
  * Synchronization
  *   Any number of outputs: all fields are protected by push_lock, except: the turn and `pushed` are also
  *   read without it; how many outputs are kept is the queue's `kept`.
- *   One output each, no bound:
+ *   One output each:
  *   stands    of a record: atomic, as above; never goes back while workers run.
  *   first     of a record: its worker's until DONE, then of who has the turn.
+ *   upto      atomic: earlier tickets may be pushed.  Any value that turn + window has ever had is right.
  *   The producing end of the queue belongs to who has the turn; its tail is the turn.
- *   One output each, with a bound: the slots, see queue.h.
- *   told      atomic: who waits for a place with an earlier ticket knows that it is there.  Any value that
- *             given_back + limit has ever had is right.
- *   One output each:
- *   upto      atomic: earlier tickets may be pushed.  Any value that turn + window or, with slots,
- *             given_back + limit has ever had is right.
- *   All:
+ *   Both:
  *   trouble   atomic; written by who has the turn or the lock, once.
  *   blocked, waiting   atomic: who goes to sleep counts himself in before he looks at what he waits for;
  *             who has made a place or moved the turn reads them after that.
- *   way       set before workers run.
- *   drain_*   used when none does any more.
+ *   one_each, drain_*   set before workers run; used when none does any more.
  *   Who moves the turn or publishes outputs reads after that whether anybody waits, without a fence
  *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).  Where
- *   there is no such thing he passes one himself.
- *   With slots it is the last one to fill a gap who has to wake the consumers, for all behind it as well;
- *   so who finds them asleep passes a fence between saying that he is done and looking whether the others
- *   are.  Of any two the second to pass it sees both. */
+ *   there is no such thing he passes one himself. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -76,13 +60,13 @@ void pyper__order_free(pyper__order *order);
 /* Wakes consumers for what can be taken now.
  *
  * 0, PYPER_ECANCELED, PYPER_ENOMEM; PYPER__AGAIN, and *ret_wait says what to wait for; or, with one
- * output each and no bound, PYPER__TAKEN: the item is in, but there was no memory to move the turn on. */
+ * output each, PYPER__TAKEN: the item is in, but there was no memory to move the turn on. */
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 
-/* Each ticket has exactly one output, and is done with it: the queue's passes_turn is taken back.  (With a
- * bound beyond the window nothing changes.)  Before anybody uses the queue.  0 or PYPER_ENOMEM. */
-int pyper__order_expect_one_each(pyper__order *order);
+/* Each ticket has exactly one output, and is done with it: the queue's passes_turn is taken back.  Only
+ * without a bound.  Before anybody pushes. */
+void pyper__order_expect_one_each(pyper__order *order);
 
 /* Without one output each: the call with this ticket is done; if it had the turn, the turn moves on.
  *
@@ -102,9 +86,6 @@ void pyper__order_notify_all(pyper__order *order);
 
 /* There is room again: `count` of those who wait for it out of turn may try again. */
 void pyper__order_notify_blocked(pyper__order *order, int64_t count);
-
-/* With slots: places have been given back; if there are `from` of which nobody was told, tell who waits. */
-void pyper__order_tell_of_places(pyper__order *order, int64_t from);
 
 /* How many outputs were pushed with a ticket, kept or not. */
 int64_t pyper__order_pushed(const pyper__order *order);

@@ -3,6 +3,7 @@
 
 #include "claim.h"
 #include "order.h"
+#include "slots.h"
 
 /* --------------------------------------------------------------------------------- chunks */
 
@@ -54,9 +55,9 @@ int pyper__queue_add_chunk(pyper__queue *queue) {
 }
 
 static void next_chunk(pyper__queue *queue) {
-    if (queue->slots.size > 0) { /* round again */
-        queue->pop_base -= (uintptr_t)queue->slots.size * sizeof(void *);
-        queue->pop_end += queue->slots.size;
+    if (queue->slots) { /* round again */
+        queue->pop_base -= (uintptr_t)queue->slots->size << queue->pop_shift;
+        queue->pop_end += queue->slots->size;
         return;
     }
     pyper__chunk *drained = queue->pop_chunk;
@@ -94,6 +95,7 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     queue->many_producers = many_producers;
     queue->many_consumers = many_consumers;
     queue->type = type;
+    queue->pop_shift = sizeof(void *) == 8 ? 3 : 2; /* as in chunks */
     pyper__event_init(&queue->items);
     pyper__event_init(&queue->places);
     pyper__owned_lock_init(&queue->pop_lock, true);
@@ -111,8 +113,8 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
 }
 
 void pyper__queue_push_quickly(pyper__queue *queue) {
-    queue->quick_push =
-        !queue->channel && !queue->order && pyper__event_let_notify_lightly(&queue->items);
+    queue->quick_push = !queue->channel && !queue->order && !queue->slots &&
+                        pyper__event_let_notify_lightly(&queue->items);
 }
 
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool passes_turn) {
@@ -130,21 +132,27 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
 
 /* What can be popped, from `head` on, ends here; or further on. */
 static int64_t there_until(const pyper__queue *queue, int64_t head) {
-    if (queue->slots.size == 0) return atomic_load(&queue->tail);
+    if (!queue->slots) return atomic_load(&queue->tail);
     int64_t until = head;
-    while (until < head + LOOK_AHEAD && pyper__queue_is_done(queue, until)) until++;
+    while (until < head + LOOK_AHEAD && pyper__slots_has(queue->slots, until)) until++;
     return until;
 }
 
+int pyper__queue_state_of_items(const pyper__queue *queue) {
+    int state = atomic_load(&queue->state);
+    bool more = state == PYPER__ENDED && queue->slots && pyper__slots_expect_next(queue);
+    return more ? PYPER__OPEN : state;
+}
+
 static bool is_any_there(const pyper__queue *queue, int64_t head) {
-    if (queue->slots.size > 0) return pyper__queue_is_done(queue, head);
+    if (queue->slots) return pyper__slots_has(queue->slots, head);
     return head != atomic_load(&queue->tail);
 }
 
 int64_t pyper__queue_there(const pyper__queue *queue) {
     /* Popped before pushed, so that it is never negative. */
     int64_t popped = pyper__queue_popped(queue);
-    if (queue->slots.size == 0) return atomic_load(&queue->tail) - popped;
+    if (!queue->slots) return atomic_load(&queue->tail) - popped;
     return there_until(queue, atomic_load(&queue->head)) - popped;
 }
 
@@ -169,7 +177,7 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
     bool any = is_any_there(queue, head);
     if (any) {
         if (head == queue->pop_end) next_chunk(queue);
-        *ret_item = *pyper__queue_slot(queue->pop_base, head);
+        *ret_item = *pyper__queue_slot_to_pop(queue, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
         atomic_store_explicit(&queue->pop_until, 0, memory_order_relaxed); /* to be set anew */
     }
@@ -180,7 +188,8 @@ static bool take_any(pyper__queue *queue, void **ret_item) {
 void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
     void *item;
     while (queue->pop_chunk && take_any(queue, &item)) pyper__queue_destroy_item(queue, item, seat);
-    while (queue->order && pyper__order_take_any(queue->order, &item)) {
+    while ((queue->order && pyper__order_take_any(queue->order, &item)) ||
+           (queue->slots && pyper__slots_take_any(queue, &item))) {
         /* As if it had joined the queue. */
         atomic_fetch_add(&queue->tail, 1);
         atomic_fetch_add(&queue->head, 1);
@@ -191,6 +200,7 @@ void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__queue_drain(queue, seat);
     pyper__order_free(queue->order);
+    pyper__slots_free(queue->slots);
     pyper__claims_free(queue->claims);
     while (queue->pop_chunk) {
         pyper__chunk *next = queue->pop_chunk->next;
@@ -210,10 +220,12 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
     pyper__event_notify_all(&queue->items);
     pyper__event_notify_all(&queue->places);
     if (queue->order) pyper__order_notify_all(queue->order);
+    if (queue->slots) pyper__slots_notify_all(queue->slots);
 }
 
 int64_t pyper__queue_pushed(pyper__queue *queue) {
     if (queue->order) return pyper__order_pushed(queue->order);
+    if (queue->slots) return pyper__slots_pushed(queue);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (queue->limit == INT64_MAX) return tail;
     return least(tail, pyper__queue_started(queue) + queue->limit);
@@ -240,8 +252,8 @@ static bool pushes_from_hand(const pyper__queue *queue) {
 /* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few woken
  * now are woken by a later call: at the latest when the consumer is about to wait. */
 static void wake_producers(pyper__queue *queue, bool all) {
-    if (queue->slots.size > 0) {
-        pyper__order_tell_of_places(queue->order, all ? 1 : queue->wake_from);
+    if (queue->slots && !queue->slots->drawn) {
+        pyper__slots_tell_of_places(queue, all ? 1 : queue->wake_from);
         return;
     }
     int64_t free_places = pyper__queue_room(queue);
@@ -348,10 +360,15 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
     for (;;) {
         struct pyper__turn wait_for;
         wait_for.event = NULL; /* wait for room */
-        int rc = queue->order ? pyper__order_try_push(queue->order, item, ticket, &wait_for)
-                              : push_unordered(queue, item);
+        int rc = queue->order   ? pyper__order_try_push(queue->order, item, ticket, &wait_for)
+                 : queue->slots ? pyper__slots_try_push(queue, item, ticket)
+                                : push_unordered(queue, item);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
+        if (queue->slots && !queue->slots->drawn) {
+            pyper__slots_await_place(queue, ticket, seat);
+            continue;
+        }
         if (pushes_from_hand(queue)) return push_from_hand(queue, item, seat);
         if (wait_for.event) {
             pyper__order_await(&wait_for, seat);
@@ -365,7 +382,7 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
 /* -------------------------------------------------------------------------------- popping */
 
 int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
-    int state = pyper__queue_state(queue);
+    int state = pyper__queue_state_of_items(queue);
     if (state == PYPER__CANCELLED) return PYPER_ECANCELED;
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     if (head >= queue->seen) {
@@ -374,7 +391,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
         if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
     }
     if (head == queue->pop_end) next_chunk(queue);
-    *ret_item = *pyper__queue_slot(queue->pop_base, head);
+    *ret_item = *pyper__queue_slot_to_pop(queue, head);
     atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
     if (!queue->claims && head == queue->give_at) pyper__queue_give_back(queue, head);
     allow_pops(queue, head);
@@ -383,7 +400,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
 
 bool pyper__queue_items_or_over(const void *arg) {
     const pyper__queue *queue = arg;
-    return atomic_load(&queue->state) != PYPER__OPEN ||
+    return pyper__queue_state_of_items(queue) != PYPER__OPEN ||
            is_any_there(queue, atomic_load(&queue->head));
 }
 

@@ -4,7 +4,8 @@
  * Each end is used by one thread at a time.  An end with a single worker is that worker's own and
  * needs no lock; an end with several has a lock that they take for one item.  The two ends meet only
  * in two counters: `tail`, how many items were published, and `given_back`, how many places of the
- * bound are free again.
+ * bound are free again.  (Where several workers emit and there is a bound, their items mostly lie in places
+ * of their own instead of chunks: slots.h.)
  *
  * Promises
  *   - An item is visible to the consumer when push returns.
@@ -30,8 +31,9 @@
  *
  * Synchronization
  *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn,
- *                claims, wake_from, slots   set by init (and pyper__queue_cross(),
- *                pyper__order_expect_one_each(), pyper__claims_create()), never change.
+ *                claims, wake_from, slots, pop_shift   set by init (and pyper__queue_cross(),
+ *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__slots_create()), never
+ *                change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (pairs with every
  *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
@@ -50,16 +52,12 @@
  *                which then looks at the state, and made 0 by whoever has changed that (all seq_cst): so
  *                either the end sees the change, or its licence is the one that is taken away.
  *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
- *   slots.done   atomic; written with release by the worker who has the ticket, behind slots.item (pairs
- *                with every read of it by the consuming end; sleepers as with `tail`).  Never goes back
- *                while workers run.  Both belong to who has ticket t from when given_back + limit has
- *                passed t until he has written, then to the consuming end.
  *   A slot of a chunk belongs to the producing end until tail has passed it, then to the consuming end.  A
  *   chunk belongs to the consuming end from its first published slot on.
  * Invariants
  *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with a
  *   limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an order waits
- *   in its push.  With slots: what is done is before given_back + limit.
+ *   in its push.  (With slots what is there is told by them, and tail is what they make of it.)
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.
@@ -81,14 +79,7 @@ typedef struct pyper__chunk {
 #define PYPER__CHUNK_SLOTS                                                                         \
     ((PYPER__CHUNK_SIZE - (int64_t)sizeof(pyper__chunk)) / (int64_t)sizeof(void *))
 
-/* Where outputs lie whose tickets say which place is theirs (see order.h): that of ticket t is
- * item[t % size], and done[t % size] is t + 1 once it is there. */
-typedef struct pyper__slots {
-    int64_t size; /* a power of two, no less than the bound; 0: there are none */
-    void **item;
-    _Atomic int64_t *done;
-} pyper__slots;
-
+struct pyper__slots;
 struct pyper__order;
 struct pyper__channel;
 struct pyper__claims;
@@ -109,7 +100,8 @@ typedef struct pyper__queue {
     struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
     bool passes_turn;               /* who has made a call says so: see order, or the channel */
     struct pyper__claims *claims;   /* NULL: nobody claims items ahead; see claim.h */
-    pyper__slots slots; /* the items lie there instead of in chunks, and tail is unused */
+    struct pyper__slots *slots;     /* if set, the items lie there and not in chunks; see slots.h */
+    int pop_shift;                  /* from one item to the next it is 1 << pop_shift bytes */
     _Alignas(PYPER__CACHE_LINE) _Atomic int state;
     pyper__event items;
 
@@ -177,7 +169,7 @@ int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
 
 /* How many items can be popped at this moment (with slots: at least, but 0 only if there is none), and
- * pushed (INT64_MAX: there is no bound; not with slots). */
+ * pushed (INT64_MAX: there is no bound). */
 int64_t pyper__queue_there(const pyper__queue *queue);
 
 /* Never fewer places than there are at the last of the three reads: an item goes from `kept` to `tail`,
@@ -211,6 +203,10 @@ int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, 
 /* The consumer is about to wait, for whatever: give all free places back. */
 void pyper__queue_settle(pyper__queue *queue);
 
+/* For consumers: PYPER__OPEN as well while it has ended, and an item that was being pushed then is not there
+ * yet: there will be one more. */
+int pyper__queue_state_of_items(const pyper__queue *queue);
+
 /* For claims.  Up to `slack` may have begun that nobody has counted yet.  So many have begun: give their places back (under pop_lock).  Is there an item, or will
  * there be none?  Destroy an item that was popped, and count it among the drained. */
 void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack);
@@ -218,16 +214,15 @@ PYPER__COLD void pyper__queue_give_back(pyper__queue *queue, int64_t begun);
 bool pyper__queue_items_or_over(const void *queue);
 void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *seat);
 
-/* With slots: is the output of this ticket there, or has it even been taken? */
-static inline bool pyper__queue_is_done(const pyper__queue *queue, int64_t ticket) {
-    return atomic_load(&queue->slots.done[ticket & (queue->slots.size - 1)]) > ticket;
-}
-
 PYPER__COLD int pyper__queue_add_chunk(pyper__queue *queue);
 PYPER__COLD int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item);
 
 static inline void **pyper__queue_slot(uintptr_t base, int64_t number) {
     return (void **)(base + (uintptr_t)number * sizeof(void *));
+}
+
+static inline void **pyper__queue_slot_to_pop(const pyper__queue *queue, int64_t number) {
+    return (void **)(queue->pop_base + ((uintptr_t)number << queue->pop_shift));
 }
 
 /* Write item `number` behind the last one, unpublished.  The producing end only. */
@@ -289,7 +284,7 @@ static inline bool pyper__queue_pop_at_once(pyper__queue *queue, void **ret_item
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     if (pyper__unlikely(head >= atomic_load_explicit(&queue->pop_until, memory_order_relaxed)))
         return false;
-    *ret_item = *pyper__queue_slot(queue->pop_base, head);
+    *ret_item = *pyper__queue_slot_to_pop(queue, head);
     atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
     return true;
 }

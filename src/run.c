@@ -10,6 +10,7 @@
 #include "loop.h"
 #include "order.h"
 #include "process.h"
+#include "slots.h"
 #include "thread.h"
 #include "transfer.h"
 
@@ -18,6 +19,11 @@ enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
 
 /* With no throttle an ordered task may be this many inputs ahead of the one whose turn it is. */
 #define WINDOW 1024
+/* Unordered outputs draw tickets only where there are no more workers and places than this: with 64 workers
+ * a lock is better, since whoever finds it taken lets others run; and places take turns, so many of them
+ * fill the cache, where chunks come back soon. */
+#define DRAW_WORKERS_MAX 32
+#define DRAW_PLACES_MAX 8192
 /* A larger throttle does not widen the window any more: a place in it is 72 bytes. */
 #define WINDOW_MAX 65536
 
@@ -238,6 +244,25 @@ static int let_claim(pyper__stage *stage) {
     return pyper__claims_create(stage->input, task->workers, window);
 }
 
+/* How several threads emit into their queue: with a bound by tickets (slots.h), if that is of use. */
+static int choose_places(pyper__stage *stage) {
+    const pyper__task *task = stage->task;
+    pyper__queue *output = stage->output;
+    bool bounded = output->limit < INT64_MAX;
+    if (task->workers == 1 || task->async || output->channel) return 0;
+    if (!task->ordered) {
+        bool drawn =
+            bounded && output->limit <= DRAW_PLACES_MAX && task->workers <= DRAW_WORKERS_MAX;
+        return drawn ? pyper__slots_create(output, true) : 0;
+    }
+    if (task->branch) return 0;
+    if (!bounded)
+        pyper__order_expect_one_each(output->order);
+    else if (output->limit <= WINDOW_MAX)
+        return pyper__slots_create(output, false);
+    return 0;
+}
+
 /* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM or PYPER_EMFILE; clear()
  * either way. */
 static int furnish(pyper_run *run, const pyper_start_options *options) {
@@ -272,8 +297,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->alive = &stage->own_alive;
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
-        if (rc == 0 && stage->output->order && !task->branch && !task->async)
-            rc = pyper__order_expect_one_each(stage->output->order);
+        if (rc == 0) rc = choose_places(stage);
         if (!task->async) pyper__queue_push_quickly(stage->output);
         if (rc == 0) rc = let_claim(stage);
         for (int64_t k = 0; k < task->workers; k++) {

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "slots.h"
 #include "transfer.h"
 
 _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
@@ -258,6 +259,8 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (output->order) {
         struct pyper__turn wait;
         rc = pyper__order_try_push(output->order, item, worker->ticket, &wait);
+    } else if (output->slots) {
+        rc = pyper__slots_try_push(output, item, worker->ticket);
     } else {
         bool seldom = worker->claim && worker->claim->seldom;
         if (pyper__queue_push_shared(output, item, seldom, &worker->near))

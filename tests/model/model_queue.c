@@ -6,6 +6,7 @@
 #include "explorer.h"
 #include "order.h"
 #include "queue.h"
+#include "slots.h"
 
 enum { ITEMS = 8 };
 
@@ -85,7 +86,7 @@ static void destroy_queue(void) {
 static void check_bound(void) {
     pyper__queue *q = &state.queue;
     int64_t tail = q->tail, head = q->head, given_back = q->given_back, kept = q->kept;
-    MODEL_CHECK(given_back <= head && (head <= tail || q->slots.size > 0));
+    MODEL_CHECK(given_back <= head && (head <= tail || q->slots != NULL));
     if (q->claims) MODEL_CHECK(given_back <= pyper__claims_begun(q->claims));
     if (q->limit == INT64_MAX) return;
     bool from_hand = state.producer_count == 1 && !q->order;
@@ -117,9 +118,12 @@ static bool push(long item, pyper__seat *seat) {
     void *pointer = (void *)(intptr_t)item;
     bool over = is_over(), seldom = item % 2 == 0;
     uintptr_t near = 0;
-    if (state.producer_count == 1
-            ? pyper__queue_push_at_once(&state.queue, pointer)
-            : pyper__queue_push_shared(&state.queue, pointer, seldom, &near)) {
+    bool at_once = false;
+    if (state.producer_count == 1)
+        at_once = pyper__queue_push_at_once(&state.queue, pointer);
+    else if (!state.queue.slots)
+        at_once = pyper__queue_push_shared(&state.queue, pointer, seldom, &near);
+    if (at_once) {
         MODEL_CHECK(!over);
         /* As pyper_emit() does. */
         if (pyper__event_has_waiters_light(&state.queue.items))
@@ -481,9 +485,14 @@ static void in_order(int64_t limit, int64_t window, long tickets, long outputs) 
     model_thread("worker 1", work_in_order, (void *)1, 0);
     model_thread("consumer", consume_in_order, NULL, 0);
 }
+static void make_slots(bool drawn) {
+    if (pyper__slots_create(&state.queue, drawn) < 0) model_fail(__FILE__, __LINE__, "no memory");
+}
 static void expect_one_each(void) {
-    if (pyper__order_expect_one_each(state.queue.order) < 0)
-        model_fail(__FILE__, __LINE__, "no memory");
+    if (state.queue.limit < INT64_MAX)
+        make_slots(false);
+    else
+        pyper__order_expect_one_each(state.queue.order);
     state.one_each = true;
 }
 static void one_each(int64_t limit, int64_t window, long tickets) {
@@ -496,7 +505,7 @@ static void consume_and_call(void *number) {
     void *item;
     int64_t ticket;
     while (pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER, false) > 0) {
-        MODEL_CHECK(ticket == (intptr_t)item);
+        MODEL_CHECK(ticket == (intptr_t)item || state.queue.slots->drawn);
         call((intptr_t)item, seat);
     }
 }
@@ -535,6 +544,77 @@ static void ordered_one_each_bound_of_2(void) {
 static void ordered_one_each_close(void) {
     one_each(1, 1, 3);
     model_thread("canceller", cancel, NULL, 0);
+}
+/* Tickets drawn by those who push. */
+static void drawing(int64_t limit, long items) {
+    make_queue(limit, 2, 1, 0);
+    make_slots(true);
+    model_thread("producer 0", produce, PRODUCER(0, items), 0);
+    model_thread("producer 1", produce, PRODUCER(1, items), 0);
+}
+static void drawn(void) {
+    drawing(2, 2);
+    model_thread("consumer", consume, NULL, 0);
+}
+static void drawn_bound_of_1(void) {
+    drawing(1, 1);
+    model_thread("consumer", consume, NULL, 0);
+}
+static void drawn_close(void) {
+    drawing(1, 2);
+    model_thread("consumer", take_one_and_cancel, NULL, 0);
+}
+/* One item of each producer, who goes on only when both calls are under way. */
+static void produce_one_and_wait(void *number) {
+    push((intptr_t)number, &state.seats[(intptr_t)number]);
+    await_flag(&state.seats[(intptr_t)number]);
+    if (atomic_fetch_sub(&state.producers, 1) == 1)
+        pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void drawn_for_two_consumers(void) {
+    make_queue(2, 2, 2, 0);
+    make_slots(true);
+    state.at_once = 3;
+    model_thread("producer 0", produce_one_and_wait, (void *)0, 0);
+    model_thread("producer 1", produce_one_and_wait, (void *)1, 0);
+    model_thread("consumer 0", consume_and_call, (void *)0, 0);
+    model_thread("consumer 1", consume_and_call, (void *)1, 0);
+}
+/* A run fails: somebody else ends the queue while its outputs are being pushed.  Whose push had returned
+ * before finds that his item is taken, and everybody learns of the end. */
+static void push_one(void *number) {
+    pyper__seat *seat = &state.seats[(intptr_t)number];
+    void *item = (void *)number;
+    int rc = pyper__queue_push(&state.queue, item, 0, seat, NULL);
+    MODEL_CHECK(rc == 0 || rc == PYPER_ECANCELED);
+    if (rc == 0) state.pushed++;
+}
+static void push_one_and_end(void *number) {
+    push_one(number);
+    if (state.pushed > 0) state.at_once |= 1L << (intptr_t)number; /* pushed before the end */
+    pyper__queue_set_state(&state.queue, PYPER__ENDED);
+}
+static void consume_to_the_end(void *number) {
+    pyper__seat *seat = &state.seats[2 + (intptr_t)number];
+    void *item;
+    int64_t ticket;
+    int rc;
+    while ((rc = pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER, false)) > 0)
+        arrive((intptr_t)item);
+    MODEL_CHECK(rc == 0);
+}
+static void drawn_when_it_ends(void) {
+    make_queue(4, 2, 2, 0);
+    make_slots(true);
+    model_thread("producer 0", push_one, (void *)0, 0);
+    model_thread("producer 1", push_one_and_end, (void *)1, 0);
+    model_thread("consumer 0", consume_to_the_end, (void *)0, 0);
+    model_thread("consumer 1", consume_to_the_end, (void *)1, 0);
+}
+static void taken_if_pushed_before_the_end(void) {
+    for (long i = 0; i < ITEMS; i++)
+        if (state.at_once >> i & 1) MODEL_CHECK(state.arrived[i] == 1);
+    all_arrived_or_destroyed();
 }
 static void ordered_branching(void) {
     in_order(0, 2, 2, 2);
@@ -590,6 +670,12 @@ const scenario scenarios[] = {
     {"ordered_one_each_bound_of_2", ordered_one_each_bound_of_2, check_bound, all_arrived, 0, 0, 0},
     {"ordered_waits_for_an_answer", ordered_waits_for_an_answer, check_bound, all_arrived, 0, 0, 0},
     {"ordered_for_two_consumers", ordered_for_two_consumers, check_bound, all_arrived, 0, 0, 0},
+    {"drawn", drawn, check_bound, all_arrived, 0, 0, 0},
+    {"drawn_bound_of_1", drawn_bound_of_1, check_bound, all_arrived, 0, 0, 0},
+    {"drawn_for_two_consumers", drawn_for_two_consumers, check_bound, all_arrived, 0, 0, 0},
+    {"drawn_when_it_ends", drawn_when_it_ends, check_bound, taken_if_pushed_before_the_end, 0, 0,
+     0},
+    {"drawn_close", drawn_close, check_bound, all_arrived_or_destroyed, 0, 0, 0},
     {"ordered_one_each_close", ordered_one_each_close, check_bound, all_arrived_or_destroyed, 0, 0,
      0},
     {NULL, NULL, NULL, NULL, 0, 0, 0},

@@ -68,11 +68,13 @@ ONE_THREAD: Edits = (
 
 # The queue's model takes the lock for granted: park's model is about it.
 TAKE = "static inline void pyper__lock_take(pyper__lock *lock) {"
+PATIENTLY = "static inline void pyper__lock_take_patiently(pyper__lock *lock) {"
 GIVE = "static inline void pyper__lock_give(pyper__lock *lock) {"
 TAKE_OWNED = "static inline bool pyper__owned_lock_take(pyper__owned_lock *lock) {"
 DECLARE = "void model_lock(void *lock);\nvoid model_unlock(void *lock);\n"
 SIMPLE_LOCK: Edits = (
     ("park.h", TAKE, f"{DECLARE}{TAKE}\n    model_lock(lock);\n    return;"),
+    ("park.h", PATIENTLY, f"{PATIENTLY}\n    model_lock(lock);\n    return;"),
     ("park.h", GIVE, f"{GIVE}\n    model_unlock(lock);\n    return;"),
     ("park.h", TAKE_OWNED, f"{TAKE_OWNED}\n    model_lock(&lock->lock);\n    return false;"),
 )
@@ -124,11 +126,13 @@ MODELS = {
     ),
     # Where two wait for the same event there is no end of orders: each may go on waking the other.
     "queue": Model(
-        ("park.c", "queue.c", "claim.c", "order.c"),
+        ("park.c", "queue.c", "claim.c", "order.c", "slots.c"),
         (
             *SMALL,
             *SIMPLE_LOCK,
             ("order.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1"),
+            ("slots.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1"),
+            ("slots.h", "#define PYPER__SLOTS_EVENTS 64", "#define PYPER__SLOTS_EVENTS 2"),
             ("claim.c", "queue->limit / 4 / workers", "queue->limit"),
             ("claim.c", "#define LEAST 8", "#define LEAST 2"),
         ),
@@ -156,6 +160,11 @@ MODELS = {
             "ordered_waits_for_an_answer": (3, None),
             "ordered_for_two_consumers": (2, 3),
             "ordered_one_each_close": (2, 3),
+            "drawn": (2, 3),
+            "drawn_bound_of_1": (2, 3),
+            "drawn_for_two_consumers": (2, 3),
+            "drawn_when_it_ends": (2, 3),
+            "drawn_close": (2, 3),
         },
     ),
     # It takes the lock between processes for granted, too: trying its mutex waits until it is free.

@@ -3,6 +3,7 @@
 #include "../kit.h"
 
 #include "order.h"
+#include "slots.h"
 
 static pyper__queue queue;
 static pyper__seat seat;
@@ -16,7 +17,8 @@ static void open_queue(int64_t throttle, int64_t window) {
 
 static int try_push(int64_t ticket, void *item) {
     struct pyper__turn turn;
-    return pyper__order_try_push(queue.order, item, ticket, &turn);
+    return queue.slots ? pyper__slots_try_push(&queue, item, ticket)
+                       : pyper__order_try_push(queue.order, item, ticket, &turn);
 }
 
 static int done(int64_t ticket) {
@@ -74,8 +76,12 @@ TEST(the_turn_may_come_before_the_call_is_done) {
     pyper__queue_fini(&queue, &seat);
 }
 
+/* As a run decides. */
 static void expect_one_each(void) {
-    CHECK_EQ(pyper__order_expect_one_each(queue.order), 0);
+    if (queue.limit < INT64_MAX)
+        CHECK_EQ(pyper__slots_create(&queue, false), 0);
+    else
+        pyper__order_expect_one_each(queue.order);
     CHECK(!queue.passes_turn);
 }
 
@@ -158,20 +164,12 @@ TEST(with_a_bound_each_ticket_has_its_place) {
     pyper__queue_fini(&queue, &seat);
 }
 
-/* Where there are more places than the window has tickets, or no memory for them, the call says when it is
- * done, as ever. */
-TEST(without_places_for_all_calls_are_done_as_ever) {
-    open_queue(100, 10);
-    CHECK_EQ(pyper__order_expect_one_each(queue.order), 0);
-    CHECK(queue.passes_turn);
-    CHECK_EQ(try_push(9, item_new(9)), 0);
-    CHECK_EQ(done(9), 0);
-    pyper__queue_fini(&queue, &seat);
+TEST(places_that_cannot_be_had_leave_the_order_as_it_is) {
     open_queue(100, 100);
     atomic_store(&pyper__fail_alloc_at, 1);
-    CHECK_EQ(pyper__order_expect_one_each(queue.order), PYPER_ENOMEM);
+    CHECK_EQ(pyper__slots_create(&queue, false), PYPER_ENOMEM);
     atomic_store(&pyper__fail_alloc_at, -1);
-    CHECK(queue.passes_turn);
+    CHECK(queue.passes_turn && queue.order && !queue.slots);
     pyper__queue_fini(&queue, &seat);
 }
 

@@ -3,16 +3,23 @@
 #include "../kit.h"
 
 #include "queue.h"
+#include "slots.h"
 
 static pyper__queue queue; /* aligned to its cache lines */
 
 /* How often the quick way was open. */
 static _Atomic long quick_pushes, quick_pops;
 
+/* Several producers of a queue with a bound draw tickets. */
+static bool draw;
+
 static void open_queue(int64_t throttle, bool many_producers, bool many_consumers) {
     memset(&queue, 0, sizeof queue);
     CHECK_EQ(pyper__queue_init(&queue, throttle, many_producers, many_consumers, 0, &item_type), 0);
-    pyper__queue_push_quickly(&queue);
+    if (draw && many_producers && throttle > 0)
+        CHECK_EQ(pyper__slots_create(&queue, true), 0);
+    else
+        pyper__queue_push_quickly(&queue);
     atomic_store(&quick_pushes, 0);
     atomic_store(&quick_pops, 0);
 }
@@ -31,6 +38,7 @@ static void close_queue(void) {
 static bool push_quickly(void *item) {
     static _Thread_local uintptr_t near;
     bool seldom = (uintptr_t)item % 32 == 0; /* some */
+    if (queue.slots) return false;
     return queue.many_producers ? pyper__queue_push_shared(&queue, item, seldom, &near)
                                 : pyper__queue_push_at_once(&queue, item);
 }
@@ -129,15 +137,17 @@ TEST(exactly_as_many_as_there_are_places) {
     static const int64_t limits[] = {1, 2, 3, 4, 5, 511, 512, 1000};
     pyper__seat seat;
     seat_init(&seat);
-    for (size_t i = 0; i < 2 * (sizeof limits / sizeof *limits); i++) {
-        int64_t limit = limits[i / 2];
-        bool many = i % 2;
+    for (size_t i = 0; i < 3 * (sizeof limits / sizeof *limits); i++) {
+        int64_t limit = limits[i / 3];
+        bool many = i % 3 > 0;
+        draw = i % 3 == 2;
         open_queue(limit, many, many);
         for (int round = 0; round < 5; round++) {
             /* The quick way may give up early (it does not look at the other end), never late. */
             for (int64_t n = 0; n < limit; n++) CHECK_EQ(push(&seat, item_new(n)), 0);
             void *late = item_new(-1);
             CHECK(!push_quickly(late));
+            if (draw) CHECK_EQ(pyper__slots_try_push(&queue, late, 0), PYPER__AGAIN);
             item_deliver(late);
             CHECK_EQ(pyper__queue_pushed(&queue) - pyper__queue_popped(&queue), limit);
             for (int64_t n = 0; n < limit; n++) {
@@ -151,7 +161,7 @@ TEST(exactly_as_many_as_there_are_places) {
         }
         /* Of a large queue most went the quick way, unless the system has none. */
         if (limit >= 511 && pyper__can_fence_others()) {
-            CHECK(atomic_load(&quick_pushes) > 4 * limit);
+            if (!draw) CHECK(atomic_load(&quick_pushes) > 4 * limit);
             if (many) CHECK(atomic_load(&quick_pops) > 4 * limit);
         }
         close_queue();
@@ -344,7 +354,7 @@ TEST(one_producer_one_consumer) {
              check_times(limits[i] && limits[i] < 7 ? 10000 : 100000));
 }
 
-TEST(several_producers_and_consumers) {
+static void flow_many_to_many(void) {
     static const int64_t limits[] = {0, 1, 2, 7, 600};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
         long n = check_times(limits[i] && limits[i] < 7 ? 4000 : 20000);
@@ -354,13 +364,65 @@ TEST(several_producers_and_consumers) {
     }
 }
 
-TEST(a_cancel_against_pushes_and_pops) {
+TEST(several_producers_and_consumers) {
+    flow_many_to_many();
+}
+
+TEST(several_producers_who_draw_tickets) {
+    draw = true;
+    flow_many_to_many();
+}
+
+static void cancel_under_way(void) {
     static const int64_t limits[] = {0, 1, 5, 600};
     for (int round = 0; round < 10; round++) {
         for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
             flow(limits[i], 1, 1, PYPER__CANCELLED, 1000);
             flow(limits[i], 3, 3, PYPER__CANCELLED, 1000);
         }
+    }
+}
+
+TEST(a_cancel_against_pushes_and_pops) {
+    cancel_under_way();
+}
+
+TEST(a_cancel_against_drawn_tickets) {
+    draw = true;
+    cancel_under_way();
+}
+
+/* A queue is ended by somebody else while its producers push, as the last one of a run that fails: what was
+ * pushed before comes out, and every consumer learns of the end. */
+static void push_until_the_end(void *arg) {
+    (void)arg;
+    pyper__seat seat;
+    seat_init(&seat);
+    for (long i; (i = atomic_fetch_add(&next_item, 1)) < wanted;)
+        if (push(&seat, PTR(i)) == 0) atomic_fetch_add(&pushed, 1);
+}
+
+TEST(an_end_against_drawn_tickets) {
+    draw = true;
+    for (int round = 0; round < check_times(300); round++) {
+        memset(seen, 0, sizeof seen);
+        memset(seen_ticket, 0, sizeof seen_ticket);
+        atomic_store(&next_item, 0);
+        atomic_store(&pushed, 0);
+        atomic_store(&taken, 0);
+        wanted = 400;
+        open_queue(600, true, true);
+        queue.type = NULL;
+        thread threads[5];
+        for (int i = 0; i < 3; i++) thread_start(&threads[i], push_until_the_end, NULL);
+        for (int i = 3; i < 5; i++) thread_start(&threads[i], consume, NULL);
+        while (atomic_load(&taken) < round % 50) sched_yield();
+        long before = atomic_load(&pushed);
+        pyper__queue_set_state(&queue, PYPER__ENDED);
+        for (int i = 3; i < 5; i++) thread_join(&threads[i]);
+        CHECK_GE(atomic_load(&taken), before);
+        for (int i = 0; i < 3; i++) thread_join(&threads[i]);
+        close_queue();
     }
 }
 
@@ -399,6 +461,7 @@ static void push_into_full(void *arg) {
 
 TEST(everybody_who_waits_for_room_is_told_of_the_end) {
     for (int round = 0; round < 30; round++) {
+        draw = round % 2;
         open_queue(1, true, false);
         pyper__seat seat;
         seat_init(&seat);

@@ -1,0 +1,163 @@
+/* slots - see slots.h. */
+#include "slots.h"
+
+#include <assert.h>
+
+#include "order.h"
+
+/* So that those who wait for different tickets have different events, however narrow the bound. */
+#define SIZE_MIN 64
+/* log2 of the size of a place, which the consuming end steps by. */
+#define SHIFT 4
+_Static_assert(sizeof(pyper__slot_place) == 1 << SHIFT, "see SHIFT");
+
+int pyper__slots_create(pyper__queue *queue, bool drawn) {
+    assert(queue->limit < INT64_MAX);
+    size_t size = SIZE_MIN;
+    while (size < (size_t)queue->limit) size *= 2;
+    pyper__slots *slots = pyper__alloc(sizeof *slots + size * sizeof slots->place[0]);
+    if (!slots) return PYPER_ENOMEM;
+    slots->size = (int64_t)size;
+    slots->drawn = drawn;
+    atomic_init(&slots->upto, queue->limit);
+    atomic_init(&slots->told, queue->limit);
+    bool light = pyper__event_let_notify_lightly(&queue->items);
+    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) {
+        pyper__event_init(&slots->free[i]);
+        if (light) pyper__event_let_notify_lightly(&slots->free[i]);
+    }
+    pyper__order_free(queue->order);
+    queue->order = NULL;
+    queue->passes_turn = false;
+    queue->slots = slots;
+    queue->pop_base = (uintptr_t)slots->place;
+    queue->pop_shift = SHIFT;
+    queue->pop_end = slots->size;
+    return 0;
+}
+
+void pyper__slots_free(pyper__slots *slots) {
+    pyper__free(slots);
+}
+
+/* ------------------------------------------------------------------------------------- pushing */
+
+static bool has_place(pyper__queue *queue, int64_t ticket) {
+    pyper__slots *slots = queue->slots;
+    if (pyper__likely(ticket < atomic_load_explicit(&slots->upto, memory_order_acquire)))
+        return true;
+    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
+    if (ticket >= upto) return false;
+    atomic_store_explicit(&slots->upto, upto, memory_order_release);
+    return true;
+}
+
+/* The next ticket, if it has a place; else -1. */
+static int64_t draw(pyper__queue *queue) {
+    int64_t ticket = atomic_load_explicit(&queue->tail, memory_order_relaxed);
+    while (has_place(queue, ticket))
+        if (atomic_compare_exchange_weak(&queue->tail, &ticket, ticket + 1)) return ticket;
+    return -1;
+}
+
+/* Consumers sleep, and the ticket is done.  If all before it are, what they can take now, as far as nobody
+ * else will tell them, are this one and those behind it.  If the queue has ended it may be the last one that
+ * they wait for, all of them. */
+static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
+    const pyper__slots *slots = queue->slots;
+    atomic_thread_fence(memory_order_seq_cst);
+    if (pyper__queue_state(queue) != PYPER__OPEN) {
+        pyper__event_notify_all(&queue->items);
+        return;
+    }
+    int64_t first = atomic_load(&queue->head);
+    while (first < ticket && pyper__slots_has(slots, first)) first++;
+    if (first < ticket) return;
+    int64_t until = first, most = first + queue->limit;
+    while (until < most && pyper__slots_has(slots, until)) until++;
+    if (until > first) pyper__event_notify(&queue->items, (uint32_t)(until - first));
+}
+
+int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
+    pyper__slots *slots = queue->slots;
+    if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
+    if (slots->drawn) {
+        ticket = draw(queue);
+        if (ticket < 0) return PYPER__AGAIN;
+    } else if (!has_place(queue, ticket)) {
+        return PYPER__AGAIN;
+    }
+    pyper__slot_place *place = &slots->place[ticket & (slots->size - 1)];
+    place->item = item;
+    atomic_store_explicit(&place->done, ticket + 1, memory_order_release);
+    if (!queue->items.light) atomic_thread_fence(memory_order_seq_cst);
+    if (pyper__unlikely(pyper__event_has_waiters_light(&queue->items))) wake_for(queue, ticket);
+    return 0;
+}
+
+/* -------------------------------------------------------------------------- waiting for a place */
+
+struct wait_for {
+    const pyper__queue *queue;
+    int64_t ticket;
+};
+
+static bool place_or_over(const void *arg) {
+    const struct wait_for *wait = arg;
+    const pyper__queue *queue = wait->queue;
+    return atomic_load(&queue->state) != PYPER__OPEN ||
+           wait->ticket < atomic_load(&queue->given_back) + queue->limit;
+}
+
+static pyper__event *event_of(pyper__slots *slots, int64_t ticket) {
+    return &slots->free[ticket % PYPER__SLOTS_EVENTS];
+}
+
+void pyper__slots_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *seat) {
+    pyper__slots *slots = queue->slots;
+    struct wait_for wait = {queue, ticket};
+    atomic_fetch_add(&slots->blocked, 1);
+    pyper__await(seat, event_of(slots, ticket), place_or_over, &wait, PYPER_FOREVER, PYPER__BLOCKED,
+                 false);
+    atomic_fetch_sub(&slots->blocked, 1);
+}
+
+/* given_back is read before blocked, so that who is not counted there will see it. */
+void pyper__slots_tell_of_places(pyper__queue *queue, int64_t from) {
+    pyper__slots *slots = queue->slots;
+    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
+    if (atomic_load(&slots->blocked) == 0 || upto - atomic_load(&slots->told) < from) return;
+    int64_t told = atomic_exchange(&slots->told, upto);
+    for (int64_t t = told; t < upto && t < told + PYPER__SLOTS_EVENTS; t++)
+        pyper__event_notify_all(event_of(slots, t));
+}
+
+void pyper__slots_notify_all(pyper__slots *slots) {
+    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) pyper__event_notify_all(&slots->free[i]);
+}
+
+/* ---------------------------------------------------------------------------- counting, clearing */
+
+/* Whether an item is there never changes from yes to no, so nor does their number go back. */
+int64_t pyper__slots_pushed(const pyper__queue *queue) {
+    const pyper__slots *slots = queue->slots;
+    int64_t head = atomic_load(&queue->head), count = head;
+    for (int64_t t = head; t < head + slots->size; t++) count += pyper__slots_has(slots, t);
+    return count;
+}
+
+bool pyper__slots_take_any(pyper__queue *queue, void **ret_item) {
+    pyper__slots *slots = queue->slots;
+    if (slots->drain_end == 0) {
+        slots->drain_at = atomic_load(&queue->head);
+        slots->drain_end = slots->drain_at + slots->size;
+    }
+    for (; slots->drain_at < slots->drain_end; slots->drain_at++) {
+        pyper__slot_place *place = &slots->place[slots->drain_at & (slots->size - 1)];
+        if (atomic_load(&place->done) != slots->drain_at + 1) continue;
+        atomic_store(&place->done, 0);
+        *ret_item = place->item;
+        return true;
+    }
+    return false;
+}
