@@ -92,11 +92,11 @@ static int64_t how_many_more_locked(const pyper__queue *queue, const pyper__clai
 
 /* The owner has nothing: 1, or as pyper__queue_try_pop(). */
 static int claim_locked(pyper__queue *queue, pyper__claim *claim) {
-    int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed), end = at + 1, ticket;
+    int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed), end = at + 1, ticket, next;
     int rc = pyper__queue_try_pop(queue, &claim->items[at % PYPER__CLAIM_MAX], &ticket);
     if (rc != 1) return rc;
     for (int64_t more = how_many_more_locked(queue, claim); more > 0; more--, end++)
-        if (!pyper__queue_pop_at_once(queue, &claim->items[end % PYPER__CLAIM_MAX])) break;
+        if (pyper__queue_try_pop(queue, &claim->items[end % PYPER__CLAIM_MAX], &next) != 1) break;
     claim->ticket = ticket - at;
     claim->claimed = end - at;
     atomic_store_explicit(&claim->end, end, memory_order_relaxed);

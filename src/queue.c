@@ -55,11 +55,6 @@ int pyper__queue_add_chunk(pyper__queue *queue) {
 }
 
 static void next_chunk(pyper__queue *queue) {
-    if (queue->slots) { /* round again */
-        queue->pop_base -= (uintptr_t)queue->slots->size << queue->pop_shift;
-        queue->pop_end += queue->slots->size;
-        return;
-    }
     pyper__chunk *drained = queue->pop_chunk;
     queue->pop_chunk = drained->next;
     queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
@@ -95,7 +90,6 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
     queue->many_producers = many_producers;
     queue->many_consumers = many_consumers;
     queue->type = type;
-    queue->pop_shift = sizeof(void *) == 8 ? 3 : 2; /* as in chunks */
     pyper__event_init(&queue->items);
     pyper__event_init(&queue->places);
     pyper__owned_lock_init(&queue->pop_lock, true);
@@ -170,14 +164,20 @@ void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *sea
     destroy(queue, item, seat);
 }
 
+/* The first item; there is one. */
+static void *item_at(pyper__queue *queue, int64_t head) {
+    if (queue->slots) return pyper__slots_item(queue->slots, head);
+    if (head == queue->pop_end) next_chunk(queue);
+    return *pyper__queue_slot(queue->pop_base, head);
+}
+
 /* The next item that is left, whatever the state. */
 static bool take_any(pyper__queue *queue, void **ret_item) {
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     bool any = is_any_there(queue, head);
     if (any) {
-        if (head == queue->pop_end) next_chunk(queue);
-        *ret_item = *pyper__queue_slot_to_pop(queue, head);
+        *ret_item = item_at(queue, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
         atomic_store_explicit(&queue->pop_until, 0, memory_order_relaxed); /* to be set anew */
     }
@@ -271,8 +271,9 @@ void pyper__queue_give_back(pyper__queue *queue, int64_t begun) {
     wake_producers(queue, false);
 }
 
-/* The item that takes head to give_at is popped with care. */
+/* The item that takes head to give_at is popped with care; with slots all are. */
 static void allow_pops(pyper__queue *queue, int64_t head) {
+    if (queue->slots) return;
     int64_t until = least(queue->seen, queue->pop_end);
     if (!queue->claims) until = least(until, queue->give_at - 1);
     if (until <= head) return; /* as it is */
@@ -390,8 +391,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
         queue->seen = there_until(queue, head);
         if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
     }
-    if (head == queue->pop_end) next_chunk(queue);
-    *ret_item = *pyper__queue_slot_to_pop(queue, head);
+    *ret_item = item_at(queue, head);
     atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
     if (!queue->claims && head == queue->give_at) pyper__queue_give_back(queue, head);
     allow_pops(queue, head);

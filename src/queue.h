@@ -31,7 +31,7 @@
  *
  * Synchronization
  *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn,
- *                claims, wake_from, slots, pop_shift   set by init (and pyper__queue_cross(),
+ *                claims, wake_from, slots   set by init (and pyper__queue_cross(),
  *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__slots_create()), never
  *                change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
@@ -101,7 +101,6 @@ typedef struct pyper__queue {
     bool passes_turn;               /* who has made a call says so: see order, or the channel */
     struct pyper__claims *claims;   /* NULL: nobody claims items ahead; see claim.h */
     struct pyper__slots *slots;     /* if set, the items lie there and not in chunks; see slots.h */
-    int pop_shift;                  /* from one item to the next it is 1 << pop_shift bytes */
     _Alignas(PYPER__CACHE_LINE) _Atomic int state;
     pyper__event items;
 
@@ -221,10 +220,6 @@ static inline void **pyper__queue_slot(uintptr_t base, int64_t number) {
     return (void **)(base + (uintptr_t)number * sizeof(void *));
 }
 
-static inline void **pyper__queue_slot_to_pop(const pyper__queue *queue, int64_t number) {
-    return (void **)(queue->pop_base + ((uintptr_t)number << queue->pop_shift));
-}
-
 /* Write item `number` behind the last one, unpublished.  The producing end only. */
 static inline int pyper__queue_write(pyper__queue *queue, int64_t number, void *item) {
     if (pyper__unlikely(number == queue->push_end)) {
@@ -284,7 +279,7 @@ static inline bool pyper__queue_pop_at_once(pyper__queue *queue, void **ret_item
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     if (pyper__unlikely(head >= atomic_load_explicit(&queue->pop_until, memory_order_relaxed)))
         return false;
-    *ret_item = *pyper__queue_slot_to_pop(queue, head);
+    *ret_item = *pyper__queue_slot(queue->pop_base, head);
     atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
     return true;
 }
@@ -294,7 +289,8 @@ static inline bool pyper__queue_pop_shared(pyper__queue *queue, void **ret_item,
                                            int64_t *ret_ticket) {
     pyper__lock_take(&queue->pop_lock.lock);
     *ret_ticket = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    bool taken = pyper__queue_pop_at_once(queue, ret_item);
+    bool taken = pyper__queue_pop_at_once(queue, ret_item) ||
+                 (queue->slots && pyper__queue_pop_with_care(queue, ret_item) == 1);
     pyper__lock_give(&queue->pop_lock.lock);
     return taken;
 }

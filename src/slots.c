@@ -7,9 +7,6 @@
 
 /* So that those who wait for different tickets have different events, however narrow the bound. */
 #define SIZE_MIN 64
-/* log2 of the size of a place, which the consuming end steps by. */
-#define SHIFT 4
-_Static_assert(sizeof(pyper__slot_place) == 1 << SHIFT, "see SHIFT");
 
 int pyper__slots_create(pyper__queue *queue, bool drawn) {
     assert(queue->limit < INT64_MAX);
@@ -30,9 +27,6 @@ int pyper__slots_create(pyper__queue *queue, bool drawn) {
     queue->order = NULL;
     queue->passes_turn = false;
     queue->slots = slots;
-    queue->pop_base = (uintptr_t)slots->place;
-    queue->pop_shift = SHIFT;
-    queue->pop_end = slots->size;
     return 0;
 }
 

@@ -75,6 +75,11 @@ static inline bool pyper__slots_has(const pyper__slots *slots, int64_t ticket) {
     return atomic_load(&slots->place[ticket & (slots->size - 1)].done) > ticket;
 }
 
+/* It is there. */
+static inline void *pyper__slots_item(const pyper__slots *slots, int64_t ticket) {
+    return slots->place[ticket & (slots->size - 1)].item;
+}
+
 /* 0, PYPER_ECANCELED, or PYPER__AGAIN: there is no place.  `ticket` is of no account if it is drawn.  Wakes
  * consumers. */
 int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket);

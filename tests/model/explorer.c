@@ -1098,7 +1098,8 @@ static void print_step(const choice *c) {
     if (self->address) printf(" %s", name_of(self->address));
     if (self->op == MODEL_STORE) printf(" := %" PRId64, (int64_t)self->argument);
     if (self->op == MODEL_SLEEP) printf(" while %" PRIu64, self->argument);
-    if (self->address && self->size && self->op != MODEL_LOCK && self->op != MODEL_UNLOCK)
+    if (self->address && self->size > 0 && self->size <= sizeof(uint64_t) &&
+        self->op != MODEL_LOCK && self->op != MODEL_UNLOCK)
         printf("   (it is %" PRIu64 ")", load(self->address, self->size));
     printf("\n");
 }

@@ -842,6 +842,32 @@ static void *pop_starved(void *arg) {
     return NULL;
 }
 
+static void *push_one_more(void *arg) {
+    fixture *f = arg;
+    pyper__seat seat = {0};
+    pyper__seat_init(&seat, NULL, NULL);
+    CHECK_EQ(push(f, 0, &seat, 0, 8, 0), 0);
+    return NULL;
+}
+
+/* Although the consumer goes on, and does not say that it is about to wait. */
+TEST(who_waits_for_room_resumes_when_half_of_the_places_are_free) {
+    static const int64_t throttles[] = {1, 2, 5, 6, 100, 1023};
+    for (size_t t = 0; t < sizeof throttles / sizeof *throttles; t++) {
+        fixture f;
+        int64_t n = throttles[t];
+        setup(&f, n, false, t % 2, 0);
+        for (int64_t i = 0; i < n; i++) CHECK_EQ(try_push(&f, (uint64_t)i, 8, 0), 0);
+        pthread_t producer;
+        CHECK_EQ(pthread_create(&producer, NULL, push_one_more, &f), 0);
+        (void)all_asleep();
+        for (int64_t i = 0; i < (n + 1) / 2; i++) POP_IS(&f, (uint64_t)i);
+        pthread_join(producer, NULL);
+        CHECK_EQ(pyper__channel_pushed(&f.channel), n + 1);
+        teardown(&f);
+    }
+}
+
 TEST(a_change_of_state_wakes_everybody) {
     fixture full, empty;
     setup(&full, 1, true, true, 0);
