@@ -244,23 +244,26 @@ static int let_claim(pyper__stage *stage) {
     return pyper__claims_create(stage->input, task->workers, window);
 }
 
-/* How several threads emit into their queue: with a bound by tickets (slots.h), if that is of use. */
+/* Ordered, with a bound and one output each, and no event loop that would have to wait for places: then the
+ * places keep the order (slots.h), and nobody needs another. */
+static bool has_ordered_places(const pyper__task *task) {
+    return task->ordered && !task->branch && !task->async && task->throttle > 0 &&
+           task->throttle <= WINDOW_MAX;
+}
+
+/* How several threads emit into their queue. */
 static int choose_places(pyper__stage *stage) {
     const pyper__task *task = stage->task;
     pyper__queue *output = stage->output;
-    bool bounded = output->limit < INT64_MAX;
     if (task->workers == 1 || task->async || output->channel) return 0;
-    if (!task->ordered) {
-        bool drawn =
-            bounded && output->limit <= DRAW_PLACES_MAX && task->workers <= DRAW_WORKERS_MAX;
-        return drawn ? pyper__slots_create(output, true) : 0;
+    if (has_ordered_places(task)) return pyper__slots_create(output, false);
+    bool bounded = output->limit < INT64_MAX;
+    if (task->ordered) {
+        if (!task->branch && !bounded) pyper__order_expect_one_each(output->order);
+        return 0;
     }
-    if (task->branch) return 0;
-    if (!bounded)
-        pyper__order_expect_one_each(output->order);
-    else if (output->limit <= WINDOW_MAX)
-        return pyper__slots_create(output, false);
-    return 0;
+    bool drawn = bounded && output->limit <= DRAW_PLACES_MAX && task->workers <= DRAW_WORKERS_MAX;
+    return drawn ? pyper__slots_create(output, true) : 0;
 }
 
 /* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM or PYPER_EMFILE; clear()
@@ -276,11 +279,11 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         const pyper__task *from = i > 0 ? run->pipeline->tasks[i - 1] : NULL;
         const pyper__task *to = i < count ? run->pipeline->tasks[i] : NULL;
         int64_t throttle = from ? from->throttle : 0;
-        int64_t window = pyper__run_window(throttle);
-        int bad =
-            pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
-                              !to || pyper__task_is_crowded(to), from && from->ordered ? window : 0,
-                              from ? from->type : options->type);
+        bool has_order = from && from->ordered && !has_ordered_places(from);
+        int bad = pyper__queue_init(&run->queues[i], throttle, pyper__task_is_crowded(from),
+                                    !to || pyper__task_is_crowded(to),
+                                    has_order ? pyper__run_window(throttle) : 0,
+                                    from ? from->type : options->type);
         if (bad) rc = bad;
     }
 #if PYPER__PROCESSES

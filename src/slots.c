@@ -18,11 +18,8 @@ int pyper__slots_create(pyper__queue *queue, bool drawn) {
     slots->drawn = drawn;
     atomic_init(&slots->upto, queue->limit);
     atomic_init(&slots->told, queue->limit);
-    bool light = pyper__event_let_notify_lightly(&queue->items);
-    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) {
-        pyper__event_init(&slots->free[i]);
-        if (light) pyper__event_let_notify_lightly(&slots->free[i]);
-    }
+    (void)pyper__event_let_notify_lightly(&queue->items);
+    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) pyper__event_init(&slots->free[i]);
     pyper__order_free(queue->order);
     queue->order = NULL;
     queue->passes_turn = false;
@@ -58,7 +55,7 @@ static int64_t draw(pyper__queue *queue) {
  * else will tell them, are this one and those behind it.  If the queue has ended it may be the last one that
  * they wait for, all of them. */
 static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
-    const pyper__slots *slots = queue->slots;
+    pyper__slots *slots = queue->slots;
     atomic_thread_fence(memory_order_seq_cst);
     if (pyper__queue_state(queue) != PYPER__OPEN) {
         pyper__event_notify_all(&queue->items);
@@ -81,7 +78,7 @@ int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
     } else if (!has_place(queue, ticket)) {
         return PYPER__AGAIN;
     }
-    pyper__slot_place *place = &slots->place[ticket & (slots->size - 1)];
+    pyper__slot_place *place = pyper__slots_place(slots, ticket);
     place->item = item;
     atomic_store_explicit(&place->done, ticket + 1, memory_order_release);
     if (!queue->items.light) atomic_thread_fence(memory_order_seq_cst);
@@ -134,7 +131,7 @@ void pyper__slots_notify_all(pyper__slots *slots) {
 
 /* Whether an item is there never changes from yes to no, so nor does their number go back. */
 int64_t pyper__slots_pushed(const pyper__queue *queue) {
-    const pyper__slots *slots = queue->slots;
+    pyper__slots *slots = queue->slots;
     int64_t head = atomic_load(&queue->head), count = head;
     for (int64_t t = head; t < head + slots->size; t++) count += pyper__slots_has(slots, t);
     return count;
@@ -147,7 +144,7 @@ bool pyper__slots_take_any(pyper__queue *queue, void **ret_item) {
         slots->drain_end = slots->drain_at + slots->size;
     }
     for (; slots->drain_at < slots->drain_end; slots->drain_at++) {
-        pyper__slot_place *place = &slots->place[slots->drain_at & (slots->size - 1)];
+        pyper__slot_place *place = pyper__slots_place(slots, slots->drain_at);
         if (atomic_load(&place->done) != slots->drain_at + 1) continue;
         atomic_store(&place->done, 0);
         *ret_item = place->item;

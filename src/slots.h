@@ -8,7 +8,7 @@
  * Tickets come from one of two places.
  *   - Ordered, one output for each input: the ticket is that of the input.  So outputs leave in the order
  *     of the inputs, and workers who have claimed their inputs together touch nothing in common at all.
- *   - Drawn: whoever emits draws the next one, by an atomic addition to the queue's tail.  So they leave in
+ *   - Drawn: whoever emits draws the next one, exchanging the queue's tail for one more.  So they leave in
  *     the order in which they were emitted.
  *
  * Promises (besides those of queue.h)
@@ -70,14 +70,18 @@ typedef struct pyper__slots {
 int pyper__slots_create(pyper__queue *queue, bool drawn);
 void pyper__slots_free(pyper__slots *slots); /* NULL is accepted */
 
+static inline pyper__slot_place *pyper__slots_place(pyper__slots *slots, int64_t ticket) {
+    return &slots->place[ticket & (slots->size - 1)];
+}
+
 /* Is the item of this ticket there, or has it even been taken? */
-static inline bool pyper__slots_has(const pyper__slots *slots, int64_t ticket) {
-    return atomic_load(&slots->place[ticket & (slots->size - 1)].done) > ticket;
+static inline bool pyper__slots_has(pyper__slots *slots, int64_t ticket) {
+    return atomic_load(&pyper__slots_place(slots, ticket)->done) > ticket;
 }
 
 /* It is there. */
-static inline void *pyper__slots_item(const pyper__slots *slots, int64_t ticket) {
-    return slots->place[ticket & (slots->size - 1)].item;
+static inline void *pyper__slots_item(pyper__slots *slots, int64_t ticket) {
+    return pyper__slots_place(slots, ticket)->item;
 }
 
 /* 0, PYPER_ECANCELED, or PYPER__AGAIN: there is no place.  `ticket` is of no account if it is drawn.  Wakes
