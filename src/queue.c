@@ -21,10 +21,18 @@ static pyper__chunk *chunk_new(size_t size) {
 }
 
 static void chunk_free(pyper__chunk *chunk) {
-    if (chunk && chunk->slots > PYPER__CHUNK_SLOTS)
+    if (chunk->slots > PYPER__CHUNK_SLOTS)
         pyper__unmap(chunk, size_of(chunk->slots));
     else
         pyper__free(chunk);
+}
+
+static void chunks_free(pyper__chunk *chunk) {
+    while (chunk) {
+        pyper__chunk *next = chunk->next;
+        chunk_free(chunk);
+        chunk = next;
+    }
 }
 
 /* Where the slot of item 0 would be: the slot of the first item of the chunk, moved back. */
@@ -41,8 +49,22 @@ static size_t size_wanted(const pyper__queue *queue) {
     return size;
 }
 
+static pyper__chunk *take_spare(pyper__queue *queue) {
+    pyper__chunk *chunk = queue->push_spare;
+    if (!chunk) chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+    if (chunk) queue->push_spare = chunk->next;
+    return chunk;
+}
+
+static void give_spare(pyper__queue *queue, pyper__chunk *chunk) {
+    chunk->next = atomic_load_explicit(&queue->spare, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&queue->spare, &chunk->next, chunk,
+                                                  memory_order_release, memory_order_relaxed)) {
+    }
+}
+
 int pyper__queue_add_chunk(pyper__queue *queue) {
-    pyper__chunk *chunk = atomic_exchange_explicit(&queue->spare, NULL, memory_order_acquire);
+    pyper__chunk *chunk = take_spare(queue);
     if (!chunk) chunk = chunk_new(size_wanted(queue));
     if (!chunk) return PYPER_ENOMEM;
     chunk->next = NULL;
@@ -60,8 +82,9 @@ static void next_chunk(pyper__queue *queue) {
     queue->pop_base = base_of(queue->pop_chunk, queue->pop_end);
     queue->pop_end += queue->pop_chunk->slots;
     if (drained->slots == PYPER__CHUNK_SLOTS)
-        drained = atomic_exchange_explicit(&queue->spare, drained, memory_order_acq_rel);
-    chunk_free(drained);
+        give_spare(queue, drained);
+    else
+        chunk_free(drained);
 }
 
 /* ------------------------------------------------------------------------------ life time */
@@ -202,12 +225,9 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__order_free(queue->order);
     pyper__slots_free(queue->slots);
     pyper__claims_free(queue->claims);
-    while (queue->pop_chunk) {
-        pyper__chunk *next = queue->pop_chunk->next;
-        chunk_free(queue->pop_chunk);
-        queue->pop_chunk = next;
-    }
-    chunk_free(atomic_load(&queue->spare));
+    chunks_free(queue->pop_chunk);
+    chunks_free(queue->push_spare);
+    chunks_free(atomic_load(&queue->spare));
 }
 
 void pyper__queue_set_state(pyper__queue *queue, int state) {

@@ -25,7 +25,7 @@
  *     dozen instructions (and where several share an end, its lock); past it the end looks after
  *     everything and sets its number anew.
  *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
- *     back, to the system if it was much.
+ *     back to the system, but for twenty pages at most.
  *
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
@@ -45,7 +45,8 @@
  *   head         atomic, relaxed: written by the consuming end, read by statistics.  With claims what
  *                lies before it has been claimed, if not begun.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
- *   spare        atomic; a drained chunk of a page on its way back to the producing end.
+ *   spare        atomic; a list of drained chunks of a page each, on their way back to the producing end: the
+ *                consuming end puts one before the others, the producing end takes all.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
  *   pop_*, seen, give_at, counted   the consuming end's own (pop_lock, if many_consumers).
  *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their end,
@@ -53,7 +54,7 @@
  *                either the end sees the change, or its licence is the one that is taken away.
  *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
  *   A slot of a chunk belongs to the producing end until tail has passed it, then to the consuming end.  A
- *   chunk belongs to the consuming end from its first published slot on.
+ *   chunk belongs to the consuming end from its first published slot on, until it is among the spare.
  * Invariants
  *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with a
  *   limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an order waits
@@ -73,7 +74,8 @@ typedef struct pyper__chunk {
     void *slot[];
 } pyper__chunk;
 
-/* Most chunks are a page; the more wait, the larger new ones are. */
+/* Most chunks are a page; the more wait, the larger new ones are.  So there never are more of a page than some
+ * twenty, and all of them are kept. */
 #define PYPER__CHUNK_SIZE 4096
 #define PYPER__CHUNK_SIZE_MAX (64 * PYPER__CHUNK_SIZE)
 #define PYPER__CHUNK_SLOTS                                                                         \
@@ -113,6 +115,7 @@ typedef struct pyper__queue {
     int64_t room_until;  /* tail may grow to this without looking at given_back again */
     _Atomic int64_t kept;
     pyper__chunk *push_chunk;
+    pyper__chunk *push_spare; /* to be used before `spare` is looked at again */
     pyper__lock push_lock;
     bool quick_push;
     int64_t shared_until;
