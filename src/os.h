@@ -80,8 +80,13 @@ static inline void pyper__relax(void) {
 #endif
 }
 
-/* The cache line there will be written soon: have it come meanwhile.  Any address will do. */
-#if defined(__GNUC__)
+/* The cache line there will be written soon: have it come meanwhile, no longer shared with the processor that
+ * has written or read it last.  Any address will do.  For x86-64 compilers take __builtin_prefetch() as a fetch to
+ * read, unless they are told what processor it is; one that knows no PREFETCHW does nothing. */
+#if defined(__x86_64__)
+#define pyper__fetch_to_write(address)                                                             \
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(address)))
+#elif defined(__GNUC__)
 #define pyper__fetch_to_write(address) __builtin_prefetch(address, 1)
 #else
 #define pyper__fetch_to_write(address) ((void)(address))

@@ -5,6 +5,10 @@
 
 #include "order.h"
 
+/* Four cache lines.  A place that will be written soon was last read on the consumer's processor; and whoever
+ * draws waits for all that he has written before. */
+#define FETCH_AHEAD (4 * PYPER__CACHE_LINE / (int64_t)sizeof(pyper__slot_place))
+
 /* So that those who wait for different tickets have different events, however narrow the bound. */
 #define SIZE_MIN 64
 
@@ -45,6 +49,7 @@ static bool has_place(pyper__queue *queue, int64_t ticket) {
 
 /* The next ticket, if it has a place; else -1. */
 static int64_t draw(pyper__queue *queue) {
+    pyper__fetch_to_write(&queue->tail);
     int64_t ticket = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     while (has_place(queue, ticket))
         if (atomic_compare_exchange_weak(&queue->tail, &ticket, ticket + 1)) return ticket;
@@ -78,6 +83,7 @@ int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
     } else if (!has_place(queue, ticket)) {
         return PYPER__AGAIN;
     }
+    pyper__fetch_to_write(pyper__slots_place(slots, ticket + FETCH_AHEAD));
     pyper__slot_place *place = pyper__slots_place(slots, ticket);
     place->item = item;
     atomic_store_explicit(&place->done, ticket + 1, memory_order_release);
