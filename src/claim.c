@@ -136,23 +136,21 @@ static bool should_stand_back(const pyper__queue *queue, const pyper__claim *cla
     return took < TINY_NS && claim->claimed == queue->claims->most && !seat->shares_token;
 }
 
-static void stand_back(const pyper__queue *queue, pyper__claim *claim) {
+static bool stand_back(const pyper__queue *queue, pyper__claim *claim) {
     for (int i = 0; i < STAND_BACKS; i++) {
         int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-        if (head == claim->head) return;
+        if (head == claim->head) return i > 0;
         claim->head = head;
         pyper__yield();
     }
+    return true;
 }
 
 /* How long did the calls of the last ones take? */
 static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper__seat *seat) {
     const struct pyper__claims *claims = queue->claims;
     int64_t now = pyper_now(), took = now - claim->since_ns;
-    if (should_stand_back(queue, claim, took, seat)) {
-        stand_back(queue, claim);
-        now = pyper_now();
-    }
+    if (should_stand_back(queue, claim, took, seat) && stand_back(queue, claim)) now = pyper_now();
     if (took < SHORT_NS && claim->claimed == claim->pace)
         claim->pace = least(claim->pace * 2, claims->most);
     else if (took > MUCH_TOO_LONG_NS)
