@@ -84,10 +84,14 @@ static void begin_locked(pyper__claim *claim, void **ret_item, int64_t *ret_tick
 /* How many to claim besides the one he has: no more than his share of those that are known to wait (or
  * half of that, where their number is no power of two: a division takes too long under the lock).  So
  * there is something left for who looks while this goes on; and who sleeps has been woken by the push of
- * what is here. */
-static int64_t how_many_more_locked(const pyper__queue *queue, const pyper__claim *claim) {
+ * what is here.  If too few are known he looks for more, unless that is a look at each place. */
+static int64_t how_many_more_locked(pyper__queue *queue, const pyper__claim *claim) {
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    return least((queue->seen - head) >> queue->claims->share, claim->pace - 1);
+    int64_t wanted = claim->pace - 1;
+    int share = queue->claims->share;
+    if ((queue->seen - head) >> share < wanted && !queue->slots)
+        queue->seen = atomic_load(&queue->tail);
+    return least((queue->seen - head) >> share, wanted);
 }
 
 /* The owner has nothing: 1, or as pyper__queue_try_pop(). */
