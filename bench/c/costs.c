@@ -3,7 +3,7 @@
  *     costs latency PERCENT SYSTEM   items, one a millisecond, through source -> f -> sink -> seconds from
  *                                    leaving the source to arriving, that percentile
  *     costs wake SYSTEM              items, one each 200 us -> seconds from giving an item to a sleeping
- *                                    consumer until it has it, the median
+ *                                    consumer, on another processor, until it has it, the median
  *     costs wake-process SYSTEM      the same, and who gives the item is another process
  *     costs start SYSTEM             runs of three tasks and one item -> seconds a run
  *     costs idle SYSTEM              tenths of a second that three tasks wait for their source -> processor
@@ -58,9 +58,29 @@ static int64_t now_ns(void) {
 static void (*wait_before_each)(double seconds);
 static bool in_process; /* the source is one */
 
+/* Who gives and who sleeps each stay on a processor of their own.  Else what is measured is where the
+ * scheduler happens to put them: to wake a thread beside the one who gives takes a change of threads,
+ * elsewhere a processor has to be woken, which takes some times as long. */
+static bool apart;
+static cpu_set_t allowed;
+
+enum { GIVER, SLEEPER };
+
+static void stay_on_own_processor(int who) {
+    if (!apart || CPU_COUNT(&allowed) < 2) return;
+    int processor = 0;
+    for (int before = who;; processor++)
+        if (CPU_ISSET(processor, &allowed) && before-- == 0) break;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(processor, &own);
+    if (sched_setaffinity(0, sizeof own, &own) < 0) abort();
+}
+
 /* Its items are the times at which they were given away. */
 static int clock_source(pyper_worker *worker, void *items, void *bind) {
     (void)bind;
+    stay_on_own_processor(GIVER);
     for (intptr_t i = 0; i < (intptr_t)items; i++) {
         wait_before_each(pause_seconds);
         if (pyper_emit(worker, (void *)(intptr_t)now_ns()) < 0) return PYPER_ECANCELED;
@@ -83,6 +103,7 @@ static void through_pyper(long items, int hops) {
                                    .type = &pyper_type_int);
     for (int i = 1; i < hops; i++) p = pyper_pipe(p, pyper_task(pass));
     pyper_run *run = pyper_start(p, (void *)items, .type = &pyper_type_int);
+    stay_on_own_processor(SLEEPER);
     long taken = 0;
     for (void *sent; pyper_next(run, &sent) > 0;)
         latencies[taken++] = (double)(now_ns() - (int64_t)(intptr_t)sent) * 1e-9;
@@ -120,6 +141,7 @@ static int64_t take(struct place *place) {
 }
 
 static void *futex_source(void *items) {
+    stay_on_own_processor(GIVER);
     for (intptr_t i = 0; i < (intptr_t)items; i++) {
         wait_before_each(pause_seconds);
         give(&places[0], now_ns());
@@ -149,6 +171,7 @@ static void through_futex(long items, int hops) {
         abort();
     }
     if (hops > 1 && pthread_create(&threads[1], NULL, futex_pass, (void *)items)) abort();
+    stay_on_own_processor(SLEEPER);
     for (long i = 0; i < items; i++) {
         int64_t sent = take(&places[hops - 1]);
         latencies[i] = (double)(now_ns() - sent) * 1e-9;
@@ -176,7 +199,11 @@ static double latency_round(long items, void *pyper) {
 static double wake_round(long items, void *pyper) {
     wait_before_each = spin_for;
     pause_seconds = 0.0002;
-    return hops_round(items, pyper != NULL, 1);
+    apart = true;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) < 0) abort();
+    double figure = hops_round(items, pyper != NULL, 1);
+    if (sched_setaffinity(0, sizeof allowed, &allowed) < 0) abort();
+    return figure;
 }
 
 /* -------------------------------------------------------------------------------------- start */

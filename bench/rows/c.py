@@ -143,7 +143,8 @@ def rows(machine: Machine) -> list[Row]:
         working(100, 0.98, fast=False),
         costs(
             "wake-up",
-            "an item each 200 us for a consumer that sleeps: until it has it, p50",
+            "an item each 200 us for a consumer that sleeps, on another processor:"
+            " until it has it, p50",
             US_EACH,
             1000,
             ["wake"],

@@ -68,7 +68,8 @@ def rows(machine: Machine) -> list[Row]:
         crossing(1 << 20, 16, 5_000, 105, US_AN_ITEM),
         Row(
             "C: wake-up, process",
-            "an item each 200 us from a process for a consumer that sleeps: until it has it, p50",
+            "an item each 200 us from a process for a consumer that sleeps, on another processor:"
+            " until it has it, p50",
             US_AN_ITEM,
             1000,
             [
