@@ -186,6 +186,10 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
  * known to be there has as long as it takes, unless others have taken his processor. */
 #define LET_OTHERS_NS 200000
 #define LET_UNKNOWN_NS 75000
+/* Who has taken the token for tiny items gives it up as soon as his queue is full or empty.  Who has had it
+ * for longer than this may keep it for any time.  It is about as long as being woken takes: so waiting for
+ * it in vain no more than doubles what the wait costs (competitive spinning; Karlin and others, 1991). */
+#define SOON_NS 50000
 
 /* Threads that want an exclusive host's token, over all runs of the process: how many have come, and
  * how many of them have got it (or will not begin); and how many let others run before they sleep.
@@ -194,6 +198,9 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 static _Atomic uint32_t came, served;
 static _Atomic int32_t yielding;
 static _Atomic uint32_t counted_forks;
+/* When one of them took it, or was about to; 0: whoever had it has given it up.  A hint as well: it may
+ * long have been given up to somebody whom the library does not know. */
+static _Atomic int64_t taken_ns;
 
 static bool is_shared(const pyper_host *host) {
     return host && host->detached && host->exclusive;
@@ -245,12 +252,44 @@ void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data
     }
 }
 
+/* Called without the token, by who is about to take it.  If somebody has it he sleeps until it is given up,
+ * and to be woken takes longer than tiny items need the token for.  So while it has only just been taken he
+ * lets others run instead. */
+static void await_token(void) {
+    int64_t taken = atomic_load_explicit(&taken_ns, memory_order_relaxed);
+    for (;;) {
+        int64_t now = pyper_now();
+        if (taken == 0 && atomic_compare_exchange_weak_explicit(
+                              &taken_ns, &taken, now, memory_order_relaxed, memory_order_relaxed))
+            return;
+        if (taken != 0 && now - taken > SOON_NS) return;
+        pyper__yield();
+        taken = atomic_load_explicit(&taken_ns, memory_order_relaxed);
+    }
+}
+
+struct without_token {
+    int (*call)(void *arg);
+    void *arg;
+};
+
+static int call_without_token(void *arg) {
+    const struct without_token *without = arg;
+    atomic_store_explicit(&taken_ns, 0, memory_order_relaxed);
+    int rc = without->call(without->arg);
+    await_token();
+    return rc;
+}
+
 /* Everything between giving the host's token up and having it back. */
 static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
     if (!seat->host || !seat->host->detached) return call(arg);
-    int rc = seat->host->detached(seat->host_data, call, arg);
-    if (seat->shares_token)
-        atomic_store_explicit(&seat->held_since_ns, pyper_now(), memory_order_relaxed);
+    if (!seat->shares_token) return seat->host->detached(seat->host_data, call, arg);
+    struct without_token without = {call, arg};
+    int rc = seat->host->detached(seat->host_data, call_without_token, &without);
+    int64_t now = pyper_now();
+    atomic_store_explicit(&taken_ns, now, memory_order_relaxed);
+    atomic_store_explicit(&seat->held_since_ns, now, memory_order_relaxed);
     return rc;
 }
 
