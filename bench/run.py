@@ -68,6 +68,7 @@ def main() -> None:
         print(f"the machine is busy (load {os.getloadavg()[0]:.1f}): ratios will spread")
     print(f"pyper's figure is the median of up to {effort.rounds} rounds;", end=" ")
     print("xN is how many times as much another takes")
+    measured = commit()
     results: list[Result] = []
     output = []
     for title, rows in groups:
@@ -89,7 +90,7 @@ def main() -> None:
         print(f"Rows that this run left out: {left_out}")
     seconds = time.monotonic() - started
     whole = {
-        "commit": commit(),
+        "commit": measured,
         "date": time.strftime("%Y-%m-%d"),
         "fast": effort.fast,
         "rounds": effort.rounds,

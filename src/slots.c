@@ -37,11 +37,16 @@ void pyper__slots_free(pyper__slots *slots) {
 
 /* ------------------------------------------------------------------------------------- pushing */
 
+/* Earlier tickets have their places. */
+static int64_t places_until(const pyper__queue *queue) {
+    return atomic_load(&queue->given_back) + queue->limit;
+}
+
 static bool has_place(pyper__queue *queue, int64_t ticket) {
     pyper__slots *slots = queue->slots;
     if (pyper__likely(ticket < atomic_load_explicit(&slots->upto, memory_order_acquire)))
         return true;
-    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
+    int64_t upto = places_until(queue);
     if (ticket >= upto) return false;
     atomic_store_explicit(&slots->upto, upto, memory_order_release);
     return true;
@@ -102,8 +107,7 @@ struct wait_for {
 static bool place_or_over(const void *arg) {
     const struct wait_for *wait = arg;
     const pyper__queue *queue = wait->queue;
-    return atomic_load(&queue->state) != PYPER__OPEN ||
-           wait->ticket < atomic_load(&queue->given_back) + queue->limit;
+    return atomic_load(&queue->state) != PYPER__OPEN || wait->ticket < places_until(queue);
 }
 
 static pyper__event *event_of(pyper__slots *slots, int64_t ticket) {
@@ -122,7 +126,7 @@ void pyper__slots_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *
 /* given_back is read before blocked, so that who is not counted there will see it. */
 void pyper__slots_tell_of_places(pyper__queue *queue, int64_t from) {
     pyper__slots *slots = queue->slots;
-    int64_t upto = atomic_load(&queue->given_back) + queue->limit;
+    int64_t upto = places_until(queue);
     if (atomic_load(&slots->blocked) == 0 || upto - atomic_load(&slots->told) < from) return;
     int64_t told = atomic_exchange(&slots->told, upto);
     for (int64_t t = told; t < upto && t < told + PYPER__SLOTS_EVENTS; t++)
