@@ -92,6 +92,9 @@ static inline void pyper__relax(void) {
 #define pyper__fetch_to_write(address) ((void)(address))
 #endif
 
+/* How far ahead of what is being written: so many of them fill four lines. */
+#define PYPER__FETCH_AHEAD(type) (4 * PYPER__CACHE_LINE / (int64_t)sizeof(type))
+
 /* Behind pthread_mutex_unlock(): a full fence.  C libraries unlock with release, which lets what is read
  * behind it be read before; but on x86 that is a locked instruction, and a full fence by itself. */
 static inline void pyper__fence_after_unlock(void) {

@@ -188,7 +188,8 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 #define LET_UNKNOWN_NS 75000
 /* Who has taken the token for tiny items gives it up as soon as his queue is full or empty.  Who has had it
  * for longer than this may keep it for any time.  It is about as long as being woken takes: so waiting for
- * it in vain no more than doubles what the wait costs (competitive spinning; Karlin and others, 1991). */
+ * it in vain no more than doubles what the wait costs (competitive spinning; Karlin and others, 1991).  If another one
+ * takes it meanwhile the time begins anew. */
 #define SOON_NS 50000
 
 /* Threads that want an exclusive host's token, over all runs of the process: how many have come, and

@@ -233,9 +233,6 @@ static inline int pyper__queue_write(pyper__queue *queue, int64_t number, void *
     return 0;
 }
 
-/* A slot that will be written soon was last read by the consuming end, maybe on another processor. */
-#define PYPER__FETCH_AHEAD (4 * PYPER__CACHE_LINE / (int64_t)sizeof(void *))
-
 /* The quick way of a push: true if the item was taken at once; then look after the sleepers with
  * pyper__event_has_waiters_light().  False: nothing has happened, call pyper__queue_push().  Makes no
  * call, so that an emit needs no stack frame. */
@@ -243,7 +240,8 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (pyper__unlikely(tail >= atomic_load_explicit(&queue->push_until, memory_order_relaxed)))
         return false;
-    pyper__fetch_to_write(pyper__queue_slot(queue->push_base, tail + PYPER__FETCH_AHEAD));
+    /* The consuming end has read that slot last, maybe on another processor. */
+    pyper__fetch_to_write(pyper__queue_slot(queue->push_base, tail + PYPER__FETCH_AHEAD(void *)));
     *pyper__queue_slot(queue->push_base, tail) = item;
     atomic_store_explicit(&queue->tail, tail + 1, memory_order_release);
     return true;

@@ -5,10 +5,6 @@
 
 #include "order.h"
 
-/* Four cache lines.  A place that will be written soon was last read on the consumer's processor; and whoever
- * draws waits for all that he has written before. */
-#define FETCH_AHEAD (4 * PYPER__CACHE_LINE / (int64_t)sizeof(pyper__slot_place))
-
 /* So that those who wait for different tickets have different events, however narrow the bound. */
 #define SIZE_MIN 64
 
@@ -88,7 +84,9 @@ int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
     } else if (!has_place(queue, ticket)) {
         return PYPER__AGAIN;
     }
-    pyper__fetch_to_write(pyper__slots_place(slots, ticket + FETCH_AHEAD));
+    /* It was last read on the consumer's processor; and whoever draws waits for all that he has written. */
+    pyper__fetch_to_write(
+        pyper__slots_place(slots, ticket + PYPER__FETCH_AHEAD(pyper__slot_place)));
     pyper__slot_place *place = pyper__slots_place(slots, ticket);
     place->item = item;
     atomic_store_explicit(&place->done, ticket + 1, memory_order_release);
