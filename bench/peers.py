@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from serving import LOOPS_PER_US, Measured, percentile, serve
+from serving import LOOPS_PER_US, SETTLE_SECONDS, Measured, percentile, serve
 
 Function = Callable[[int], int]
 Source = Callable[[int], Iterable[int]]
@@ -254,14 +254,19 @@ def latency(percent: float):
 
 def idle(outputs: Outputs) -> Measured:
     def measure(tenths: int) -> float:
-        def source(_: int) -> Iterator[int]:
-            time.sleep(tenths / 10)
-            yield 1
+        spent = 0.0
 
-        before = time.process_time()
+        def source(_: int) -> Iterator[int]:
+            nonlocal spent
+            yield 0
+            time.sleep(SETTLE_SECONDS)
+            before = time.process_time()
+            time.sleep(tenths / 10)
+            spent = time.process_time() - before
+
         for _ in outputs(source, [(inc, 1)] * 2, 0, 0):
             pass
-        return time.process_time() - before
+        return spent
 
     return measure
 

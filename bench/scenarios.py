@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 from bare_asyncio import lateness_beside, nap
 from pyper import task
-from serving import LOOPS_PER_US, Measured, percentile, resident_bytes, serve
+from serving import LOOPS_PER_US, SETTLE_SECONDS, Measured, percentile, resident_bytes, serve
 
 
 def inc(x: int) -> int:
@@ -177,15 +177,19 @@ def latency(percent: float) -> Measured:
 
 def idle(tenths: int) -> float:
     """Processor seconds of a pipeline that waits for its source, for so many tenths of a second."""
+    spent = 0.0
 
     def source(_: int) -> Iterator[int]:
+        nonlocal spent
+        yield 0  # all threads are there
+        time.sleep(SETTLE_SECONDS)
+        before = time.process_time()
         time.sleep(tenths / 10)
-        yield 1
+        spent = time.process_time() - before
 
-    before = time.process_time()
     for _ in (task(source, branch=True) | task(inc) | task(inc))(0):
         pass
-    return time.process_time() - before
+    return spent
 
 
 def waiting(kept: bool) -> Measured:

@@ -9,6 +9,9 @@ from pathlib import Path
 # How many turns of an empty loop are a microsecond of Python; run.py has measured it.
 LOOPS_PER_US = int(os.environ.get("BENCH_LOOPS_PER_US", "50"))
 
+# So long after an item all threads of an idle pipeline have gone to sleep.
+SETTLE_SECONDS = 0.1
+
 # Does a scenario with so many items; the figure, in seconds mostly.
 Measured = Callable[[int], float]
 

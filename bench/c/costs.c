@@ -7,7 +7,7 @@
  *     costs wake-process SYSTEM      the same, and who gives the item is another process
  *     costs start SYSTEM             runs of three tasks and one item -> seconds a run
  *     costs idle SYSTEM              tenths of a second that three tasks wait for their source -> processor
- *                                    seconds that took
+ *                                    seconds that takes meanwhile
  *     costs memory SYSTEM            items that wait in a queue without a bound -> bytes each
  *     costs kept SYSTEM              the same -> bytes each that are still taken when all have left
  *     costs growth SYSTEM            items -> the cost of one among so many, as a multiple of the cost of
@@ -15,7 +15,8 @@
  *     costs distance bare            hops -> seconds until a cache line that one processor has written is
  *                                    read by another that spins on it
  *
- * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads (start).
+ * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads (start);
+ * `sleep`, nothing but a sleep (idle).
  * The number of rounds and the counts come on standard input (bench.h). */
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -243,22 +244,36 @@ static double start_round(long runs, void *pyper) {
 
 /* --------------------------------------------------------------------------------------- idle */
 
-static int slow_source(pyper_worker *worker, void *tenths, void *bind) {
-    (void)bind;
-    sleep_for((double)(intptr_t)tenths / 10);
-    return pyper_emit(worker, NULL);
+/* So long after an item all have gone to sleep. */
+#define SETTLE_SECONDS 0.1
+
+/* Processor seconds of this process while its caller sleeps. */
+static double cpu_while_asleep(long tenths) {
+    sleep_for(SETTLE_SECONDS);
+    double before = bench_cpu();
+    sleep_for((double)tenths / 10);
+    return bench_cpu() - before;
 }
 
-static double idle_round(long tenths, void *arg) {
-    (void)arg;
-    double cpu = bench_cpu();
-    pyper_pipeline *p = pyper_pipe(pyper_task(slow_source), pyper_task(pass), pyper_task(pass));
+static double idle_cpu;
+
+static int slow_source(pyper_worker *worker, void *tenths, void *bind) {
+    (void)bind;
+    if (pyper_emit(worker, NULL) < 0) return PYPER_ECANCELED; /* all threads are there */
+    idle_cpu = cpu_while_asleep((long)(intptr_t)tenths);
+    return 0;
+}
+
+static double idle_round(long tenths, void *pyper) {
+    if (!pyper) return cpu_while_asleep(tenths);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(slow_source, .branch = true), pyper_task(pass), pyper_task(pass));
     pyper_run *run = pyper_start(p, (void *)tenths);
     for (void *x; pyper_next(run, &x) > 0;) {
     }
     finish(run);
     pyper_unref(p);
-    return bench_cpu() - cpu;
+    return idle_cpu;
 }
 
 /* ----------------------------------------------------------------------------- memory, growth */
@@ -380,7 +395,7 @@ int main(int argc, char **argv) {
     in_process = strcmp(what, "wake-process") == 0;
     if (in_process || strcmp(what, "wake") == 0) return bench_rounds(wake_round, pyper);
     if (strcmp(what, "start") == 0) return bench_rounds(start_round, pyper);
-    if (strcmp(what, "idle") == 0) return bench_rounds(idle_round, NULL);
+    if (strcmp(what, "idle") == 0) return bench_rounds(idle_round, pyper);
     if (kept || strcmp(what, "memory") == 0) return bench_rounds(memory_round, kept);
     if (strcmp(what, "growth") == 0) return bench_rounds(growth_round, NULL);
     if (strcmp(what, "distance") == 0) return bench_rounds(distance_round, NULL);

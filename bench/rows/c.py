@@ -188,10 +188,11 @@ def rows(machine: Machine) -> list[Row]:
         ),
         costs(
             "idle",
-            "processor time of three tasks that wait for their source, 10 s (FAST: 1 s)",
+            "processor time of three tasks while they wait for their source, 10 s (FAST: 1 s)",
             MS_OF_CPU,
             100,
             ["idle"],
+            [machine.c_program("bare sleep", "costs", "idle", "sleep", kind="floor")],
             targets=(at_most(5),),
             fast_items=10,
             whole=True,

@@ -179,7 +179,7 @@ def rows(machine: Machine) -> list[Row]:
         ),
         row(
             "idle",
-            "processor time of three tasks that wait for their source, 10 s (FAST: 1 s)",
+            "processor time of three tasks while they wait for their source, 10 s (FAST: 1 s)",
             (*CHAINS, "by hand"),
             (at_most(5),),
             unit=MS,
