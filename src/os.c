@@ -116,6 +116,14 @@ int64_t pyper__thread_busy_ns(void) {
     return pyper_now();
 }
 
+int64_t pyper__process_busy_ns(void) {
+#ifdef CLOCK_PROCESS_CPUTIME_ID
+    struct timespec t;
+    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0) return in_ns(t);
+#endif
+    return pyper_now();
+}
+
 /* ----------------------------------------------------------------------------- sleeping */
 
 void pyper__yield(void) {

@@ -49,8 +49,10 @@ void pyper__unmap(void *memory, size_t size);
 #define PYPER__PROCESSES 0
 #endif
 
-/* How long this thread has had a processor, in ns; where nobody knows that, what pyper_now() says. */
+/* How long this thread, and all threads of this process together, have had a processor, in ns; where nobody
+ * knows that, what pyper_now() says. */
 int64_t pyper__thread_busy_ns(void);
+int64_t pyper__process_busy_ns(void);
 
 /* Sleep while *word == expected, until woken, interrupted by a handled signal, or `deadline_ns`.
  * `shared`: the word lies in memory that processes share.

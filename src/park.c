@@ -100,6 +100,52 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 /* Where yielding was of no use, one is tried again after this many sleeps: then it costs next to nothing,
  * and is learned anew soon enough.  The exact number does not matter much. */
 #define SLEEPS_BETWEEN 16
+/* Whoever has work for a time slice is either a thread of this process, and his work is what is waited for, or
+ * a stranger.  Strangers will most likely be there for longer, and each yield would give them a time slice, of
+ * 3 ms and more, where who sleeps is woken at once.  So for this many times as long as such a yield has taken
+ * only those yield who know that it is of use. */
+#define CROWDED_TIMES 16
+/* They are strangers if between two such yields, no further apart than this, the process had less than half of
+ * one processor (a thread whose virtual processor was taken away seems to have run meanwhile); and if the
+ * thread has yielded less often than this since the last time that it took so long.  (Else it was just the end
+ * of a time slice: of a group of processes, say, within which a yield stays.) */
+#define CROWDED_WITHIN_NS 50000000
+#define CROWDED_YIELDS 16
+/* An event at which nobody has waited yet. */
+#define YIELDS_UNTRIED UINT32_MAX
+
+/* Over all runs of the process: until when strangers are expected; when the last long yield was over, and how
+ * long the process had had processors by then.  Hints and no more, so relaxed. */
+static _Atomic int64_t crowded_until_ns, long_yield_ns, long_yield_busy_ns;
+static _Thread_local uint32_t yields_since_long;
+
+static bool is_crowded(int64_t now) {
+    return now < atomic_load_explicit(&crowded_until_ns, memory_order_relaxed);
+}
+
+static PYPER__COLD void judge_long_yield(int64_t now, int64_t took) {
+    bool seldom = yields_since_long > CROWDED_YIELDS;
+    yields_since_long = 0;
+    int64_t since = now - atomic_load_explicit(&long_yield_ns, memory_order_relaxed);
+    if (since < LONG_YIELD_NS) return; /* another thread has just done this */
+    atomic_store_explicit(&long_yield_ns, now, memory_order_relaxed);
+    int64_t busy = pyper__process_busy_ns();
+    int64_t before = atomic_exchange_explicit(&long_yield_busy_ns, busy, memory_order_relaxed);
+    if (!seldom && since < CROWDED_WITHIN_NS && busy - before < since / 2)
+        atomic_store_explicit(&crowded_until_ns, now + took * CROWDED_TIMES, memory_order_relaxed);
+}
+
+/* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
+ * over. */
+static bool yield_was_long(int64_t *now) {
+    int64_t before = *now;
+    pyper__yield();
+    *now = pyper_now();
+    yields_since_long++;
+    bool was_long = *now - before > LONG_YIELD_NS;
+    if (pyper__unlikely(was_long)) judge_long_yield(*now, *now - before);
+    return was_long;
+}
 
 /* The half of the word that counts notifications. */
 static _Atomic uint32_t *sleeping_word(pyper__event *event) {
@@ -112,7 +158,7 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
-    atomic_init(&event->yields, YIELDS_MAX / 2);
+    atomic_init(&event->yields, YIELDS_UNTRIED);
     event->shared = event->looped = event->no_sleepers = event->light = false;
     event->waker = NULL;
 }
@@ -255,16 +301,16 @@ void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data
 
 /* Called without the token, by who is about to take it.  If somebody has it he sleeps until it is given up,
  * and to be woken takes longer than tiny items need the token for.  So while it has only just been taken he
- * lets others run instead. */
+ * lets others run instead (unless those would be others that the library does not know). */
 static void await_token(void) {
     int64_t taken = atomic_load_explicit(&taken_ns, memory_order_relaxed);
+    int64_t now = pyper_now();
     for (;;) {
-        int64_t now = pyper_now();
         if (taken == 0 && atomic_compare_exchange_weak_explicit(
                               &taken_ns, &taken, now, memory_order_relaxed, memory_order_relaxed))
             return;
-        if (taken != 0 && now - taken > SOON_NS) return;
-        pyper__yield();
+        if (taken != 0 && (now - taken > SOON_NS || is_crowded(now))) return;
+        (void)yield_was_long(&now);
         taken = atomic_load_explicit(&taken_ns, memory_order_relaxed);
     }
 }
@@ -294,14 +340,20 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
     return rc;
 }
 
-/* Called without the token: somebody who wants it should get it before I take it back. */
+/* Called without the token: somebody who wants it should get it before I take it back.  (Where processors
+ * are crowded I sleep: nobody wakes me, but I may be woken before whoever computes there lets me run.) */
 static int let_others(void *arg) {
     (void)arg;
     uint32_t before = atomic_load_explicit(&served, memory_order_relaxed);
-    int64_t until = pyper_now() + (is_wanted() ? LET_OTHERS_NS : LET_UNKNOWN_NS);
+    int64_t now = pyper_now(), until = now + (is_wanted() ? LET_OTHERS_NS : LET_UNKNOWN_NS);
     do {
-        pyper__yield();
-    } while (atomic_load_explicit(&served, memory_order_relaxed) == before && pyper_now() < until);
+        if (is_crowded(now)) {
+            pyper__futex_wait(&served, before, until, false);
+            now = pyper_now();
+        } else {
+            (void)yield_was_long(&now);
+        }
+    } while (atomic_load_explicit(&served, memory_order_relaxed) == before && now < until);
     return 0;
 }
 
@@ -332,8 +384,7 @@ void pyper__seat_check_token(pyper__seat *seat) {
          * let run as well, once for each time that the token is held: as often as the clock is read
          * made two tasks 2 % slower.  Not by a function that takes long, which may have slept: that
          * made an item through an idle pipeline 4 us slower. */
-        pyper__yield();
-        now = pyper_now();
+        if (!is_crowded(now)) (void)yield_was_long(&now);
     }
     atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
     int32_t granted = atomic_load_explicit(&seat->granted, memory_order_relaxed);
@@ -358,24 +409,23 @@ struct wait {
 
 /* None are tried where they were of no use, but now and then that is looked at again: where many
  * threads share few processors sleeping would otherwise make itself necessary. */
-static uint32_t yields_to_try(pyper__event *event) {
+static uint32_t yields_to_try(pyper__event *event, int64_t now) {
     uint32_t yields = atomic_load_explicit(&event->yields, memory_order_relaxed);
-    if (yields > 0) return yields;
+    if (yields != 0 && yields != YIELDS_UNTRIED) return yields;
+    if (is_crowded(now)) return 0;
+    if (yields == YIELDS_UNTRIED) return YIELDS_MAX / 2;
     uint32_t sleeps = atomic_load_explicit(&event->sleeps, memory_order_relaxed) + 1;
     bool try_one = sleeps >= SLEEPS_BETWEEN;
     atomic_store_explicit(&event->sleeps, try_one ? 0 : sleeps, memory_order_relaxed);
     return try_one ? 1 : 0;
 }
 
-/* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
- * over. */
-static bool yield_was_long(int64_t *now, bool shares_token) {
-    int64_t before = *now;
+/* As yield_was_long(), by who waits. */
+static bool waiting_yield_was_long(int64_t *now, bool shares_token) {
     if (shares_token) atomic_fetch_add_explicit(&yielding, 1, memory_order_relaxed);
-    pyper__yield();
+    bool was_long = yield_was_long(now);
     if (shares_token) atomic_fetch_sub_explicit(&yielding, 1, memory_order_relaxed);
-    *now = pyper_now();
-    return *now - before > LONG_YIELD_NS;
+    return was_long;
 }
 
 static bool should_not_sleep(const struct wait *wait) {
@@ -401,10 +451,10 @@ static int sleep_once(const struct wait *wait) {
 
 static int yield_and_sleep(const struct wait *wait) {
     pyper__event *event = wait->event;
-    uint32_t yields = yields_to_try(event);
     int64_t now = wait->since_ns;
+    uint32_t yields = yields_to_try(event, now);
     for (uint32_t i = 0; i < yields; i++) {
-        bool was_long = yield_was_long(&now, wait->shares_token);
+        bool was_long = waiting_yield_was_long(&now, wait->shares_token);
         bool ready = wait->ready(wait->arg);
         if (was_long)
             yields = 0;
@@ -423,7 +473,8 @@ static int yield_and_sleep(const struct wait *wait) {
         if (ready) rc = 0;
         if (ready || rc == PYPER_ETIMEDOUT || (rc == PYPER_EINTR && wait->interruptible)) break;
     }
-    bool was_short = rc == 0 && pyper_now() - asleep < SHORT_SLEEP_NS;
+    now = pyper_now();
+    bool was_short = rc == 0 && now - asleep < SHORT_SLEEP_NS && !is_crowded(now);
     atomic_store_explicit(&event->yields, was_short ? YIELDS_MAX / 4 : yields / 2,
                           memory_order_relaxed);
     return rc;
@@ -550,7 +601,7 @@ static bool woken_soon(pyper__waker *waker, bool shares_token) {
     int64_t now = pyper_now();
     for (int i = 0; i < YIELDS_MAX / 4; i++) {
         if (atomic_load(waker->state) == PYPER__WOKEN) return true;
-        if (yield_was_long(&now, shares_token)) break;
+        if (is_crowded(now) || waiting_yield_was_long(&now, shares_token)) break;
     }
     int state = PYPER__DRIVEN;
     return !atomic_compare_exchange_strong(waker->state, &state, PYPER__ASLEEP);

@@ -40,6 +40,10 @@ int64_t pyper__thread_busy_ns(void) {
     return 1;
 }
 
+int64_t pyper__process_busy_ns(void) {
+    return 1;
+}
+
 void pyper__yield(void) {
     model_yield();
 }

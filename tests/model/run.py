@@ -42,7 +42,7 @@ Edits = tuple[tuple[str, str, str], ...]
 # Constants of the engine as the models have them: file, text, what stands there instead.
 SMALL: Edits = (
     ("park.c", "#define YIELDS_MAX 50", "#define YIELDS_MAX 0"),
-    ("park.c", "if (yields > 0) return yields;", "return yields;"),
+    ("park.c", "if (yields != 0 && yields != YIELDS_UNTRIED) return yields;", "return 0;"),
     ("park.c", "#define LOCK_YIELDS 3", "#define LOCK_YIELDS 0"),
     ("park.c", "#define LOCK_RELAXES 4", "#define LOCK_RELAXES 1"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 40"),
