@@ -7,8 +7,10 @@ the rounds is what counts, the smallest and the largest tell how far to trust it
 import contextlib
 import os
 import selectors
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model import OURS, Row, System, Target
+
+STRANGERS = str(Path(__file__).with_name("strangers.py"))
 
 # Seconds for one round; who takes longer hangs, or is not worth the wait.
 PATIENCE = {"ours": 300.0, "peer": 30.0, "floor": 30.0}
@@ -26,22 +30,45 @@ class ProgramError(Exception):
 
 
 class Program:
-    """A running program of a system; see `System`."""
+    """A running program of a system; see `System`.  `busy`: its rounds are beside strangers."""
 
-    def __init__(self, system: System):
+    def __init__(self, system: System, busy: bool):
         self.system = system
+        self.busy = busy
         self.peak = 0  # bytes of memory; known after close()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the program
+        self._strangers: list[int] = []
+        command, numbers, whoever = system.command, -1, -1
+        if busy:
+            numbers, whoever = os.pipe()
+            command = (sys.executable, STRANGERS, str(whoever), *command)
         self._process = subprocess.Popen(
-            system.command,
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             start_new_session=True,  # so that a hanging one can be ended with its children
+            pass_fds=[whoever] if busy else [],
         )
+        if busy:
+            os.close(whoever)
+            with os.fdopen(numbers) as line:
+                self._strangers = [int(number) for number in line.readline().split()]
 
     def round(self, count: int) -> tuple[float, float]:
         """One round: its figure, and the processor seconds it took."""
+        self._tell_strangers(signal.SIGCONT)
+        try:
+            return self._round(count)
+        finally:
+            self._tell_strangers(signal.SIGSTOP)
+
+    def _tell_strangers(self, what: signal.Signals) -> None:
+        for number in self._strangers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, what)
+
+    def _round(self, count: int) -> tuple[float, float]:
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(b"%d\n" % count)
@@ -74,6 +101,7 @@ class Program:
 
     def close(self) -> None:
         """Let it end, and note how much memory it had at its peak."""
+        self._tell_strangers(signal.SIGKILL)
         if self._process.poll() is None:
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
@@ -198,7 +226,7 @@ def _seconds(program: Program, items: int) -> float:
 def measure(row: Row, effort: Effort) -> Result:
     """Do the rounds of a row.  A peer that fails is left out, and why is kept; ours must not."""
     result = Result(row, {}, {})
-    programs: dict[str, Program] = {s.name: Program(s) for s in row.systems}
+    programs: dict[str, Program] = {s.name: Program(s, row.busy) for s in row.systems}
 
     def attempt(system: System, do: Callable[[Program, Measured], None]) -> None:
         """Do something with a system's program; a peer that cannot is out of the row."""
@@ -244,7 +272,7 @@ def _renewed(program: Program, programs: dict[str, Program], measured: Measured)
     """Another process in place of this one."""
     program.close()
     measured.peak = max(measured.peak, program.peak)
-    programs[program.system.name] = Program(program.system)
+    programs[program.system.name] = Program(program.system, program.busy)
     return programs[program.system.name]
 
 
@@ -254,7 +282,7 @@ def smoke(rows: Sequence[Row]) -> None:
         for system in row.systems:
             if system.kind != "ours":
                 continue
-            program = Program(system)
+            program = Program(system, row.busy)
             try:
                 program.round(min(row.items, 20))
             except ProgramError as failure:

@@ -24,6 +24,10 @@ class System:
         return System(name, words, kind or ("ours" if name == OURS else "peer"))
 
 
+# What rows that are `busy` say.
+BUSY = "on each processor a process that only computes"
+
+
 @dataclass(frozen=True)
 class Unit:
     """How figures of a row are shown."""
@@ -98,6 +102,7 @@ class Row:
     fresh       whether each round needs a new process.
     warm        whether there is a first round that does not count.
     rounds      at most so many.
+    busy        whether a process that only computes is on each processor meanwhile.
     """
 
     name: str
@@ -112,3 +117,4 @@ class Row:
     fresh: bool = False
     warm: bool = True
     rounds: int = 1000
+    busy: bool = False

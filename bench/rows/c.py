@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from machine import Machine
 from model import (
+    BUSY,
     BYTES,
     NS,
     TIMES,
@@ -43,6 +44,7 @@ def rows(machine: Machine) -> list[Row]:
         bound: int = 1024,
         ordered: bool = False,
         loops: int = 0,
+        busy: bool = False,
         **more: object,
     ) -> Row:
         shape = (tasks, workers, bound)
@@ -61,14 +63,16 @@ def rows(machine: Machine) -> list[Row]:
             systems.append(machine.c_program(THREADS, "chain", "threads", *each, kind="floor"))
         else:
             systems.append(machine.c_program("loop", "chain", "loop", *shape, kind="floor"))
-        if machine.processors > 1:
+        if machine.processors > 1 and not busy:
             systems.append(machine.c_program(LINE, "costs", "distance", "bare", kind="floor"))
         what = f"{tasks} tasks in a chain, at most {bound or 'any number'} waiting behind each"
         if workers > 1:
             what = (
                 f"source, {workers} workers{', ordered' * ordered}, sink; at most {bound} waiting"
             )
-        options: dict[str, object] = {"items": 30_000_000, "fast_items": 2_000_000}
+        if busy:
+            what += f"; {BUSY}"
+        options: dict[str, object] = {"items": 30_000_000, "fast_items": 2_000_000, "busy": busy}
         return Row(
             f"C: {name}", what, systems=systems, targets=targets, **({"unit": NS} | options | more)
         )
@@ -136,6 +140,9 @@ def rows(machine: Machine) -> list[Row]:
         throttle(10, fast=False, **few),
         throttle(1000, fast=False),
         throttle(0),
+        chain("busy, 3 in a chain", 3, 1, busy=True, items=3_000_000, fast_items=300_000),
+        chain("busy, 4 workers", 3, 4, busy=True, items=2_000_000, fast=False),
+        chain("busy, bound 1", 3, 1, bound=1, busy=True, items=20_000, fast=False),
         working(1, 0.95),
         working(1, 0.95, ordered=True, fast=False),
         working(10, 0.98),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from machine import Machine
 from model import (
+    BUSY,
     BYTES,
     MS,
     NS,
@@ -175,6 +176,36 @@ def rows(machine: Machine) -> list[Row]:
             items=1000,
             whole=True,
             rounds=3,
+            fast=False,
+        ),
+        row(
+            "throttle 1000",
+            f"range | inc, at most so many items waiting behind each; {BUSY}",
+            (*CHAINS, "by hand"),
+            (best(3),),
+            name="busy, throttle 1000",
+            busy=True,
+        ),
+        row(
+            "throttle 10",
+            "the same",
+            CHAINS,
+            (best(3),),
+            items=5_000,
+            name="busy, throttle 10",
+            busy=True,
+            fast=False,
+        ),
+        row(
+            "latency, p50",
+            f"one item a millisecond through source | inc; {BUSY}",
+            (*CHAINS, "ThreadPool", "by hand"),
+            unit=US_EACH,
+            items=300,
+            fast_items=100,
+            whole=True,
+            name="busy, latency",
+            busy=True,
             fast=False,
         ),
         row(
