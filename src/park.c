@@ -22,6 +22,57 @@ void pyper__waker_fini(pyper__waker *waker) {
     pyper__bell_close(waker->bell);
 }
 
+/* -------------------------------------------------------------------------------- yields */
+
+/* After a yield that took as long as this, a sleep would have been: the processor went to somebody with
+ * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
+ * when it wakes up the next time. */
+#define LONG_YIELD_NS 1000000
+/* Whoever has work for a time slice is either a thread of this process, and his work is what is waited for, or
+ * a stranger.  Strangers will most likely be there for longer, and each yield would give them a time slice, of
+ * 3 ms and more, where who sleeps is woken at once.  So for this many times as long as such a yield has taken
+ * only those yield who know that it is of use. */
+#define CROWDED_TIMES 16
+/* They are strangers if between two such yields, no further apart than this, the process had less than half of
+ * one processor (a thread whose virtual processor was taken away seems to have run meanwhile); and if the
+ * thread has yielded less often than this since the last time that it took so long.  (Else it was just the end
+ * of a time slice: of a group of processes, say, within which a yield stays.) */
+#define CROWDED_WITHIN_NS 50000000
+#define CROWDED_YIELDS 16
+
+/* Over all runs of the process: until when strangers are expected; when the last long yield was over, and how
+ * long the process had had processors by then.  Hints and no more, so relaxed. */
+static _Atomic int64_t crowded_until_ns, long_yield_ns, long_yield_busy_ns;
+static _Thread_local uint32_t yields_since_long;
+
+static bool is_crowded(int64_t now) {
+    return now < atomic_load_explicit(&crowded_until_ns, memory_order_relaxed);
+}
+
+static PYPER__COLD void judge_long_yield(int64_t now, int64_t took) {
+    bool seldom = yields_since_long > CROWDED_YIELDS;
+    yields_since_long = 0;
+    int64_t since = now - atomic_load_explicit(&long_yield_ns, memory_order_relaxed);
+    if (since < LONG_YIELD_NS) return; /* another thread has just done this */
+    atomic_store_explicit(&long_yield_ns, now, memory_order_relaxed);
+    int64_t busy = pyper__process_busy_ns();
+    int64_t before = atomic_exchange_explicit(&long_yield_busy_ns, busy, memory_order_relaxed);
+    if (!seldom && since < CROWDED_WITHIN_NS && busy - before < since / 2)
+        atomic_store_explicit(&crowded_until_ns, now + took * CROWDED_TIMES, memory_order_relaxed);
+}
+
+/* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
+ * over. */
+static bool yield_was_long(int64_t *now) {
+    int64_t before = *now;
+    pyper__yield();
+    *now = pyper_now();
+    yields_since_long++;
+    bool was_long = *now - before > LONG_YIELD_NS;
+    if (pyper__unlikely(was_long)) judge_long_yield(*now, *now - before);
+    return was_long;
+}
+
 /* ----------------------------------------------------------------------------------- lock */
 
 /* A lock is held for some 10 ns: it is most likely free again when another thread has run. */
@@ -93,59 +144,11 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 #define YIELDS_MAX 50
 /* After a sleep as short as this, yielding would have been the better choice. */
 #define SHORT_SLEEP_NS 50000
-/* After a yield that took as long as this, a sleep would have been: the processor went to somebody with
- * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
- * when it wakes up the next time. */
-#define LONG_YIELD_NS 1000000
 /* Where yielding was of no use, one is tried again after this many sleeps: then it costs next to nothing,
  * and is learned anew soon enough.  The exact number does not matter much. */
 #define SLEEPS_BETWEEN 16
-/* Whoever has work for a time slice is either a thread of this process, and his work is what is waited for, or
- * a stranger.  Strangers will most likely be there for longer, and each yield would give them a time slice, of
- * 3 ms and more, where who sleeps is woken at once.  So for this many times as long as such a yield has taken
- * only those yield who know that it is of use. */
-#define CROWDED_TIMES 16
-/* They are strangers if between two such yields, no further apart than this, the process had less than half of
- * one processor (a thread whose virtual processor was taken away seems to have run meanwhile); and if the
- * thread has yielded less often than this since the last time that it took so long.  (Else it was just the end
- * of a time slice: of a group of processes, say, within which a yield stays.) */
-#define CROWDED_WITHIN_NS 50000000
-#define CROWDED_YIELDS 16
 /* An event at which nobody has waited yet. */
 #define YIELDS_UNTRIED UINT32_MAX
-
-/* Over all runs of the process: until when strangers are expected; when the last long yield was over, and how
- * long the process had had processors by then.  Hints and no more, so relaxed. */
-static _Atomic int64_t crowded_until_ns, long_yield_ns, long_yield_busy_ns;
-static _Thread_local uint32_t yields_since_long;
-
-static bool is_crowded(int64_t now) {
-    return now < atomic_load_explicit(&crowded_until_ns, memory_order_relaxed);
-}
-
-static PYPER__COLD void judge_long_yield(int64_t now, int64_t took) {
-    bool seldom = yields_since_long > CROWDED_YIELDS;
-    yields_since_long = 0;
-    int64_t since = now - atomic_load_explicit(&long_yield_ns, memory_order_relaxed);
-    if (since < LONG_YIELD_NS) return; /* another thread has just done this */
-    atomic_store_explicit(&long_yield_ns, now, memory_order_relaxed);
-    int64_t busy = pyper__process_busy_ns();
-    int64_t before = atomic_exchange_explicit(&long_yield_busy_ns, busy, memory_order_relaxed);
-    if (!seldom && since < CROWDED_WITHIN_NS && busy - before < since / 2)
-        atomic_store_explicit(&crowded_until_ns, now + took * CROWDED_TIMES, memory_order_relaxed);
-}
-
-/* Let others run, once.  True: that took them a time slice.  *now is when it began, then when it is
- * over. */
-static bool yield_was_long(int64_t *now) {
-    int64_t before = *now;
-    pyper__yield();
-    *now = pyper_now();
-    yields_since_long++;
-    bool was_long = *now - before > LONG_YIELD_NS;
-    if (pyper__unlikely(was_long)) judge_long_yield(*now, *now - before);
-    return was_long;
-}
 
 /* The half of the word that counts notifications. */
 static _Atomic uint32_t *sleeping_word(pyper__event *event) {
