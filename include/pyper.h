@@ -155,9 +155,9 @@ PYPER_API int64_t pyper_now(void);
  *          or when pyper_emit() refuses it.  Called on a worker's thread or on the thread that
  *          closes the run, holding no lock of the library, with the host's token (see Hosts).
  *          NULL: items need no destroying (integers, borrowed pointers).
- * encode   writes the item as bytes: asks pyper_transfer_reserve() once for as many as it takes, and
- *          fills them.  Returns 0 or a negative code, which fails the run.  Borrows the item: the
- *          library destroys it when it has gone.  Called by the sender, with the host's token.
+ * encode   writes the item as bytes: asks pyper_transfer_reserve() once for as many as it takes,
+ *          and fills them.  Returns 0 or a negative code, which fails the run.  Borrows the item:
+ *          the library destroys it when it has gone.  Called by the sender, with the host's token.
  * decode   makes the item again from these bytes: sets *ret_item and returns 0, or a negative code,
  *          which fails the run.  Borrows `data` (aligned to 8 bytes) for the call.  Called by the
  *          receiver, with the host's token.
@@ -301,8 +301,7 @@ typedef struct pyper_start_options {
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
     const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
     void *host_data;             /* handed to each callback of the host */
-    bool
-        loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive(), pyper_try_next() */
+    bool loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive() */
 } pyper_start_options;
 
 /* Start a run: create its workers and let them go.
@@ -337,16 +336,16 @@ extern "C" {
  *
  * Waits for an output, the end, a failure or `deadline_ns` (absolute; PYPER_NOWAIT = do not wait,
  * PYPER_FOREVER = no limit).  The end and a failure are reported only when every worker has left:
- * after a return of 0 or PYPER_EFAILED nothing of the run is left but its memory.  Outputs that were
- * in the queue before a failure come first.
+ * after a return of 0 or PYPER_EFAILED nothing of the run is left but its memory.  Outputs that
+ * were in the queue before a failure come first.
  *
  * Returns 1 and sets *ret_item; 0 at the end of the stream (again and again);
  *         PYPER_EFAILED: a task's function failed (see pyper_error_message());
  *         PYPER_ECANCELED: somebody cancelled the run;
  *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
- *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED;
- *         PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE: the run could not
- *         be started, or ran out of memory underway;
+ *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED; PYPER_EINVAL,
+ *         PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE: the run could not be started,
+ *         or ran out of memory underway;
  *         PYPER_EDIED: a process worker died (see pyper_error_message()).
  * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
  * Blocks: yes.  Thread safety: shared (each output goes to one caller). */
@@ -393,7 +392,8 @@ PYPER_API void pyper_run_unref(pyper_run *run);
  * pyper_error_message  a text that names the task and its place; "" if nothing failed
  * pyper_error_task     the index of the task (0 is the first), or -1
  * pyper_error_payload  what was given to pyper_fail_with(), borrowed; or NULL
- * pyper_error_bytes    what was given to pyper_fail_bytes() and *ret_size of them, borrowed; or NULL
+ * pyper_error_bytes    what was given to pyper_fail_bytes() and *ret_size of them, borrowed; or
+ *                      NULL
  *
  * The first failure counts, and does not change any more: what is returned stays valid as long as
  * my reference.  Thread safety: shared. */
@@ -443,14 +443,15 @@ PYPER_API int pyper_fail(pyper_worker *worker, int code, const char *format, ...
  *
  * In a process worker the payload stays in its process; see pyper_fail_bytes().
  *
- * Returns PYPER_EFAILED, or PYPER_ECANCELED if the run had failed before: then `payload` is not taken.
- * Ownership: takes `payload` when it returns PYPER_EFAILED.  Thread safety: worker. */
+ * Returns PYPER_EFAILED, or PYPER_ECANCELED if the run had failed before: then `payload` is not
+ * taken.  Ownership: takes `payload` when it returns PYPER_EFAILED.  Thread safety: worker. */
 PYPER_API int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *payload,
                               void (*destroy)(void *payload));
 
 /* Fail the run and hand `size` bytes (a pickled exception, say) to whoever asks for them with
  * pyper_error_bytes(), in whatever process the function runs.  The bytes are copied; without the
- * memory for it the run fails without them.  Returns as pyper_fail_with().  Thread safety: worker. */
+ * memory for it the run fails without them.  Returns as pyper_fail_with().  Thread safety:
+ * worker. */
 PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *message,
                                const void *data, size_t size);
 
@@ -460,8 +461,8 @@ PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *messa
  * shared. */
 PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
-/* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run is
- * borrowed.  Thread safety: shared. */
+/* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run
+ * is borrowed.  Thread safety: shared. */
 PYPER_API pyper_run *pyper_worker_run(const pyper_worker *worker);
 PYPER_API size_t pyper_worker_task(const pyper_worker *worker);
 PYPER_API int64_t pyper_worker_index(const pyper_worker *worker);
@@ -487,26 +488,27 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  *         pyper_done(w, r->ok ? 0 : pyper_fail(w, r->status, "no reply"));
  *     }
  *
- * or it emits and returns 0, if there is nothing to wait for.  At most `workers` operations are under
- * way; each belongs to a worker, which names it in all calls.  Every other option means what it
- * means elsewhere; other tasks of the same pipeline run in threads and processes as ever.
+ * or it emits and returns 0, if there is nothing to wait for.  At most `workers` operations are
+ * under way; each belongs to a worker, which names it in all calls.  Every other option means what
+ * it means elsewhere; other tasks of the same pipeline run in threads and processes as ever.
  *
  * Who calls.  fn, resume and cancel are called on one thread at a time, the *driver*: inside
  * pyper_next(), pyper_wait_until() or pyper_close() of a caller who waits there; or, with the start
  * option `loop`, inside pyper_drive(), called by an event loop of yours.  They should return soon.
  *
- * Next to processes.  What the next task's processes are to get is encoded by the driver, when there
- * is room for it, and what comes from processes is decoded by it.
+ * Next to processes.  What the next task's processes are to get is encoded by the driver, when
+ * there is room for it, and what comes from processes is decoded by it.
  *
  * Outputs never wait.  What finds no room (`throttle`, or out of turn with `ordered`) stays in the
  * operation's hand, and its worker takes no other input until it has gone: so for a task without
- * `branch` the bound is exact.  pyper_emit() says PYPER_KEPT when it has kept the item; with `branch`
- * or `join` an operation that then emits no more until `resume` is called keeps the bound, too: at every
- * moment generated <= started + throttle + workers.
+ * `branch` the bound is exact.  pyper_emit() says PYPER_KEPT when it has kept the item; with
+ * `branch` or `join` an operation that then emits no more until `resume` is called keeps the bound,
+ * too: at every moment generated <= started + throttle + workers.
  *
  * Joining.  The fn of a task with `join` and `async` is called with item NULL; it pulls with
  * pyper_try_pull() until that says PYPER_EAGAIN, returns PYPER_PENDING, and is called again (or
- * `resume` is, if there is one) when it may go on; after the end of its inputs it emits and returns 0.
+ * `resume` is, if there is one) when it may go on; after the end of its inputs it emits and returns
+ * 0.
  *
  * Stopping.  When the run (or this part of it) is over, operations that wait for the library are
  * resumed and get PYPER_ECANCELED from whatever they call; for those that wait for something else
@@ -519,8 +521,8 @@ enum {
 
 /* The operation of this worker is done; rc < 0 means what it means for a function that returns it.
  * The last call for this operation: the worker goes on to its next input.  Exactly once after
- * PYPER_PENDING was returned (or is about to be).  The run may be over and closed before this returns;
- * its memory and its descriptor go when it has.
+ * PYPER_PENDING was returned (or is about to be).  The run may be over and closed before this
+ * returns; its memory and its descriptor go when it has.
  * Blocks: no.  Thread safety: worker; from any thread. */
 PYPER_API void pyper_done(pyper_worker *worker, int rc);
 
@@ -542,8 +544,8 @@ PYPER_API int pyper_try_pull(pyper_worker *worker, void **ret_item);
  * Ownership: takes `item`, unless it returns PYPER_EAGAIN.  Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_emit(pyper_worker *worker, void *item);
 
-/* The descriptor of a run that was started with `loop`: readable when pyper_drive() has something to
- * do.  Watch it, never read it; it is closed when the run is freed.
+/* The descriptor of a run that was started with `loop`: readable when pyper_drive() has something
+ * to do.  Watch it, never read it; it is closed when the run is freed.
  *
  * Returns the descriptor, or PYPER_EINVAL.  Thread safety: shared. */
 PYPER_API int pyper_fd(pyper_run *run);
@@ -557,8 +559,8 @@ PYPER_API int pyper_fd(pyper_run *run);
  * Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_drive(pyper_run *run);
 
-/* pyper_next() without waiting: PYPER_EAGAIN if there is nothing yet; then pyper_fd() becomes readable
- * when it is worth asking again.  Blocks: no.  Thread safety: driver. */
+/* pyper_next() without waiting: PYPER_EAGAIN if there is nothing yet; then pyper_fd() becomes
+ * readable when it is worth asking again.  Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_next(pyper_run *run, void **ret_item);
 
 /* ---------------------------------------------------------------------------- Statistics */
@@ -591,54 +593,55 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
 /* With the option `multiprocess` a task's workers are processes.  All other options mean what they
  * mean for threads.  Linux only: elsewhere such a task is refused (PYPER_ENOTSUP).
  *
- *  - Items cross through shared memory that has no name, by `encode` and `decode` of their type.  So
- *    the outputs of a task with `multiprocess`, and those of the task before it (for the first task:
- *    the argument of the run), must have a type with both; pyper_task() and pyper_pipe() refuse
- *    others.  Two tasks with `multiprocess` in a row exchange their items directly.
+ *  - Items cross through shared memory that has no name, by `encode` and `decode` of their type.
+ *    So the outputs of a task with `multiprocess`, and those of the task before it (for the first
+ *    task: the argument of the run), must have a type with both; pyper_task() and pyper_pipe()
+ *    refuse others.  Two tasks with `multiprocess` in a row exchange their items directly.
  *  - Workers are forked by pyper_start(), before any thread of the run.  A worker has a copy of
  *    everything as it was then, `bind` included; what it changes is seen by nobody else.
  *  - In a worker's process your other threads do not exist, and the locks they held are held for
  *    ever: do not call into what they may have been using.  malloc() and stdio are safe.
- *  - A worker starts with empty buffers of stdout and stderr and flushes both when it leaves; it leaves with
- *    _exit(): what you have registered with atexit() is not run.
+ *  - A worker starts with empty buffers of stdout and stderr and flushes both when it leaves; it
+ *    leaves with _exit(): what you have registered with atexit() is not run.
  *  - Ctrl-C in a terminal reaches the caller's process only: workers have a handler for SIGINT that
  *    does nothing.  When the caller's process dies, however it dies, its workers follow.
  *  - A worker that dies (a signal, exit(), out of memory) fails the run with PYPER_EDIED.
- *  - When a run is stopped (by cancel, close or a failure; or the part of it before a joined task that
- *    has had enough), calls in progress in its processes have PYPER_GRACE_MS to return; then the process is
- *    killed. */
+ *  - When a run is stopped (by cancel, close or a failure; or the part of it before a joined task
+ *    that has had enough), calls in progress in its processes have PYPER_GRACE_MS to return; then
+ *    the process is killed. */
 #define PYPER_GRACE_MS 200
 
-/* How a process has ended is not known: SIGCHLD is ignored, or somebody else has waited for it.  Neither
- * troubles a run; only the message about a death says less. */
+/* How a process has ended is not known: SIGCHLD is ignored, or somebody else has waited for it.
+ * Neither troubles a run; only the message about a death says less. */
 #define PYPER_STATUS_UNKNOWN INT32_MIN
 
-/* For `encode`: ask for `size` bytes to write the item to, aligned to 8 bytes; once an item.  Returns
- * NULL if there is no memory: then return PYPER_ENOMEM.  Thread safety: only within the call of
- * `encode`, by its thread; so for all of pyper_transfer_*(). */
+/* For `encode`: ask for `size` bytes to write the item to, aligned to 8 bytes; once an item.
+ * Returns NULL if there is no memory: then return PYPER_ENOMEM.  Thread safety: only within the
+ * call of `encode`, by its thread; so for all of pyper_transfer_*(). */
 PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
 
-/* For `decode`: keep the memory of an item.  What `data` points to (and now *ret_data) is yours, without
- * a copy: writable, seen by no other process, a forked child has its own.  It stays until
- * pyper_kept_release(), which may be called by any thread, also after the end of the run.  Returns NULL
- * if that cannot be had or is not worth it (items below 64 KiB): then copy.  Ownership: returns
- * owned. */
+/* For `decode`: keep the memory of an item.  What `data` points to (and now *ret_data) is yours,
+ * without a copy: writable, seen by no other process, a forked child has its own.  It stays until
+ * pyper_kept_release(), which may be called by any thread, also after the end of the run.  Returns
+ * NULL if that cannot be had or is not worth it (items below 64 KiB): then copy.  Ownership:
+ * returns owned. */
 typedef struct pyper_kept pyper_kept;
 PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);
 PYPER_API void pyper_kept_release(pyper_kept *kept);
 
-/* For `encode` and `decode`: fail the run with a code, a message and bytes (or NULL) of your own, as
- * pyper_fail_bytes().  Returns PYPER_EFAILED: return that. */
+/* For `encode` and `decode`: fail the run with a code, a message and bytes (or NULL) of your own,
+ * as pyper_fail_bytes().  Returns PYPER_EFAILED: return that. */
 PYPER_API int pyper_transfer_fail(pyper_transfer *transfer, int code, const char *message,
                                   const void *data, size_t size);
 
-/* What pyper_start() (or pyper_attach()) was given as host_data; the name of the task that a failure
- * would name: the sender's for `encode`, the receiver's for `decode` (for the caller, the last). */
+/* What pyper_start() (or pyper_attach()) was given as host_data; the name of the task that a
+ * failure would name: the sender's for `encode`, the receiver's for `decode` (for the caller, the
+ * last). */
 PYPER_API void *pyper_transfer_host_data(const pyper_transfer *transfer);
 PYPER_API const char *pyper_transfer_name(const pyper_transfer *transfer);
 
-/* For hosts: a process to start.  The new process must call pyper_attach() with descriptors that are
- * duplicates of these, and the same numbers. */
+/* For hosts: a process to start.  The new process must call pyper_attach() with descriptors that
+ * are duplicates of these, and the same numbers. */
 #define PYPER_PROCESS_FDS 4
 typedef struct pyper_process {
     size_t size;
@@ -677,9 +680,9 @@ PYPER_API int pyper_attach_from(const pyper_attach_options *options);
  *
  *  - Every function of this header is called with the token held, by threads that the host knows.
  *  - A task's function, an item's destroy, a payload's destroy and `release` are called with it.
- *  - The library keeps the token from one wait to the next, across items.  It gives it up by calling
- *    `detached` whenever it is about to wait, and (if `exclusive`) now and then when other threads
- *    of the library want it.  It never waits for the token with a lock of its own held.
+ *  - The library keeps the token from one wait to the next, across items.  It gives it up by
+ *    calling `detached` whenever it is about to wait, and (if `exclusive`) now and then when other
+ *    threads of the library want it.  It never waits for the token with a lock of its own held.
  *
  * No callback is ever called with a lock of the library held.  Zero-initialise, set `size`. */
 struct pyper_host {
@@ -715,8 +718,9 @@ struct pyper_host {
     void (*release)(void *host_data);
 
     /* Start a process that calls pyper_attach() with what `process` says.
-     * Returns 0 and sets *ret_process and its id *ret_pid, or a negative code.  Called with the token
-     * by the thread that starts the run, before any thread of the run.  NULL: workers are forked. */
+     * Returns 0 and sets *ret_process and its id *ret_pid, or a negative code.  Called with the
+     * token by the thread that starts the run, before any thread of the run.  NULL: workers are
+     * forked. */
     int (*start_process)(void *host_data, const pyper_process *process, void **ret_process,
                          int64_t *ret_pid);
 
@@ -740,8 +744,9 @@ struct pyper_host {
     void (*resume_caller)(void *host_data);
 };
 
-/* A slot has ended: the counterpart of a thread's function that returns.  Nothing may be called with
- * this worker any more.  Thread safety: driver (it makes its caller the driver, as pyper_drive()). */
+/* A slot has ended: the counterpart of a thread's function that returns.  Nothing may be called
+ * with this worker any more.  Thread safety: driver (it makes its caller the driver, as
+ * pyper_drive()). */
 PYPER_API void pyper_slot_left(pyper_worker *worker);
 
 #ifdef __cplusplus

@@ -1,9 +1,9 @@
 /* channel - see channel.h.
  *
- * A lane is a list of chunks, blocks of the shared memory.  A chunk begins with its size; a record in
- * it begins with a word that says how many bytes follow, and whether these are the item itself, or
- * its size and the offset of its extent, or (behind the last record of a chunk) the offset of the
- * next chunk. */
+ * A lane is a list of chunks, blocks of the shared memory.  A chunk begins with its size; a record
+ * in it begins with a word that says how many bytes follow, and whether these are the item itself,
+ * or its size and the offset of its extent, or (behind the last record of a chunk) the offset of
+ * the next chunk. */
 #include "channel.h"
 
 #if PYPER__PROCESSES
@@ -62,8 +62,8 @@ struct lane {
     struct place places[2];
 };
 
-/* What a consumer among several processes has claimed: records, one behind the other.  `state` is how
- * many it has ever started, << 8, and how many of those in the hand are left. */
+/* What a consumer among several processes has claimed: records, one behind the other.  `state` is
+ * how many it has ever started, << 8, and how many of those in the hand are left. */
 struct hand {
     _Alignas(PYPER__CACHE_LINE) _Atomic uint64_t state;
     uint64_t origin;  /* how many had been started when it was filled */
@@ -405,8 +405,8 @@ static PYPER__COLD int add_chunk(pyper__channel *channel, struct lane *lane) {
     return 0;
 }
 
-/* Where the next record is to be written, with room for `size` bytes; NULL: there is no memory.  The
- * producing end only. */
+/* Where the next record is to be written, with room for `size` bytes; NULL: there is no memory.
+ * The producing end only. */
 static inline unsigned char *place_for(pyper__channel *channel, struct lane *lane, uint32_t size) {
     if (pyper__unlikely(lane->at + step_of(size) + LINK_SIZE > lane->end) &&
         add_chunk(channel, lane) < 0)
@@ -573,8 +573,8 @@ static void stand_in_line(struct pyper__channel_shared *shared, struct lane *lan
     atomic_fetch_add(&shared->waiting, stands ? 1 : -1);
 }
 
-/* Several lanes share a bound: whoever waits has a place kept for him, or one that others were quick to
- * take would leave him waiting for ever. */
+/* Several lanes share a bound: whoever waits has a place kept for him, or one that others were
+ * quick to take would leave him waiting for ever. */
 static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane *lane,
                                             const pyper__record *record) {
     struct pyper__channel_shared *shared = channel->shared;
@@ -582,8 +582,8 @@ static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane
     int64_t taken = shared->pushed - atomic_load(&shared->given_back);
     int rc = PYPER__AGAIN;
     bool room = taken + before_me(shared, lane) < shared->limit;
-    /* Out of the line before the record can be popped: when its place is given back, whoever is told so
-     * must not find me in front of him any more, for nobody tells him when I leave. */
+    /* Out of the line before the record can be popped: when its place is given back, whoever is
+     * told so must not find me in front of him any more, for nobody tells him when I leave. */
     stand_in_line(shared, lane, !room);
     if (room) {
         rc = record ? append_record(channel, lane, record) : 0;
@@ -707,8 +707,9 @@ void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
 
 /* ---------------------------------------------------------------------------------- popping */
 
-/* Has the lane a record that was not taken?  The consuming end only.  Where all has been taken, `seen`
- * says so already and is left alone: then the memory may be being copied (see pyper__shm_retire). */
+/* Has the lane a record that was not taken?  The consuming end only.  Where all has been taken,
+ * `seen` says so already and is left alone: then the memory may be being copied (see
+ * pyper__shm_retire). */
 static inline bool has_item(struct lane *lane) {
     int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
     if (pyper__likely(head < lane->seen)) return true;
@@ -815,8 +816,8 @@ static inline void step_over(pyper__channel *channel, struct lane *lane) {
     atomic_store_explicit(&shared->popped, popped + 1, memory_order_release);
 }
 
-/* These all return 1, 0 (there is nothing) or PYPER__BROKEN.  A lone consumer looks at the record where
- * it lies; it steps over it when it is done with it. */
+/* These all return 1, 0 (there is nothing) or PYPER__BROKEN.  A lone consumer looks at the record
+ * where it lies; it steps over it when it is done with it. */
 static inline int pop_alone(pyper__channel *channel, pyper__record *ret_record,
                             int64_t *ret_ticket) {
     struct lane *lane;
@@ -919,8 +920,8 @@ static int steal_from_locked(struct hand *hand, struct hand *other) {
     return (int)count;
 }
 
-/* The same, from whoever has something; or only from who is `stuck`: has started nothing since I looked
- * last, which is a hand ago. */
+/* The same, from whoever has something; or only from who is `stuck`: has started nothing since I
+ * looked last, which is a hand ago. */
 static int steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) {
     struct pyper__channel_shared *shared = channel->shared;
     for (int64_t i = 0; i < shared->hands; i++) {
@@ -935,8 +936,8 @@ static int steal_locked(pyper__channel *channel, struct hand *hand, bool stuck) 
     return 0;
 }
 
-/* Whoever has died with the lock has stopped somewhere between two stores: what has left a lane, or a
- * hand, and has not got into another one, is lost. */
+/* Whoever has died with the lock has stopped somewhere between two stores: what has left a lane, or
+ * a hand, and has not got into another one, is lost. */
 static PYPER__COLD void mend_locked(pyper__channel *channel) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t popped = 0, known = 0;

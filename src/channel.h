@@ -1,37 +1,38 @@
 /* channel - an edge between processes: a queue (queue.h) whose items are bytes in shared memory.
  *
  * Each producer has a *lane* of its own: a list of chunks that are filled with records, which it
- * writes without any lock; with an order (order.h) all share one lane, and a lock.  A small item lies
- * in its record; of a larger one the record says where it lies: an *extent*, a block of the shared
- * memory that its producer has filled and that its consumer gives back.
+ * writes without any lock; with an order (order.h) all share one lane, and a lock.  A small item
+ * lies in its record; of a larger one the record says where it lies: an *extent*, a block of the
+ * shared memory that its producer has filled and that its consumer gives back.
  *
  * A lone consumer reads the records where they lie.  Several threads of one process take one after
- * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share of
- * it, into their *hands*, and go on from there without any lock: one item at a time where items are
- * slow, many where they are quick.  Whoever finds the lanes empty takes half of what another has in
- * his hand and has not started; and so does whoever sees that another has started nothing meanwhile.
- * So nobody waits for an item that lies in the hand of somebody who is slow, no item is overtaken for
- * long, and nobody has to know beforehand which will be slow.
+ * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share
+ * of it, into their *hands*, and go on from there without any lock: one item at a time where items
+ * are slow, many where they are quick.  Whoever finds the lanes empty takes half of what another
+ * has in his hand and has not started; and so does whoever sees that another has started nothing
+ * meanwhile.  So nobody waits for an item that lies in the hand of somebody who is slow, no item is
+ * overtaken for long, and nobody has to know beforehand which will be slow.
  *
  * Promises
  *   - What queue.h promises: an item is visible when push returns; throttle is exact, what is in a
  *     hand counts as waiting; a producer resumes at the latest when half of the places are free,
  *     and those that wait get places in the order in which they have come.
  *     Items of one producer leave in the order in which they were pushed (when there are hands: are
- *     claimed in that order), or, `ordered`, all in the order of their tickets (the same rules as in
- *     order.h, kept in shared memory).
+ *     claimed in that order), or, `ordered`, all in the order of their tickets (the same rules as
+ *     in order.h, kept in shared memory).
  *   - An item of any size passes, as long as there is memory.
- *   - A peer may die at any moment.  What it has pushed is there, and is delivered once; what it has
- *     popped, or not pushed yet, is gone; everybody else goes on.  (If it dies while it fills its
- *     hand, what it was about to claim is gone.  If it was a producer, see pyper__channel_bury().)  An order in which it has died is not mended: all
- *     its producers wait until the channel is ended or cancelled.
+ *   - A peer may die at any moment.  What it has pushed is there, and is delivered once; what it
+ *     has popped, or not pushed yet, is gone; everybody else goes on.  (If it dies while it fills
+ *     its hand, what it was about to claim is gone.  If it was a producer, see
+ *     pyper__channel_bury().)  An order in which it has died is not mended: all its producers wait
+ *     until the channel is ended or cancelled.
  *   - No waiting without a futex; a change of state wakes everybody.
  *
- * A peer that writes where it should not (by a mistake in the functions it runs) may stop everybody, as it
- * may end the run in other ways, but a record makes nobody read or write beyond the shared memory:
- * what it says of itself (where it lies, how large it is) is looked at before it is followed, and is
- * PYPER__BROKEN if it cannot be.  What says who is there (how many lanes, the bound, the locks) is
- * believed.
+ * A peer that writes where it should not (by a mistake in the functions it runs) may stop
+ * everybody, as it may end the run in other ways, but a record makes nobody read or write beyond
+ * the shared memory: what it says of itself (where it lies, how large it is) is looked at before it
+ * is followed, and is PYPER__BROKEN if it cannot be.  What says who is there (how many lanes, the
+ * bound, the locks) is believed.
  *
  * How a death leaves a lane whole: its consuming end has two records of where it stands, and the
  * number of its steps says by its lowest bit which of the two counts.  A step writes the other one,
@@ -47,8 +48,8 @@
  * Synchronization (in the shared memory)
  *   limit, block, lanes, hands, consumers, one_at_a_time, order   set by init, never change.
  *   state        atomic; only grows, see queue.h.
- *   lane.tail    atomic; written by the producer after the record (seq_cst; pairs with every read of
- *                it by the consuming end).
+ *   lane.tail    atomic; written by the producer after the record (seq_cst; pairs with every read
+ *                of it by the consuming end).
  *   lane.room_until, chunk, at, end   the producer's own (with an order: push_lock).
  *   lane.head    atomic; written by the consuming end, read by its own waiters.
  *   lane.seen, steps, places, current   the consuming end's own.
@@ -60,14 +61,14 @@
  *   lost         atomic; pop_lock.
  *   pushed, line push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
- *   order->*     push_lock; turn, kept and blocked are also read without (atomic): who waits
- *                out of turn for room says so before he looks for it, and who makes room looks there
- *                after he has made it.
- * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads) or
- * under the shared one (processes).
+ *   order->*     push_lock; turn, kept and blocked are also read without (atomic): who waits out of
+ *                turn for room says so before he looks for it, and who makes room looks there after
+ *                he has made it.
+ * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads)
+ * or under the shared one (processes).
  * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap.
- * Tested by unit/test_channel.c, stress/test_deaths.c, and in every order of its processes, with a death
- * at every step, by tests/model/model_channel.c. */
+ * Tested by unit/test_channel.c, stress/test_deaths.c, and in every order of its processes, with a
+ * death at every step, by tests/model/model_channel.c. */
 #ifndef PYPER_CHANNEL_H
 #define PYPER_CHANNEL_H
 
@@ -97,9 +98,9 @@ typedef struct pyper__channel {
     pyper__waker *waker;        /* of the run's event loop, borrowed; NULL: nobody needs it */
     pyper__owned_lock pop_lock; /* of the threads of this process that consume together */
     _Atomic int told; /* this process has told everybody that the state is at least this */
-    /* Of a process that consumes beside others: the number of its hand; how many items it has started
-     * since it gave places back; how many records to claim at once; how many it has claimed last,
-     * and when. */
+    /* Of a process that consumes beside others: the number of its hand; how many items it has
+     * started since it gave places back; how many records to claim at once; how many it has claimed
+     * last, and when. */
     int64_t hand, ungiven, claim, claimed, claimed_ns;
 } pyper__channel;
 
@@ -137,8 +138,8 @@ void pyper__channel_attach(pyper__channel *channel, pyper__shm *shm, uint64_t of
 pyper__event *pyper__channel_items(const pyper__channel *channel);
 pyper__event *pyper__channel_places(const pyper__channel *channel);
 
-/* Make room for `size` bytes in a record that the producer `lane` is going to push next; they are to
- * be written to record->data.  0 or PYPER_ENOMEM. */
+/* Make room for `size` bytes in a record that the producer `lane` is going to push next; they are
+ * to be written to record->data.  0 or PYPER_ENOMEM. */
 int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *record,
                           uint64_t size);
 
@@ -149,8 +150,8 @@ static inline void pyper__record_drop(const pyper__channel *channel, pyper__reco
     record->extent = 0;
 }
 
-/* Append a record; takes its extent when it returns 0.  With `record` NULL it only says whether there
- * is room for one: then the only one who pushes can count on it.
+/* Append a record; takes its extent when it returns 0.  With `record` NULL it only says whether
+ * there is room for one: then the only one who pushes can count on it.
  *
  * Returns 0, PYPER_ECANCELED (the channel is not open), PYPER_ENOMEM, or PYPER__AGAIN: see
  * pyper__channel_await(). */

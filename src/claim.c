@@ -1,25 +1,25 @@
 /* claim - see claim.h. */
 #include "claim.h"
 
-/* What is claimed at once should take the calls about as long as this: twice as many when it took less
- * than the one, half as many when it took more than the other.  The exact numbers do not matter much: a
- * claim costs 50 ns, and somebody who wants to take it away several microseconds. */
+/* What is claimed at once should take the calls about as long as this: twice as many when it took
+ * less than the one, half as many when it took more than the other.  The exact numbers do not
+ * matter much: a claim costs 50 ns, and somebody who wants to take it away several microseconds. */
 #define SHORT_NS 32000
 #define LONG_NS 128000
 /* A call has been slow, or the worker had to wait: begin anew. */
 #define MUCH_TOO_LONG_NS 512000
-/* If all that may be claimed took less than this, several workers are in each other's way more than they
- * help: what one processor has written the other one needs next.  Who finds that somebody has claimed since
- * he did lets others run, this often at most, until nobody has. */
+/* If all that may be claimed took less than this, several workers are in each other's way more than
+ * they help: what one processor has written the other one needs next.  Who finds that somebody has
+ * claimed since he did lets others run, this often at most, until nobody has. */
 #define TINY_NS 1500
 #define STAND_BACKS 20
 /* Whose calls take longer than this finds the cache lines of what is shared with others. */
 #define SELDOM_NS 200
-/* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024, where it
- * would be 4, it costs more than it gains. */
+/* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024,
+ * where it would be 4, it costs more than it gains. */
 #define LEAST 8
-/* Nor where there are more workers than this: so many have calls that wait for something, and are long;
- * and who goes to sleep looks at what each of the others has claimed. */
+/* Nor where there are more workers than this: so many have calls that wait for something, and are
+ * long; and who goes to sleep looks at what each of the others has claimed. */
 #define WORKERS_MAX 32
 
 static int64_t least(int64_t a, int64_t b) {
@@ -81,10 +81,11 @@ static void begin_locked(pyper__claim *claim, void **ret_item, int64_t *ret_tick
     atomic_store_explicit(&claim->begun, at + 1, memory_order_relaxed);
 }
 
-/* How many to claim besides the one he has: no more than his share of those that are known to wait (or
- * half of that, where their number is no power of two: a division takes too long under the lock).  So
- * there is something left for who looks while this goes on; and who sleeps has been woken by the push of
- * what is here.  If too few are known he looks for more, unless that is a look at each place. */
+/* How many to claim besides the one he has: no more than his share of those that are known to wait
+ * (or half of that, where their number is no power of two: a division takes too long under the
+ * lock).  So there is something left for who looks while this goes on; and who sleeps has been
+ * woken by the push of what is here.  If too few are known he looks for more, unless that is a look
+ * at each place. */
 static int64_t how_many_more_locked(pyper__queue *queue, const pyper__claim *claim) {
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     int64_t wanted = claim->pace - 1;
@@ -201,7 +202,8 @@ int pyper__claim_pop(pyper__queue *queue, pyper__claim *claim, void **ret_item, 
         int64_t left = atomic_load_explicit(&claim->end, memory_order_relaxed) -
                        atomic_load_explicit(&claim->at, memory_order_relaxed);
         pyper__lock_give(&queue->pop_lock.lock);
-        /* What was taken away was nowhere to be seen for a moment, and somebody may have gone to sleep. */
+        /* What was taken away was nowhere to be seen for a moment, and somebody may have gone to
+         * sleep. */
         if (rc == 1 && left > 0 && pyper__event_has_waiters_light(&queue->items))
             pyper__event_notify_slow(&queue->items, (uint32_t)left);
         if (rc != PYPER__AGAIN) return rc;

@@ -1,28 +1,31 @@
 /* claim - the part of a queue that the workers who share its consuming end have taken ahead.
  *
  * To take an item from an end that several share costs its lock.  So a worker whose calls are short
- * claims several at once, and begins one after the other without touching anything that others write.
- * Claimed is not begun: until a call begins its item counts as waiting, in the bound and in the
- * statistics, and a worker who has nothing else to do takes it away.
+ * claims several at once, and begins one after the other without touching anything that others
+ * write.  Claimed is not begun: until a call begins its item counts as waiting, in the bound and in
+ * the statistics, and a worker who has nothing else to do takes it away.
  *
  * (Between processes the hands of channel.h are what claims are here.)
  *
  * Promises
- *   - Nobody gets an item later for it: a worker who finds the queue empty, or at its end, takes half of
- *     what another has claimed and not begun before he goes to sleep, or leaves.
- *   - What a worker claims takes his calls some ten microseconds, by the measure of his last ones, and is
- *     no more than his share of what waits.  Calls that take longer are claimed one by one.
- *   - All that may be claimed together is a quarter of the bound, and of the window of an order behind.
+ *   - Nobody gets an item later for it: a worker who finds the queue empty, or at its end, takes
+ *     half of what another has claimed and not begun before he goes to sleep, or leaves.
+ *   - What a worker claims takes his calls some ten microseconds, by the measure of his last ones,
+ *     and is no more than his share of what waits.  Calls that take longer are claimed one by one.
+ *   - All that may be claimed together is a quarter of the bound, and of the window of an order
+ *     behind.
  *   - When the queue is cancelled nothing that was claimed begins any more; the worker destroys it.
  *
  * Taking away.  The owner says that an item has begun (`at`), then looks whether it still is his
- * (`end`); who takes away moves `end` first, lets all threads pass a fence, and then looks at `at`.  One
- * of the two sees the other: so either the owner learns that the item is gone and comes to the lock, or
- * the other one that it has begun, and puts `end` back.  Where there is no such fence nobody claims.
+ * (`end`); who takes away moves `end` first, lets all threads pass a fence, and then looks at `at`.
+ * One of the two sees the other: so either the owner learns that the item is gone and comes to the
+ * lock, or the other one that it has begun, and puts `end` back.  Where there is no such fence
+ * nobody claims.
  *
  * Synchronization
- *   count, most, share   set by create, never change.  (What changes with each claim lies in the queue, beside the
- *                 lock: a line of its own would go from processor to processor as well.)
+ *   count, most, share   set by create, never change.  (What changes with each claim lies in the
+ *                 queue, beside the lock: a line of its own would go from processor to processor as
+ *                 well.)
  *   Of a claim; its items have numbers, from 0 on for as long as its owner lives:
  *   at        atomic; written by the owner: where he begins next (or, for a moment, one further).
  *   end       atomic; written under pop_lock: what was claimed ends here.
@@ -30,7 +33,8 @@
  *   items, ticket   written by the owner under pop_lock; read by him, and by others under pop_lock.
  *   noted     how many of `begun` are in the queue's `counted`; pop_lock.
  *   pace, head, claimed, seldom, since_ns  the owner's.
- * Tested by unit/test_claim.c, stress/, and in every order of its threads by tests/model/model_queue.c. */
+ * Tested by unit/test_claim.c, stress/, and in every order of its threads by
+ * tests/model/model_queue.c. */
 #ifndef PYPER_CLAIM_H
 #define PYPER_CLAIM_H
 
@@ -60,17 +64,17 @@ struct pyper__claims {
     pyper__claim claim[];
 };
 
-/* Let the `workers` who share the queue's consuming end claim.  `window`: of the order of their outputs,
- * 0 without one.  Nothing happens where claiming would be of no use.  Before anybody uses the queue.
- * 0 or PYPER_ENOMEM. */
+/* Let the `workers` who share the queue's consuming end claim.  `window`: of the order of their
+ * outputs, 0 without one.  Nothing happens where claiming would be of no use.  Before anybody uses
+ * the queue.  0 or PYPER_ENOMEM. */
 int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window);
 void pyper__claims_free(struct pyper__claims *claims); /* NULL is accepted */
 
 /* How many calls have begun. */
 int64_t pyper__claims_begun(const struct pyper__claims *claims);
 
-/* The quick way to the next item: true if it was claimed already; false: call pyper__claim_pop().  The
- * owner only; makes no call. */
+/* The quick way to the next item: true if it was claimed already; false: call pyper__claim_pop().
+ * The owner only; makes no call. */
 static inline bool pyper__claim_take(pyper__queue *queue, pyper__claim *claim, void **ret_item,
                                      int64_t *ret_ticket) {
     int64_t at = atomic_load_explicit(&claim->at, memory_order_relaxed);

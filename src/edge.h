@@ -72,8 +72,8 @@ static inline pyper__event *pyper__edge_places(pyper__queue *edge) {
 
 #endif
 
-/* The stage before has ended, and all that it has pushed was popped.  The state is read first: where
- * it says ended, what was pushed is the last word. */
+/* The stage before has ended, and all that it has pushed was popped.  The state is read first:
+ * where it says ended, what was pushed is the last word. */
 static inline bool pyper__edge_is_complete(pyper__queue *edge) {
     return pyper__edge_state(edge) == PYPER__ENDED &&
            pyper__edge_pushed(edge) == pyper__edge_popped(edge);

@@ -86,7 +86,8 @@ static void leave_list(pyper__slot *slot) {
     pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
-/* pyper__edge_state() as those who wait must read it: seq_cst, and with what is still to come in mind. */
+/* pyper__edge_state() as those who wait must read it: seq_cst, and with what is still to come in
+ * mind. */
 static int state_of(const pyper__queue *edge) {
 #if PYPER__PROCESSES
     if (edge->channel) return pyper__channel_state(edge->channel);
@@ -123,8 +124,8 @@ static bool may_go_on(const pyper__slot *slot, int64_t *room) {
 
 /* -------------------------------------------------------------------------- emitting, finishing */
 
-/* 0, PYPER_ECANCELED, PYPER_ENOMEM, PYPER_EFAILED (it could not be encoded), or PYPER__AGAIN, and the
- * slot says what to wait for. */
+/* 0, PYPER_ECANCELED, PYPER_ENOMEM, PYPER_EFAILED (it could not be encoded), or PYPER__AGAIN, and
+ * the slot says what to wait for. */
 static int push(pyper__slot *slot, void *item) {
     pyper_worker *worker = slot->worker;
     pyper__queue *queue = worker->output;
@@ -205,7 +206,8 @@ static void destroy_hand(pyper__slot *slot) {
         pyper__worker_refuse(slot->worker, take_first(&slot->hand), PYPER_ECANCELED);
 }
 
-/* Emit for the slot, as its driver: 0, PYPER_KEPT or a code, and then the item has been destroyed. */
+/* Emit for the slot, as its driver: 0, PYPER_KEPT or a code, and then the item has been
+ * destroyed. */
 static int emit(pyper__slot *slot, void *item) {
     if (!slot->worker->stage->task->branch && slot->emitted > 0)
         return pyper__worker_refuse(slot->worker, item, PYPER_EINVAL);

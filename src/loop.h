@@ -1,20 +1,21 @@
-/* loop - what carries the workers of asynchronous tasks: slots, all of a run on one thread at a time.
+/* loop - what carries the workers of asynchronous tasks: slots, all of a run on one thread at a
+ * time.
  *
  * A *slot* carries a worker without a thread of its own.  It is a C operation under way, or a
- * coroutine of the host, or it waits here for an input or for room.  The *crew* of a stage is all its
- * slots.  The *driver* is the thread that the slots live on at the moment: whoever waits in
+ * coroutine of the host, or it waits here for an input or for room.  The *crew* of a stage is all
+ * its slots.  The *driver* is the thread that the slots live on at the moment: whoever waits in
  * pyper_next() and the like, or, in a run with an event loop of the user's, whoever called
  * pyper_drive() last.  To drive is to look at everything that somebody may wait for, and to resume
  * who may go on.
  *
  * Both ends of a queue that belong to an asynchronous stage are the driver's own, so they need no
  * lock.  What other threads do for a slot (an operation completed elsewhere) they post; the driver
- * carries it out.  A slot never sleeps: it is put into one of its crew's two lists, and the loop counts
- * itself in at the queue's event (park.h), which then wakes the loop.
+ * carries it out.  A slot never sleeps: it is put into one of its crew's two lists, and the loop
+ * counts itself in at the queue's event (park.h), which then wakes the loop.
  *
- * Where the next stage (or the one before) is of processes, the edge is a channel: an item is encoded
- * when there is room for it, and decoded when its slot takes it, here, on the driver's thread.  The
- * processes wake the loop as threads do, see park.h.
+ * Where the next stage (or the one before) is of processes, the edge is a channel: an item is
+ * encoded when there is room for it, and decoded when its slot takes it, here, on the driver's
+ * thread.  The processes wake the loop as threads do, see park.h.
  *
  * Promises
  *   - Slots that wait are resumed in the order in which they began to wait; not more of them than
@@ -23,15 +24,18 @@
  *     thousands costs what it uses.
  *   - An item that finds no room stays in its slot's hand, in order, and the slot takes no other
  *     input until it has gone.
- *   - Driving ends after a bounded number of calls of user code, with the bell rung if there is more.
+ *   - Driving ends after a bounded number of calls of user code, with the bell rung if there is
+ *     more.
  *
  * Synchronization
  *   run, crews, count, host_slots, yours   set by create, never change.
  *   waker      see park.h.
- *   owner      atomic; whose thread the driver is (the address of a variable of that thread), or NULL.
- *              Who finds NULL may take it (compare and swap: acquires what the last driver has left).
+ *   owner      atomic; whose thread the driver is (the address of a variable of that thread), or
+ *              NULL.  Who finds NULL may take it (compare and swap: acquires what the last driver
+ *              has left).
  *   posts      under posts_lock; any_posts is a hint of it, atomic.
- *   abandoned  atomic, only false -> true: nobody holds the run any more.  Then whoever posts drives.
+ *   abandoned  atomic, only false -> true: nobody holds the run any more.  Then whoever posts
+ *              drives.
  *   everything else, and all of crews, slots, and the ends of their queues: the driver's own. */
 #ifndef PYPER_LOOP_H
 #define PYPER_LOOP_H
@@ -118,7 +122,8 @@ typedef struct pyper__loop {
 } pyper__loop;
 
 /* Create the loop of a run that has asynchronous tasks, or one of the user's (`yours`): 0 or
- * PYPER_ENOMEM.  Does nothing for other runs.  Its queues and workers are there, nobody works yet. */
+ * PYPER_ENOMEM.  Does nothing for other runs.  Its queues and workers are there, nobody works
+ * yet. */
 int pyper__loop_create(pyper_run *run, bool yours);
 void pyper__loop_free(pyper__loop *loop);
 

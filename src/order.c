@@ -17,8 +17,8 @@ struct record {
     };
 };
 
-/* With one output each: how a record stands.  The value has the ticket in it, so that one of an earlier
- * ticket, or none, says that neither is the case. */
+/* With one output each: how a record stands.  The value has the ticket in it, so that one of an
+ * earlier ticket, or none, says that neither is the case. */
 #define TURN(ticket) (2 * (ticket) + 1) /* its worker has the turn */
 #define DONE(ticket) (2 * (ticket) + 2) /* its output is kept here */
 
@@ -31,7 +31,8 @@ struct extra {
     pyper__event turn;
 };
 
-/* So that those who wait for different tickets wait in different places, however narrow the window. */
+/* So that those who wait for different tickets wait in different places, however narrow the
+ * window. */
 #define SIZE_MIN 64
 
 struct pyper__order {
@@ -85,7 +86,8 @@ void pyper__order_free(pyper__order *order) {
     pyper__free(order);
 }
 
-/* Which ticket has the turn.  With one output each it is the one whose output will be the next item. */
+/* Which ticket has the turn.  With one output each it is the one whose output will be the next
+ * item. */
 static int64_t turn_of(const pyper__order *order) {
     return atomic_load(order->one_each ? &order->queue->tail : &order->own_turn);
 }
@@ -200,8 +202,8 @@ static void forget_locked(pyper__order *order, int64_t ticket) {
     extra->capacity = 0;
 }
 
-/* What the ticket has kept goes behind the last item: it is counted in the queue already, so there is
- * room. */
+/* What the ticket has kept goes behind the last item: it is counted in the queue already, so there
+ * is room. */
 static int write_kept_locked(pyper__order *order, int64_t ticket, int64_t *tail) {
     struct record *record = record_of(order, ticket);
     if (record->count == 0) return 0;
@@ -226,8 +228,8 @@ static int write_kept_locked(pyper__order *order, int64_t ticket, int64_t *tail)
     return 0;
 }
 
-/* The turn moves on to the next ticket that is not done.  If it fails the order goes no further: later
- * outputs must not pass those that are left. */
+/* The turn moves on to the next ticket that is not done.  If it fails the order goes no further:
+ * later outputs must not pass those that are left. */
 static int move_turn_locked(pyper__order *order, int64_t *tail) {
     int64_t turn = turn_of(order), first = *tail;
     int rc = 0;
@@ -281,8 +283,8 @@ int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__tur
 
 /* --------------------------------- one output each: whoever has the turn has the end */
 
-/* May the ticket be pushed?  Acquire and release: who may use a record sees that the ticket before has
- * left it. */
+/* May the ticket be pushed?  Acquire and release: who may use a record sees that the ticket before
+ * has left it. */
 static bool is_within_window(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait) {
     if (pyper__likely(ticket < atomic_load_explicit(&order->upto, memory_order_acquire)))
         return true;
@@ -295,8 +297,8 @@ static bool is_within_window(pyper__order *order, int64_t ticket, struct pyper__
     return true;
 }
 
-/* The outputs of all tickets before `turn` are written.  So are those of all that are done behind them.
- * Then the turn is handed to the next one; unless that has been done meanwhile. */
+/* The outputs of all tickets before `turn` are written.  So are those of all that are done behind
+ * them.  Then the turn is handed to the next one; unless that has been done meanwhile. */
 static int move_turn(pyper__order *order, int64_t turn) {
     pyper__queue *queue = order->queue;
     int64_t before = turn - 1;
@@ -347,7 +349,8 @@ static int push_in_turn(pyper__order *order, void *item, int64_t ticket,
     return move_turn(order, ticket + 1) < 0 ? PYPER__TAKEN : 0;
 }
 
-/* Whether a ticket has been pushed never changes from yes to no, so nor does their number go back. */
+/* Whether a ticket has been pushed never changes from yes to no, so nor does their number go
+ * back. */
 static int64_t pushed_in_turn(const pyper__order *order) {
     const pyper__queue *queue = order->queue;
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_acquire), count = tail;

@@ -1,17 +1,18 @@
 /* order - outputs leave in the order of the inputs, although several workers make them.
  *
- * Each input gets a ticket in the step in which it is claimed (its place in the input queue), and its
- * outputs are pushed with it.  One ticket has the *turn*: its outputs go straight into the queue.
- * Outputs of later tickets are kept here; when a call is done the turn moves on, and what the next
- * ticket has kept joins the queue at once.  So an output leaves as soon as all earlier ones have.
+ * Each input gets a ticket in the step in which it is claimed (its place in the input queue), and
+ * its outputs are pushed with it.  One ticket has the *turn*: its outputs go straight into the
+ * queue.  Outputs of later tickets are kept here; when a call is done the turn moves on, and what
+ * the next ticket has kept joins the queue at once.  So an output leaves as soon as all earlier
+ * ones have.
  *
- * There are two ways to do that.  If a call may have any number of outputs, what it has kept may have to
- * leave before it is done: so all of it is under the queue's push_lock.  If each has exactly one
- * (pyper__order_expect_one_each()), that is all that is ever kept of a ticket, and nobody needs a lock:
- * whoever has the turn has the producing end of the queue.  A worker out of turn leaves its output in
- * the record of its ticket, and exchanges how that stands for DONE; who moves the turn on to a ticket
- * exchanges it for TURN.  The second of the two sees the first: so either the worker learns that it has
- * the turn, or who moves the turn that the output is there.
+ * There are two ways to do that.  If a call may have any number of outputs, what it has kept may
+ * have to leave before it is done: so all of it is under the queue's push_lock.  If each has
+ * exactly one (pyper__order_expect_one_each()), that is all that is ever kept of a ticket, and
+ * nobody needs a lock: whoever has the turn has the producing end of the queue.  A worker out of
+ * turn leaves its output in the record of its ticket, and exchanges how that stands for DONE; who
+ * moves the turn on to a ticket exchanges it for TURN.  The second of the two sees the first: so
+ * either the worker learns that it has the turn, or who moves the turn that the output is there.
  *
  * (With a bound, one output each needs no turns: see slots.h.)
  *
@@ -23,21 +24,22 @@
  *     one, INT32_MAX).
  *
  * Synchronization
- *   Any number of outputs: all fields are protected by push_lock, except: the turn and `pushed` are also
- *   read without it; how many outputs are kept is the queue's `kept`.
+ *   Any number of outputs: all fields are protected by push_lock, except: the turn and `pushed` are
+ *   also read without it; how many outputs are kept is the queue's `kept`.
  *   One output each:
  *   stands    of a record: atomic, as above; never goes back while workers run.
  *   first     of a record: its worker's until DONE, then of who has the turn.
- *   upto      atomic: earlier tickets may be pushed.  Any value that turn + window has ever had is right.
+ *   upto      atomic: earlier tickets may be pushed.  Any value that turn + window has ever had is
+ *             right.
  *   The producing end of the queue belongs to who has the turn; its tail is the turn.
  *   Both:
  *   trouble   atomic; written by who has the turn or the lock, once.
- *   blocked, waiting   atomic: who goes to sleep counts himself in before he looks at what he waits for;
- *             who has made a place or moved the turn reads them after that.
+ *   blocked, waiting   atomic: who goes to sleep counts himself in before he looks at what he waits
+ *             for; who has made a place or moved the turn reads them after that.
  *   one_each, drain_*   set before workers run; used when none does any more.
  *   Who moves the turn or publishes outputs reads after that whether anybody waits, without a fence
- *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).  Where
- *   there is no such thing he passes one himself. */
+ *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).
+ *   Where there is no such thing he passes one himself. */
 #ifndef PYPER_ORDER_H
 #define PYPER_ORDER_H
 
@@ -64,14 +66,15 @@ void pyper__order_free(pyper__order *order);
 int pyper__order_try_push(pyper__order *order, void *item, int64_t ticket,
                           struct pyper__turn *ret_wait);
 
-/* Each ticket has exactly one output, and is done with it: the queue's passes_turn is taken back.  Only
- * without a bound.  Before anybody pushes. */
+/* Each ticket has exactly one output, and is done with it: the queue's passes_turn is taken back.
+ * Only without a bound.  Before anybody pushes. */
 void pyper__order_expect_one_each(pyper__order *order);
 
-/* Without one output each: the call with this ticket is done; if it had the turn, the turn moves on.
+/* Without one output each: the call with this ticket is done; if it had the turn, the turn moves
+ * on.
  *
- * Returns 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN (beyond the window) and *ret_wait says what
- * to wait for. */
+ * Returns 0, PYPER_ECANCELED, PYPER_ENOMEM; or PYPER__AGAIN (beyond the window) and *ret_wait says
+ * what to wait for. */
 int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait);
 
 /* The same, waiting for its turn.

@@ -149,9 +149,9 @@ bool pyper__can_fence_others(void) {
 }
 
 int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadline_ns, bool shared) {
-    /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for ever
-     * is some 292 years), for without one the kernel restarts the call after a handler that was
-     * installed with SA_RESTART, and the signal would not end the sleep. */
+    /* FUTEX_WAIT_BITSET takes an absolute time of the monotonic clock.  There always is one (for
+     * ever is some 292 years), for without one the kernel restarts the call after a handler that
+     * was installed with SA_RESTART, and the signal would not end the sleep. */
     struct timespec until = {.tv_sec = (time_t)(deadline_ns / 1000000000),
                              .tv_nsec = (long)(deadline_ns % 1000000000)};
     long rc = syscall(SYS_futex, word, FUTEX_WAIT_BITSET | (shared ? 0 : FUTEX_PRIVATE_FLAG),
@@ -166,8 +166,8 @@ void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
 
 #else
 
-/* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has changed
- * the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
+/* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has
+ * changed the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
 bool pyper__fence_others(void) {
     return false;
 }

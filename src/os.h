@@ -49,8 +49,8 @@ void pyper__unmap(void *memory, size_t size);
 #define PYPER__PROCESSES 0
 #endif
 
-/* How long this thread, and all threads of this process together, have had a processor, in ns; where nobody
- * knows that, what pyper_now() says. */
+/* How long this thread, and all threads of this process together, have had a processor, in ns;
+ * where nobody knows that, what pyper_now() says. */
 int64_t pyper__thread_busy_ns(void);
 int64_t pyper__process_busy_ns(void);
 
@@ -63,10 +63,10 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
 /* Wake at most `count` sleepers. */
 void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared);
 
-/* Let every thread of this process that runs now pass a full memory fence (Linux: membarrier).  false:
- * there is no way to do that here.  It costs the caller a system call, and the others nothing until
- * then; pyper__can_fence_others() has tried it, and once it is true it stays true but for a process
- * that forbids itself the call later. */
+/* Let every thread of this process that runs now pass a full memory fence (Linux: membarrier).
+ * false: there is no way to do that here.  It costs the caller a system call, and the others
+ * nothing until then; pyper__can_fence_others() has tried it, and once it is true it stays true but
+ * for a process that forbids itself the call later. */
 bool pyper__fence_others(void);
 bool pyper__can_fence_others(void);
 
@@ -82,9 +82,10 @@ static inline void pyper__relax(void) {
 #endif
 }
 
-/* The cache line there will be written soon: have it come meanwhile, no longer shared with the processor that
- * has written or read it last.  Any address will do.  For x86-64 compilers take __builtin_prefetch() as a fetch to
- * read, unless they are told what processor it is; one that knows no PREFETCHW does nothing. */
+/* The cache line there will be written soon: have it come meanwhile, no longer shared with the
+ * processor that has written or read it last.  Any address will do.  For x86-64 compilers take
+ * __builtin_prefetch() as a fetch to read, unless they are told what processor it is; one that
+ * knows no PREFETCHW does nothing. */
 #if defined(__x86_64__)
 #define pyper__fetch_to_write(address)                                                             \
     __asm__ volatile("prefetchw %0" : : "m"(*(const char *)(address)))
@@ -97,8 +98,9 @@ static inline void pyper__relax(void) {
 /* How far ahead of what is being written: so many of them fill four lines. */
 #define PYPER__FETCH_AHEAD(type) (4 * PYPER__CACHE_LINE / (int64_t)sizeof(type))
 
-/* Behind pthread_mutex_unlock(): a full fence.  C libraries unlock with release, which lets what is read
- * behind it be read before; but on x86 that is a locked instruction, and a full fence by itself. */
+/* Behind pthread_mutex_unlock(): a full fence.  C libraries unlock with release, which lets what is
+ * read behind it be read before; but on x86 that is a locked instruction, and a full fence by
+ * itself. */
 static inline void pyper__fence_after_unlock(void) {
 #if defined(__x86_64__) || defined(__i386__)
     atomic_signal_fence(memory_order_seq_cst);
@@ -112,8 +114,9 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
-/* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.  Two
- * numbers, the end to watch and the end to ring; the same one where the system has such a thing. */
+/* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.
+ * Two numbers, the end to watch and the end to ring; the same one where the system has such a
+ * thing. */
 int pyper__bell_open(int ret_bell[2]); /* 0, PYPER_EMFILE or PYPER_ENOMEM */
 void pyper__bell_close(const int bell[2]);
 void pyper__bell_ring(const int bell[2]);
@@ -126,7 +129,8 @@ int pyper__no_descriptor(void);
 int pyper__bell_await(const int bell[2], int64_t deadline_ns);
 
 /* How often this process was forked from one that had called pyper__watch_forks(): changes in a
- * forked child, never in the process itself.  Written by the child before it has a second thread. */
+ * forked child, never in the process itself.  Written by the child before it has a second
+ * thread. */
 extern _Atomic uint32_t pyper__forks;
 void pyper__watch_forks(void);
 

@@ -24,24 +24,25 @@ void pyper__waker_fini(pyper__waker *waker) {
 
 /* -------------------------------------------------------------------------------- yields */
 
-/* After a yield that took as long as this, a sleep would have been: the processor went to somebody with
- * work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a thread
- * when it wakes up the next time. */
+/* After a yield that took as long as this, a sleep would have been: the processor went to somebody
+ * with work of his own for all of a time slice, and Linux (since 6.17) also holds a yield against a
+ * thread when it wakes up the next time. */
 #define LONG_YIELD_NS 1000000
-/* Whoever has work for a time slice is either a thread of this process, and his work is what is waited for, or
- * a stranger.  Strangers will most likely be there for longer, and each yield would give them a time slice, of
- * 3 ms and more, where who sleeps is woken at once.  So for this many times as long as such a yield has taken
- * only those yield who know that it is of use. */
+/* Whoever has work for a time slice is either a thread of this process, and his work is what is
+ * waited for, or a stranger.  Strangers will most likely be there for longer, and each yield would
+ * give them a time slice, of 3 ms and more, where who sleeps is woken at once.  So for this many
+ * times as long as such a yield has taken only those yield who know that it is of use. */
 #define CROWDED_TIMES 16
-/* They are strangers if between two such yields, no further apart than this, the process had less than half of
- * one processor (a thread whose virtual processor was taken away seems to have run meanwhile); and if the
- * thread has yielded less often than this since the last time that it took so long.  (Else it was just the end
- * of a time slice: of a group of processes, say, within which a yield stays.) */
+/* They are strangers if between two such yields, no further apart than this, the process had less
+ * than half of one processor (a thread whose virtual processor was taken away seems to have run
+ * meanwhile); and if the thread has yielded less often than this since the last time that it took
+ * so long.  (Else it was just the end of a time slice: of a group of processes, say, within which a
+ * yield stays.) */
 #define CROWDED_WITHIN_NS 50000000
 #define CROWDED_YIELDS 16
 
-/* Over all runs of the process: until when strangers are expected; when the last long yield was over, and how
- * long the process had had processors by then.  Hints and no more, so relaxed. */
+/* Over all runs of the process: until when strangers are expected; when the last long yield was
+ * over, and how long the process had had processors by then.  Hints and no more, so relaxed. */
 static _Atomic int64_t crowded_until_ns, long_yield_ns, long_yield_busy_ns;
 static _Thread_local uint32_t yields_since_long;
 
@@ -115,8 +116,8 @@ void pyper__owned_lock_init(pyper__owned_lock *lock, bool many) {
 /* With `lock` held: wait until the owner is out, and see to it that it does not come back. */
 static void disown(pyper__owned_lock *lock) {
     atomic_store(&lock->owner, PYPER__NOBODY);
-    /* The process has forbidden itself the fence since the run began.  Whatever is done now could be
-     * done while the owner is inside: there is no way to go on. */
+    /* The process has forbidden itself the fence since the run began.  Whatever is done now could
+     * be done while the owner is inside: there is no way to go on. */
     if (!pyper__fence_others()) abort();
     while (atomic_load_explicit(&lock->inside, memory_order_acquire) != 0)
         pyper__futex_wait(&lock->inside, 1, PYPER_FOREVER, false);
@@ -140,12 +141,13 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 #define ONE_WAITER ((uint64_t)1 << 32)
 
 /* How often to let others run before sleeping, at most.  Between two running threads a yield costs
- * 0.3 to 0.5 us, and a sleep with its wake-up up to 50 us; the exact number does not matter much. */
+ * 0.3 to 0.5 us, and a sleep with its wake-up up to 50 us; the exact number does not matter
+ * much. */
 #define YIELDS_MAX 50
 /* After a sleep as short as this, yielding would have been the better choice. */
 #define SHORT_SLEEP_NS 50000
-/* Where yielding was of no use, one is tried again after this many sleeps: then it costs next to nothing,
- * and is learned anew soon enough.  The exact number does not matter much. */
+/* Where yielding was of no use, one is tried again after this many sleeps: then it costs next to
+ * nothing, and is learned anew soon enough.  The exact number does not matter much. */
 #define SLEEPS_BETWEEN 16
 /* An event at which nobody has waited yet. */
 #define YIELDS_UNTRIED UINT32_MAX
@@ -197,9 +199,9 @@ void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__wak
                           event->shared);
 }
 
-/* Count myself in; returns the notification count to compare with.  If the system has taken the fence
- * away since the event was made, nobody may sleep here any more: being notified at once, the waiter
- * looks again and again. */
+/* Count myself in; returns the notification count to compare with.  If the system has taken the
+ * fence away since the event was made, nobody may sleep here any more: being notified at once, the
+ * waiter looks again and again. */
 uint32_t pyper__event_enter(pyper__event *event) {
     uint32_t seen = (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
     if (event->light && pyper__unlikely(!pyper__fence_others())) pyper__event_notify_slow(event, 1);
@@ -221,35 +223,35 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
  * the first items are on their way through an idle pipeline, and twice as long with each hand-over,
  * because each costs 10 to 50 us.  And at the most, wanted or not, as there may be threads that the
  * library does not know: that of an event loop, say, whose timer is due.  That is clearly less than
- * the 5 ms after which Python makes a thread give its token up: if both came at about the same time,
- * the one would make the other begin anew. */
+ * the 5 ms after which Python makes a thread give its token up: if both came at about the same
+ * time, the one would make the other begin anew. */
 #define HOLD_FIRST_NS 50000
 #define HOLD_NS 500000
 #define HOLD_MAX_NS 2000000
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
 #define PATIENCE_MAX 64
-/* A thread that waits for the token may have to be woken on an idle processor, which takes some 50 us
- * (40 to 45 on a virtual machine, where 100 yields took 35: it always came too late).  Whether one
- * whom the library does not know has come cannot be seen: he has this time every time.  One who is
- * known to be there has as long as it takes, unless others have taken his processor. */
+/* A thread that waits for the token may have to be woken on an idle processor, which takes some 50
+ * us (40 to 45 on a virtual machine, where 100 yields took 35: it always came too late).  Whether
+ * one whom the library does not know has come cannot be seen: he has this time every time.  One who
+ * is known to be there has as long as it takes, unless others have taken his processor. */
 #define LET_OTHERS_NS 200000
 #define LET_UNKNOWN_NS 75000
-/* Who has taken the token for tiny items gives it up as soon as his queue is full or empty.  Who has had it
- * for longer than this may keep it for any time.  It is about as long as being woken takes: so waiting for
- * it in vain no more than doubles what the wait costs (competitive spinning; Karlin and others, 1991).  If another one
- * takes it meanwhile the time begins anew. */
+/* Who has taken the token for tiny items gives it up as soon as his queue is full or empty.  Who
+ * has had it for longer than this may keep it for any time.  It is about as long as being woken
+ * takes: so waiting for it in vain no more than doubles what the wait costs (competitive spinning;
+ * Karlin and others, 1991).  If another one takes it meanwhile the time begins anew. */
 #define SOON_NS 50000
 
-/* Threads that want an exclusive host's token, over all runs of the process: how many have come, and
- * how many of them have got it (or will not begin); and how many let others run before they sleep.
- * Hints and no more, so relaxed.  A forked child, which has none of these threads, begins anew:
- * counted_forks is pyper__forks when that was last done, by a thread with the token. */
+/* Threads that want an exclusive host's token, over all runs of the process: how many have come,
+ * and how many of them have got it (or will not begin); and how many let others run before they
+ * sleep.  Hints and no more, so relaxed.  A forked child, which has none of these threads, begins
+ * anew: counted_forks is pyper__forks when that was last done, by a thread with the token. */
 static _Atomic uint32_t came, served;
 static _Atomic int32_t yielding;
 static _Atomic uint32_t counted_forks;
-/* When one of them took it, or was about to; 0: whoever had it has given it up.  A hint as well: it may
- * long have been given up to somebody whom the library does not know. */
+/* When one of them took it, or was about to; 0: whoever had it has given it up.  A hint as well: it
+ * may long have been given up to somebody whom the library does not know. */
 static _Atomic int64_t taken_ns;
 
 static bool is_shared(const pyper_host *host) {
@@ -302,9 +304,10 @@ void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data
     }
 }
 
-/* Called without the token, by who is about to take it.  If somebody has it he sleeps until it is given up,
- * and to be woken takes longer than tiny items need the token for.  So while it has only just been taken he
- * lets others run instead (unless those would be others that the library does not know). */
+/* Called without the token, by who is about to take it.  If somebody has it he sleeps until it is
+ * given up, and to be woken takes longer than tiny items need the token for.  So while it has only
+ * just been taken he lets others run instead (unless those would be others that the library does
+ * not know). */
 static void await_token(void) {
     int64_t taken = atomic_load_explicit(&taken_ns, memory_order_relaxed);
     int64_t now = pyper_now();
@@ -343,8 +346,9 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
     return rc;
 }
 
-/* Called without the token: somebody who wants it should get it before I take it back.  (Where processors
- * are crowded I sleep: nobody wakes me, but I may be woken before whoever computes there lets me run.) */
+/* Called without the token: somebody who wants it should get it before I take it back.  (Where
+ * processors are crowded I sleep: nobody wakes me, but I may be woken before whoever computes there
+ * lets me run.) */
 static int let_others(void *arg) {
     (void)arg;
     uint32_t before = atomic_load_explicit(&served, memory_order_relaxed);
@@ -382,11 +386,11 @@ void pyper__seat_check_token(pyper__seat *seat) {
         if (hold < HOLD_NS) atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
     } else if (held >= hold && held - since_check < hold && since_check < HOLD_NS &&
                atomic_load_explicit(&yielding, memory_order_relaxed) > 0) {
-        /* A thread that lets others run may wait for the very processor that this one is on.  What it
-         * waits for may be there by now, but it cannot even say that it wants the token.  So it is
-         * let run as well, once for each time that the token is held: as often as the clock is read
-         * made two tasks 2 % slower.  Not by a function that takes long, which may have slept: that
-         * made an item through an idle pipeline 4 us slower. */
+        /* A thread that lets others run may wait for the very processor that this one is on.  What
+         * it waits for may be there by now, but it cannot even say that it wants the token.  So it
+         * is let run as well, once for each time that the token is held: as often as the clock is
+         * read made two tasks 2 % slower.  Not by a function that takes long, which may have slept:
+         * that made an item through an idle pipeline 4 us slower. */
         if (!is_crowded(now)) (void)yield_was_long(&now);
     }
     atomic_store_explicit(&seat->checked_ns, now, memory_order_relaxed);
@@ -435,16 +439,17 @@ static bool should_not_sleep(const struct wait *wait) {
     return wait->ready(wait->arg) || (wait->rather && wait->rather(wait->arg));
 }
 
-/* Sleep until a notification, if it is not ready: 0 (look again), PYPER_ETIMEDOUT or PYPER_EINTR. */
+/* Sleep until a notification, if it is not ready: 0 (look again), PYPER_ETIMEDOUT or
+ * PYPER_EINTR. */
 static int sleep_once(const struct wait *wait) {
     pyper__event *event = wait->event;
     uint32_t seen = pyper__event_enter(event);
     int rc = 0;
     if (!should_not_sleep(wait)) {
         rc = pyper__futex_wait(sleeping_word(event), seen, wait->deadline_ns, event->shared);
-        /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who has
-         * been counted out (a thread of a higher priority is woken first).  Have everybody look again,
-         * him among them; waking him alone cannot be asked for. */
+        /* Woken, but not notified: the wake-up was meant for somebody who slept before me, and who
+         * has been counted out (a thread of a higher priority is woken first).  Have everybody look
+         * again, him among them; waking him alone cannot be asked for. */
         if (rc == 0 && !pyper__event_notified(event, seen))
             pyper__event_notify_slow(event, UINT32_MAX);
     }
@@ -527,8 +532,8 @@ void pyper__await_rather(pyper__seat *seat, pyper__event *event, bool (*ready)(c
 
 /* Trying this often costs less than going to sleep once; the exact number does not matter much. */
 #define TRIES 64
-/* For so long at most a death goes unnoticed by those who sleep at a lock; the exact number does not
- * matter much. */
+/* For so long at most a death goes unnoticed by those who sleep at a lock; the exact number does
+ * not matter much. */
 #define LOOK_AGAIN_NS 10000000
 
 int pyper__shared_lock_init(pyper__shared_lock *lock) {
@@ -542,8 +547,8 @@ int pyper__shared_lock_init(pyper__shared_lock *lock) {
     return rc == 0 ? 0 : PYPER_ENOMEM;
 }
 
-/* Somebody on his way into a lock, and what trying it has answered last: once that is not EBUSY it is
- * his. */
+/* Somebody on his way into a lock, and what trying it has answered last: once that is not EBUSY it
+ * is his. */
 struct taking {
     pyper__shared_lock *lock;
     int *answer;

@@ -1,30 +1,32 @@
 /* park - sleeping and waking.
  *
- * An *event* is where threads wait for a condition that others make true.  The one legal way to wait is
- * pyper__await(), which holds the wait loop; no other file sleeps.  A *seat* is what a thread brings
- * to a wait: its host, whose token is given up meanwhile, and the clock of its waiting time.
+ * An *event* is where threads wait for a condition that others make true.  The one legal way to
+ * wait is pyper__await(), which holds the wait loop; no other file sleeps.  A *seat* is what a
+ * thread brings to a wait: its host, whose token is given up meanwhile, and the clock of its
+ * waiting time.
  *
  *     waiting:                                    making it true:
  *         pyper__await(seat, &e, ready, arg, ..)      change the condition   (seq_cst)
  *                                                     pyper__event_notify(&e, 1)
  *
- * `ready` reads atomics with seq_cst and nothing else: it is called without any lock and without the
- * host's token.  It is a hint: after pyper__await() has returned 0, look again, under your lock.
+ * `ready` reads atomics with seq_cst and nothing else: it is called without any lock and without
+ * the host's token.  It is a hint: after pyper__await() has returned 0, look again, under your
+ * lock.
  *
- * Why no wake-up is lost: the sleeper first counts itself in (seq_cst), then tests the condition; the
- * other side first changes the condition (seq_cst), then reads the count.  In the single order of
- * these four one of the two sees the other.
+ * Why no wake-up is lost: the sleeper first counts itself in (seq_cst), then tests the condition;
+ * the other side first changes the condition (seq_cst), then reads the count.  In the single order
+ * of these four one of the two sees the other.
  *
- * Light notifiers: where the condition is changed for each item, even that order costs too much there,
- * so the sleeper pays for both.  The other side changes the condition with release and reads the
- * count right behind it; the sleeper counts itself in, then lets every running thread of the process
- * pass a full fence (pyper__fence_others()), then tests the condition.  A notifier that read the count
- * before that fence had changed the condition before it, too, and the sleeper sees that; one that
- * reads it after the fence sees the sleeper.
+ * Light notifiers: where the condition is changed for each item, even that order costs too much
+ * there, so the sleeper pays for both.  The other side changes the condition with release and reads
+ * the count right behind it; the sleeper counts itself in, then lets every running thread of the
+ * process pass a full fence (pyper__fence_others()), then tests the condition.  A notifier that
+ * read the count before that fence had changed the condition before it, too, and the sleeper sees
+ * that; one that reads it after the fence sees the sleeper.
  *
- * Waiting costs nothing: no polling, no timers (but at a lock between processes: somebody may have died
- * with it).  A waiter lets other threads run (sched_yield) a bounded number of times before it sleeps,
- * only where that was of use a moment ago. */
+ * Waiting costs nothing: no polling, no timers (but at a lock between processes: somebody may have
+ * died with it).  A waiter lets other threads run (sched_yield) a bounded number of times before it
+ * sleeps, only where that was of use a moment ago. */
 #ifndef PYPER_PARK_H
 #define PYPER_PARK_H
 
@@ -37,8 +39,8 @@
 /* ---------------------------------------------------------------------------------- lock */
 
 /* A mutex in one word: 0 free, 1 taken, 2 taken and somebody may sleep on it (the three states of
- * U. Drepper, "Futexes are tricky", 2005).  A tenth of the instructions of a pthread mutex when it is
- * free, which is what pyper_next() pays for each item.
+ * U. Drepper, "Futexes are tricky", 2005).  A tenth of the instructions of a pthread mutex when it
+ * is free, which is what pyper_next() pays for each item.
  *
  * Held for a few instructions; never while user code runs, the host is called, or the thread waits
  * for anything else.  No thread holds two. */
@@ -57,8 +59,9 @@ static inline void pyper__lock_take(pyper__lock *lock) {
         pyper__lock_take_slow(lock);
 }
 
-/* The same, but if it is taken wait for as long as somebody may hold it before letting others run.  For
- * who comes seldom: who comes all the time had better stand back, and meets nobody for a while. */
+/* The same, but if it is taken wait for as long as somebody may hold it before letting others run.
+ * For who comes seldom: who comes all the time had better stand back, and meets nobody for a
+ * while. */
 static inline void pyper__lock_take_patiently(pyper__lock *lock) {
     uint32_t state = 0;
     if (pyper__unlikely(!atomic_compare_exchange_strong_explicit(
@@ -77,15 +80,16 @@ static inline void pyper__lock_give(pyper__lock *lock) {
  * stores and three loads.  The first other thread ends the ownership for good and pays for both, as
  * with light notifiers below; from then on it is `lock` for everybody.
  *
- * The owner says that it is inside, then looks whether it still is the owner.  The other one says that
- * nobody is, lets all threads pass a fence, then waits until the owner is not inside.  If the owner
- * looked before that fence, the other one sees it inside; if after it, it sees itself disowned.  On
- * its way out the owner looks again, and wakes who waits: for the same reason.
+ * The owner says that it is inside, then looks whether it still is the owner.  The other one says
+ * that nobody is, lets all threads pass a fence, then waits until the owner is not inside.  If the
+ * owner looked before that fence, the other one sees it inside; if after it, it sees itself
+ * disowned.  On its way out the owner looks again, and wakes who waits: for the same reason.
  *
  * Synchronization
  *   owner   atomic: the number of a thread, or one of the two below; written under `lock`.
  *   inside  atomic; written by the owner, and by a thread that has just been disowned.
- *   What the lock protects belongs to the owner while it is inside, else to the holder of `lock`. */
+ *   What the lock protects belongs to the owner while it is inside, else to the holder of
+ *   `lock`. */
 typedef struct pyper__owned_lock {
     pyper__lock lock;
     _Atomic uint32_t inside;
@@ -144,15 +148,16 @@ static inline void pyper__owned_lock_give(pyper__owned_lock *lock, bool as_owner
 
 /* --------------------------------------------------------------------------------- waker */
 
-/* What wakes an event loop (loop.h): a bell, and whether it has been rung.  However often it is told
- * between two looks of the loop, the bell is rung once, and while the loop is driven not at all.
+/* What wakes an event loop (loop.h): a bell, and whether it has been rung.  However often it is
+ * told between two looks of the loop, the bell is rung once, and while the loop is driven not at
+ * all.
  *
- * Other processes wake it like other threads: the state lies in memory that all share then, and each
- * process has a waker of its own, with a descriptor of the same bell.
+ * Other processes wake it like other threads: the state lies in memory that all share then, and
+ * each process has a waker of its own, with a descriptor of the same bell.
  *
  * Synchronization
- *   *state  atomic.  Asleep: whoever has something for the loop makes it WOKEN and rings.  DRIVEN: he
- *           makes it WOKEN, and the driving thread sees that before it goes.
+ *   *state  atomic.  Asleep: whoever has something for the loop makes it WOKEN and rings.  DRIVEN:
+ *           he makes it WOKEN, and the driving thread sees that before it goes.
  *   state, bell   set by init, never change. */
 enum { PYPER__ASLEEP, PYPER__WOKEN, PYPER__DRIVEN };
 
@@ -189,8 +194,8 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
  *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
  *           may be among the waiters (it counts itself in like everybody else, with
- *           pyper__event_enter()); nobody else is.  What wakes it is `waker`, or, since that is each
- *           process's own, what pyper__event_notify_through() is given. */
+ *           pyper__event_enter()); nobody else is.  What wakes it is `waker`, or, since that is
+ *           each process's own, what pyper__event_notify_through() is given. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;
@@ -237,8 +242,8 @@ static inline void pyper__event_notify(pyper__event *event, uint32_t count) {
     if (pyper__unlikely(pyper__event_has_waiters(event))) pyper__event_notify_slow(event, count);
 }
 
-/* In memory that processes share the count is not to be trusted when all are meant: a process that has
- * counted others out may have died before it woke them. */
+/* In memory that processes share the count is not to be trusted when all are meant: a process that
+ * has counted others out may have died before it woke them. */
 static inline void pyper__event_notify_all(pyper__event *event) {
     if (event->shared || pyper__event_has_waiters(event))
         pyper__event_notify_slow(event, UINT32_MAX);
@@ -247,25 +252,25 @@ static inline void pyper__event_notify_all(pyper__event *event) {
 /* --------------------------------------------------------------------------- shared lock */
 
 #if PYPER__PROCESSES
-/* A lock between processes, in memory that they share: held for a few instructions, never while anybody
- * waits or calls user code.  No process holds two, but for the pair that channel.h names.
+/* A lock between processes, in memory that they share: held for a few instructions, never while
+ * anybody waits or calls user code.  No process holds two, but for the pair that channel.h names.
  *
- * What is taken is a robust mutex of the system, which knows when its owner has died; it is only ever
- * tried.  Who finds it taken sleeps at `freed`, and who gives it back notifies one sleeper.  (Sleeping
- * is not left to the mutex: of its sleepers it wakes one, who then has to note in it that there are
- * more.  If he is killed before he does, while somebody who came in between has it, the others sleep
- * for ever.)
+ * What is taken is a robust mutex of the system, which knows when its owner has died; it is only
+ * ever tried.  Who finds it taken sleeps at `freed`, and who gives it back notifies one sleeper.
+ * (Sleeping is not left to the mutex: of its sleepers it wakes one, who then has to note in it that
+ * there are more.  If he is killed before he does, while somebody who came in between has it, the
+ * others sleep for ever.)
  *
  * Why no wake-up is lost while nobody dies: as with any event; changing the condition is to unlock
- * the mutex, testing it is to try to lock it, and a fence on either side makes up for what these are
- * not: seq_cst.
+ * the mutex, testing it is to try to lock it, and a fence on either side makes up for what these
+ * are not: seq_cst.
  *
- * Deaths: the owner may die with the lock, or between giving it back and waking somebody; who is woken
- * may die before he takes it.  Then nobody tells the others, and nobody can be relied upon to do it
- * later: the supervisor, who sees deaths, takes such locks himself, and before it does anything it
- * waits for the host's token, which somebody may hold who sleeps here.  So each looks for himself: a
- * sleep ends after LOOK_AGAIN_NS (park.c) at the latest.  The lock is held for so short a time that
- * this happens to nobody else but who waits for a process that gets no processor.
+ * Deaths: the owner may die with the lock, or between giving it back and waking somebody; who is
+ * woken may die before he takes it.  Then nobody tells the others, and nobody can be relied upon to
+ * do it later: the supervisor, who sees deaths, takes such locks himself, and before it does
+ * anything it waits for the host's token, which somebody may hold who sleeps here.  So each looks
+ * for himself: a sleep ends after LOOK_AGAIN_NS (park.c) at the latest.  The lock is held for so
+ * short a time that this happens to nobody else but who waits for a process that gets no processor.
  *
  * Synchronization
  *   mutex   the system's; what the lock protects belongs to who has it.
@@ -278,18 +283,20 @@ typedef struct pyper__shared_lock {
 /* 0 or PYPER_ENOMEM. */
 int pyper__shared_lock_init(pyper__shared_lock *lock);
 
-/* Take it; true: its last owner died with it, and what it protects may be half-way through a step. */
+/* Take it; true: its last owner died with it, and what it protects may be half-way through a
+ * step. */
 bool pyper__shared_lock_take(pyper__shared_lock *lock);
 void pyper__shared_lock_give(pyper__shared_lock *lock);
 #endif
 
 /* ---------------------------------------------------------------------------------- seat */
 
-/* What a thread waits for: the index of its clock; nobody asks how long it waits for anything other. */
+/* What a thread waits for: the index of its clock; nobody asks how long it waits for anything
+ * other. */
 enum { PYPER__STARVED, PYPER__BLOCKED, PYPER__WAITS, PYPER__OTHER = PYPER__WAITS };
 
-/* Where a worker's time goes.  It lies apart from the seat because a process worker's lies in memory
- * that the caller's process reads.
+/* Where a worker's time goes.  It lies apart from the seat because a process worker's lies in
+ * memory that the caller's process reads.
  * Synchronization: written by the thread in the seat, read by statistics; relaxed. */
 typedef struct pyper__clock {
     _Atomic int64_t waited_ns[PYPER__WAITS];
@@ -301,11 +308,12 @@ typedef struct pyper__clock {
  *   clock        set before the seat is taken, by init if nobody else has; never changes.
  *   shared       set before others see the seat: several callers of pyper_next() use it at once, so
  *       its clocks stand still.
- *   patience, granted, hold_ns, checked_ns, held_since_ns, busy_ns   belong to the thread in the seat; atomic (relaxed) because
- *       several callers of pyper_next() share one seat, where a lost update only moves a hand-over.
- *   clock->*     written by the thread in the seat, read by statistics; relaxed.  One clock for each
- *       thing to wait for: how long it was waited for; while it is, that less the time since when,
- *       which is negative.  So one store begins a wait and one ends it. */
+ *   patience, granted, hold_ns, checked_ns, held_since_ns, busy_ns   belong to the thread in the
+ *       seat; atomic (relaxed) because several callers of pyper_next() share one seat, where a lost
+ *       update only moves a hand-over.
+ *   clock->*     written by the thread in the seat, read by statistics; relaxed.  One clock for
+ *       each thing to wait for: how long it was waited for; while it is, that less the time since
+ *       when, which is negative.  So one store begins a wait and one ends it. */
 typedef struct pyper__seat {
     const pyper_host *host;
     void *host_data;
@@ -324,8 +332,8 @@ typedef struct pyper__seat {
 void pyper__seat_init(pyper__seat *seat, const pyper_host *host, void *host_data);
 
 /* A thread that is being started waits for the host's token first of all, before it takes its seat:
- * whoever has the token should know.  Each thread that is coming comes once, with the token; one that
- * could not be started counts as come. */
+ * whoever has the token should know.  Each thread that is coming comes once, with the token; one
+ * that could not be started counts as come. */
 void pyper__seat_is_coming(const pyper_host *host);
 void pyper__seat_has_come(const pyper_host *host);
 
@@ -345,12 +353,13 @@ static inline void pyper__seat_end_wait(pyper__seat *seat, int what_for, int64_t
 int pyper__await(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
                  const void *arg, int64_t deadline_ns, int what_for, bool interruptible);
 
-/* The same, for ever, for a waiter who has better things to do than sleep: when he is about to, rather(arg),
- * which is like `ready`, ends the wait as well. */
+/* The same, for ever, for a waiter who has better things to do than sleep: when he is about to,
+ * rather(arg), which is like `ready`, ends the wait as well. */
 void pyper__await_rather(pyper__seat *seat, pyper__event *event, bool (*ready)(const void *arg),
                          bool (*rather)(const void *arg), const void *arg, int what_for);
 
-/* Sleep until the waker's bell is rung, with the host's token given up; the like of pyper__await(). */
+/* Sleep until the waker's bell is rung, with the host's token given up; the like of
+ * pyper__await(). */
 int pyper__await_bell(pyper__seat *seat, pyper__waker *waker, int64_t deadline_ns,
                       bool interruptible);
 

@@ -51,8 +51,8 @@ struct post {
  *   stopped     atomic, only grows; stages below it have been told to stop.
  *   cancelled   atomic, only false -> true: a worker wants the run to be cancelled.
  *   loop_state  of the waker of the run's event loop, see park.h.
- *   failing     atomic; whoever takes it from NOT_FAILED to BEING_WRITTEN owns `failure` until he sets
- *               WRITTEN; then it does not change any more. */
+ *   failing     atomic; whoever takes it from NOT_FAILED to BEING_WRITTEN owns `failure` until he
+ *               sets WRITTEN; then it does not change any more. */
 struct board {
     uint64_t count; /* of stages */
     uint64_t seats;
@@ -92,8 +92,8 @@ struct process {
 /* Synchronization
  *   shm, doors     set by create, never change (but for the doors' waker).
  *   waker          set before the processes are started, never changes.
- *   bell, caller, silent   set by create; closed by retire, under `lock`.  `silent` stands for the bell
- *              of a loop where there is none: a host gets no descriptor twice.
+ *   bell, caller, silent   set by create; closed by retire, under `lock`.  `silent` stands for the
+ *              bell of a loop where there is none: a host gets no descriptor twice.
  *   inside         atomic; callers who may be using the memory.
  *   retiring, retired   atomic, only false -> true; who sets `retired` does it.
  *   processes, count   written by start, then the supervisor's own.
@@ -312,8 +312,8 @@ void pyper__processes_retire(pyper_run *run) {
     retire_if_alone(all);
 }
 
-/* Whoever enters when all is over finds no item, and uses nothing but the board.  What he writes there
- * while it is being copied may be lost: nobody waits for it any more. */
+/* Whoever enters when all is over finds no item, and uses nothing but the board.  What he writes
+ * there while it is being copied may be lost: nobody waits for it any more. */
 void pyper__processes_enter(pyper_run *run) {
     atomic_fetch_add(&run->processes->inside, 1);
 }
@@ -657,8 +657,8 @@ static void judge(pyper_run *run, struct process *process, int status) {
         pyper__run_fail(run, PYPER_EDIED, &run->stages[process->stage], status, message, NULL,
                         NULL);
     }
-    /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs have
-     * no end; whoever told it sees to both channels. */
+    /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs
+     * have no end; whoever told it sees to both channels. */
     atomic_fetch_sub(&post->alive, 1);
 }
 

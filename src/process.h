@@ -1,20 +1,20 @@
 /* process - what carries a worker: a process.
  *
- * A run with process workers has a *board* in shared memory: what all its processes must know of each
- * other (how far it has been told to stop, the first failure, the workers' clocks), and the channels.
- * Four descriptors make a process part of a run: that memory, a *bell* (an eventfd that wakes the
- * supervisor), the caller's process (a pidfd), and the bell of the run's event loop, if it has one: a
- * process that has something for the loop wakes it directly, through a waker whose state is on the
- * board.
+ * A run with process workers has a *board* in shared memory: what all its processes must know of
+ * each other (how far it has been told to stop, the first failure, the workers' clocks), and the
+ * channels.  Four descriptors make a process part of a run: that memory, a *bell* (an eventfd that
+ * wakes the supervisor), the caller's process (a pidfd), and the bell of the run's event loop, if
+ * it has one: a process that has something for the loop wakes it directly, through a waker whose
+ * state is on the board.
  *
- * In the caller's process a run with process workers has one more thread, the *supervisor*.  It does
- * on behalf of the processes what they cannot do from where they are: record their failure, stop the
- * stages before a joined task that has had enough, cancel; it sees them die, kills those that
- * overstay PYPER_GRACE_MS, and waits for all of them.  It alone counts as working (run->alive), until the last
- * process has gone.
+ * In the caller's process a run with process workers has one more thread, the *supervisor*.  It
+ * does on behalf of the processes what they cannot do from where they are: record their failure,
+ * stop the stages before a joined task that has had enough, cancel; it sees them die, kills those
+ * that overstay PYPER_GRACE_MS, and waits for all of them.  It alone counts as working
+ * (run->alive), until the last process has gone.
  *
- * In a worker's process there is a run made of one stage, with `child` set; a second thread waits for
- * the death of the caller's process, and ends this one then. */
+ * In a worker's process there is a run made of one stage, with `child` set; a second thread waits
+ * for the death of the caller's process, and ends this one then. */
 #ifndef PYPER_PROCESS_H
 #define PYPER_PROCESS_H
 
@@ -43,15 +43,15 @@ int pyper__processes_join(pyper_run *run);
  * but for what statistics read.  May be called more than once, by several threads. */
 void pyper__processes_retire(pyper_run *run);
 
-/* Around whatever the caller's side does there that may go on when all have left: to take an output,
- * to wake and to drive the loop.  The memory stays that long. */
+/* Around whatever the caller's side does there that may go on when all have left: to take an
+ * output, to wake and to drive the loop.  The memory stays that long. */
 void pyper__processes_enter(pyper_run *run);
 void pyper__processes_leave(pyper_run *run);
 
 void pyper__processes_free(pyper_run *run);
 
-/* For the run's event loop (loop.h), before a process is started: where the state of its waker is to
- * lie; and, this is the waker. */
+/* For the run's event loop (loop.h), before a process is started: where the state of its waker is
+ * to lie; and, this is the waker. */
 _Atomic int *pyper__processes_waker_state(pyper_run *run);
 void pyper__processes_set_waker(pyper_run *run, pyper__waker *waker);
 

@@ -95,8 +95,8 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Half of the places would do; a quarter lets both ends run without waiting for each other.  What has
- * begun uncounted makes both less, so that who waits is woken in time. */
+/* Half of the places would do; a quarter lets both ends run without waiting for each other.  What
+ * has begun uncounted makes both less, so that who waits is woken in time. */
 void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack) {
     int64_t half = queue->limit / 2 - slack;
     queue->block = queue->limit == INT64_MAX || half < 4 ? 1 : half / 2;
@@ -269,8 +269,8 @@ static bool pushes_from_hand(const pyper__queue *queue) {
     return !queue->many_producers && !queue->order;
 }
 
-/* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few woken
- * now are woken by a later call: at the latest when the consumer is about to wait. */
+/* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few
+ * woken now are woken by a later call: at the latest when the consumer is about to wait. */
 static void wake_producers(pyper__queue *queue, bool all) {
     if (queue->slots && !queue->slots->drawn) {
         pyper__slots_tell_of_places(queue, all ? 1 : queue->wake_from);

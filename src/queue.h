@@ -2,67 +2,72 @@
  *
  * A list of chunks of slots, with one end for the task that produces and one for whoever consumes.
  * Each end is used by one thread at a time.  An end with a single worker is that worker's own and
- * needs no lock; an end with several has a lock that they take for one item.  The two ends meet only
- * in two counters: `tail`, how many items were published, and `given_back`, how many places of the
- * bound are free again.  (Where several workers emit and there is a bound, their items mostly lie in places
- * of their own instead of chunks: slots.h.)
+ * needs no lock; an end with several has a lock that they take for one item.  The two ends meet
+ * only in two counters: `tail`, how many items were published, and `given_back`, how many places of
+ * the bound are free again.  (Where several workers emit and there is a bound, their items mostly
+ * lie in places of their own instead of chunks: slots.h.)
  *
  * Promises
  *   - An item is visible to the consumer when push returns.
- *   - throttle is exact: pushed - popped never exceeds `limit` (a pop is the start of its item).  A push
- *     is done when it returns; until then its item is in the producer's hand.
- *   - A single producer without an order shows what it has in its hand: if there is no room, its item
- *     goes behind the others all the same, and the push waits until it is within the bound.  So whoever
- *     has emptied a narrow queue finds one more, without a switch between threads.
- *   - A producer that waits for room resumes at the latest when half of the places are free, or when
- *     the consumer is about to wait.
+ *   - throttle is exact: pushed - popped never exceeds `limit` (a pop is the start of its item).  A
+ *     push is done when it returns; until then its item is in the producer's hand.
+ *   - A single producer without an order shows what it has in its hand: if there is no room, its
+ *     item goes behind the others all the same, and the push waits until it is within the bound.
+ *     So whoever has emptied a narrow queue finds one more, without a switch between threads.
+ *   - A producer that waits for room resumes at the latest when half of the places are free, or
+ *     when the consumer is about to wait.
  *   - Items leave in the order in which they were pushed; with an `order` (order.h) in the order of
  *     the tickets they were pushed with.
  *   - A single consumer takes an item without touching memory that the producer writes, as long as
  *     there are more that it has seen.
- *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked after:
- *     no end of a chunk, no full queue, no places to give back, no cancel.  Up to there an item costs a
- *     dozen instructions (and where several share an end, its lock); past it the end looks after
- *     everything and sets its number anew.
- *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is given
- *     back to the system, but for twenty pages at most.
+ *   - Each end has one number, `push_until` and `pop_until`, up to which nothing has to be looked
+ *     after: no end of a chunk, no full queue, no places to give back, no cancel.  Up to there an
+ *     item costs a dozen instructions (and where several share an end, its lock); past it the end
+ *     looks after everything and sets its number anew.
+ *   - 8 bytes an item that waits, and an eighth of slack at most, or a page; what is drained is
+ *     given back to the system, but for twenty pages at most.
  *
  * What it does not do: it knows no tasks, no runs and no errors but its own.
  *
  * Synchronization
- *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn,
- *                claims, wake_from, slots   set by init (and pyper__queue_cross(),
- *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__slots_create()), never
- *                change.
+ *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn, claims,
+ *                wake_from, slots   set by init (and pyper__queue_cross(),
+ *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__slots_create()),
+ *                never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
- *   tail         atomic; written by the producing end after it has written the slot (pairs with every
- *                read of it by the consuming end): seq_cst, but with `quick_push` or an order
+ *   tail         atomic; written by the producing end after it has written the slot (pairs with
+ *                every read of it by the consuming end): seq_cst, but with `quick_push` or an order
  *                release, and whoever sleeps on `items` makes up for it (park.h, light notifiers).
- *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an order, and
- *                with one that has no lock and sees to its bound itself.
+ *   kept         atomic; how many items the order keeps: written under push_lock, 0 without an
+ *                order, and with one that has no lock and sees to its bound itself.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
- *   head         atomic, relaxed: written by the consuming end, read by statistics.  With claims what
- *                lies before it has been claimed, if not begun.
+ *   head         atomic, relaxed: written by the consuming end, read by statistics.  With claims
+ *                what lies before it has been claimed, if not begun.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
- *   spare        atomic; a list of drained chunks of a page each, on their way back to the producing end: the
- *                consuming end puts one before the others, the producing end takes all.
+ *   spare        atomic; a list of drained chunks of a page each, on their way back to the
+ *                producing end: the consuming end puts one before the others, the producing end
+ *                takes all.
  *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
  *   pop_*, seen, give_at, counted   the consuming end's own (pop_lock, if many_consumers).
- *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their end,
- *                which then looks at the state, and made 0 by whoever has changed that (all seq_cst): so
- *                either the end sees the change, or its licence is the one that is taken away.
+ *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their
+ *                end, which then looks at the state, and made 0 by whoever has changed that (all
+ *                seq_cst): so either the end sees the change, or its licence is the one that is
+ *                taken away.
  *   quick_push   set by pyper__queue_push_quickly(), before a producer starts.
- *   A slot of a chunk belongs to the producing end until tail has passed it, then to the consuming end.  A
- *   chunk belongs to the consuming end from its first published slot on, until it is among the spare.
+ *   A slot of a chunk belongs to the producing end until tail has passed it, then to the consuming
+ *   end.  A chunk belongs to the consuming end from its first published slot on, until it is among
+ *   the spare.
  * Invariants
- *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with a
- *   limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an order waits
- *   in its push.  (With slots what is there is told by them, and tail is what they make of it.)
+ *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with
+ *   a limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an
+ *   order waits in its push.  (With slots what is there is told by them, and tail is what they make
+ *   of it.)
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.
- * Tested by unit/test_queue.c, stress/, and in every order of its threads by tests/model/model_queue.c. */
+ * Tested by unit/test_queue.c, stress/, and in every order of its threads by
+ * tests/model/model_queue.c. */
 #ifndef PYPER_QUEUE_H
 #define PYPER_QUEUE_H
 
@@ -74,8 +79,8 @@ typedef struct pyper__chunk {
     void *slot[];
 } pyper__chunk;
 
-/* Most chunks are a page; the more wait, the larger new ones are.  So there never are more of a page than some
- * twenty, and all of them are kept. */
+/* Most chunks are a page; the more wait, the larger new ones are.  So there never are more of a
+ * page than some twenty, and all of them are kept. */
 #define PYPER__CHUNK_SIZE 4096
 #define PYPER__CHUNK_SIZE_MAX (64 * PYPER__CHUNK_SIZE)
 #define PYPER__CHUNK_SLOTS                                                                         \
@@ -142,12 +147,12 @@ typedef struct pyper__queue {
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type);
 
-/* Its one producer may use pyper__queue_push_at_once(), or its many pyper__queue_push_shared(): nothing,
- * if there is no way to do that.  Not for one with an order. */
+/* Its one producer may use pyper__queue_push_at_once(), or its many pyper__queue_push_shared():
+ * nothing, if there is no way to do that.  Not for one with an order. */
 void pyper__queue_push_quickly(pyper__queue *queue);
 
-/* Its items go through a channel, which has an order of its own: nobody takes the quick way here any
- * more.  Before anybody uses it. */
+/* Its items go through a channel, which has an order of its own: nobody takes the quick way here
+ * any more.  Before anybody uses it. */
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool passes_turn);
 
 /* Destroy what is left and free.  Nobody uses the queue any more. */
@@ -156,28 +161,28 @@ void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat);
 /* Destroy what is left.  No producer uses the queue any more; consumers only get refusals. */
 void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat);
 
-/* Ended: no more pushes, what is there can be popped.  Cancelled: neither.  So it is when this returns,
- * even if somebody else is about to do the same. */
+/* Ended: no more pushes, what is there can be popped.  Cancelled: neither.  So it is when this
+ * returns, even if somebody else is about to do the same. */
 void pyper__queue_set_state(pyper__queue *queue, int state);
 
 static inline int pyper__queue_state(const pyper__queue *queue) {
     return atomic_load_explicit(&queue->state, memory_order_acquire);
 }
 
-/* How many items have been pushed (what is in a producer's hand has not); popped (what was claimed and
- * has not begun has not). */
+/* How many items have been pushed (what is in a producer's hand has not); popped (what was claimed
+ * and has not begun has not). */
 int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
 
-/* How many items can be popped at this moment (with slots: at least, but 0 only if there is none), and
- * pushed (INT64_MAX: there is no bound). */
+/* How many items can be popped at this moment (with slots: at least, but 0 only if there is none),
+ * and pushed (INT64_MAX: there is no bound). */
 int64_t pyper__queue_there(const pyper__queue *queue);
 
-/* Never fewer places than there are at the last of the three reads: an item goes from `kept` to `tail`,
- * and its place is given back after that, so read in this order none is counted twice.  One may be
- * missed on its way, and there seem to be more: a hint.  Under push_lock, where tail and kept stand
- * still, it is exact, and only grows. */
+/* Never fewer places than there are at the last of the three reads: an item goes from `kept` to
+ * `tail`, and its place is given back after that, so read in this order none is counted twice.  One
+ * may be missed on its way, and there seem to be more: a hint.  Under push_lock, where tail and
+ * kept stand still, it is exact, and only grows. */
 static inline int64_t pyper__queue_room(const pyper__queue *queue) {
     if (queue->limit == INT64_MAX) return INT64_MAX;
     int64_t tail = atomic_load(&queue->tail);
@@ -187,33 +192,38 @@ static inline int64_t pyper__queue_room(const pyper__queue *queue) {
 
 /* Append an item; waits for room.  (The quick way is pyper__queue_push_at_once().)
  *
- * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM; or PYPER__TAKEN: it has ceased
- * to be open while the item, which is in it already, was waiting to be within the bound; what becomes
- * of it is the queue's affair.  Takes the item when it returns 0 or PYPER__TAKEN, not otherwise.
- * `ticket` is for queues with an order.  `input` is the queue that this producer
+ * Returns 0, PYPER_ECANCELED (the queue is not open) or PYPER_ENOMEM; or PYPER__TAKEN: it has
+ * ceased to be open while the item, which is in it already, was waiting to be within the bound;
+ * what becomes of it is the queue's affair.  Takes the item when it returns 0 or PYPER__TAKEN, not
+ * otherwise.  `ticket` is for queues with an order.  `input` is the queue that this producer
  * consumes (or NULL): before waiting, its free places are given back. */
 int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__seat *seat,
                       pyper__queue *input);
 
 /* Take the first item; waits for one.  (The quick way is pyper__queue_try_pop().)
  *
- * Returns 1 and sets *ret_item and *ret_ticket (its place in the stream: 0, 1, 2, ...); 0 at the end;
- * PYPER_ECANCELED; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible`. */
+ * Returns 1 and sets *ret_item and *ret_ticket (its place in the stream: 0, 1, 2, ...); 0 at the
+ * end; PYPER_ECANCELED; PYPER_ETIMEDOUT; PYPER_EINTR if `interruptible`. */
 int pyper__queue_pop(pyper__queue *queue, void **ret_item, int64_t *ret_ticket, pyper__seat *seat,
                      int64_t deadline_ns, bool interruptible);
 
 /* The consumer is about to wait, for whatever: give all free places back. */
 void pyper__queue_settle(pyper__queue *queue);
 
-/* For consumers: PYPER__OPEN as well while it has ended, and an item that was being pushed then is not there
- * yet: there will be one more. */
+/* For consumers: PYPER__OPEN as well while it has ended, and an item that was being pushed then is
+ * not there yet: there will be one more. */
 int pyper__queue_state_of_items(const pyper__queue *queue);
 
-/* For claims.  Up to `slack` may have begun that nobody has counted yet.  So many have begun: give their places back (under pop_lock).  Is there an item, or will
- * there be none?  Destroy an item that was popped, and count it among the drained. */
+/* For claims: up to `slack` may have begun that nobody has counted yet. */
 void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack);
+
+/* So many have begun: give their places back.  The consuming end only. */
 PYPER__COLD void pyper__queue_give_back(pyper__queue *queue, int64_t begun);
+
+/* For claims: is there an item, or will there be none? */
 bool pyper__queue_items_or_over(const void *queue);
+
+/* For claims: destroy an item that was popped, and count it among the drained. */
 void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *seat);
 
 PYPER__COLD int pyper__queue_add_chunk(pyper__queue *queue);
@@ -234,8 +244,8 @@ static inline int pyper__queue_write(pyper__queue *queue, int64_t number, void *
 }
 
 /* The quick way of a push: true if the item was taken at once; then look after the sleepers with
- * pyper__event_has_waiters_light().  False: nothing has happened, call pyper__queue_push().  Makes no
- * call, so that an emit needs no stack frame. */
+ * pyper__event_has_waiters_light().  False: nothing has happened, call pyper__queue_push().  Makes
+ * no call, so that an emit needs no stack frame. */
 static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (pyper__unlikely(tail >= atomic_load_explicit(&queue->push_until, memory_order_relaxed)))
@@ -249,10 +259,10 @@ static inline bool pyper__queue_push_at_once(pyper__queue *queue, void *item) {
 
 /* The same where there are several producers.
  *
- * `*near` is the producer's own, of any value at first: where it has written last.  `seldom`: it does
- * other things for longer than two cache lines take to come.  The others will have been here meanwhile,
- * so both the lock and the next slot have to come, which they do at the same time if the slot is asked
- * for first; it is mostly in the line behind the last one, or in the same. */
+ * `*near` is the producer's own, of any value at first: where it has written last.  `seldom`: it
+ * does other things for longer than two cache lines take to come.  The others will have been here
+ * meanwhile, so both the lock and the next slot have to come, which they do at the same time if the
+ * slot is asked for first; it is mostly in the line behind the last one, or in the same. */
 static inline bool pyper__queue_push_shared(pyper__queue *queue, void *item, bool seldom,
                                             uintptr_t *near) {
     if (!queue->many_producers || !queue->quick_push) return false;

@@ -19,9 +19,9 @@ enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
 
 /* With no throttle an ordered task may be this many inputs ahead of the one whose turn it is. */
 #define WINDOW 1024
-/* Unordered outputs draw tickets only where there are no more workers and places than this: with 64 workers
- * a lock is better, since whoever finds it taken lets others run; and places take turns, so many of them
- * fill the cache, where chunks come back soon. */
+/* Unordered outputs draw tickets only where there are no more workers and places than this: with 64
+ * workers a lock is better, since whoever finds it taken lets others run; and places take turns, so
+ * many of them fill the cache, where chunks come back soon. */
 #define DRAW_WORKERS_MAX 32
 #define DRAW_PLACES_MAX 8192
 /* A larger throttle does not widen the window any more: a place in it is 72 bytes. */
@@ -47,9 +47,9 @@ void pyper__run_leave(pyper_run *run) {
 #endif
 }
 
-/* Tell the stages before `upto` to stop, and cancel the first `queues` queues.  In this order: whoever
- * is refused by a queue finds that he was told to stop; and the last queue first, so that no stage
- * takes the end of a stopped one before it for the end of its inputs. */
+/* Tell the stages before `upto` to stop, and cancel the first `queues` queues.  In this order:
+ * whoever is refused by a queue finds that he was told to stop; and the last queue first, so that
+ * no stage takes the end of a stopped one before it for the end of its inputs. */
 static void stop(pyper_run *run, size_t upto, size_t queues) {
     size_t before = atomic_load(&run->stopped);
     while (before < upto && !atomic_compare_exchange_weak(&run->stopped, &before, upto)) {
@@ -142,8 +142,9 @@ static bool gate_is_open(const void *arg) {
     return atomic_load(&run->gate_open);
 }
 
-/* No worker begins before all are there: one that has begun would keep a shared token from those that
- * start after it, or fill the memory meanwhile; and if one cannot be started, no function is called. */
+/* No worker begins before all are there: one that has begun would keep a shared token from those
+ * that start after it, or fill the memory meanwhile; and if one cannot be started, no function is
+ * called. */
 void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat) {
     pyper__await(seat, &run->gate, gate_is_open, run, PYPER_FOREVER, PYPER__OTHER, false);
 }
@@ -162,10 +163,11 @@ static void one_less(pyper_run *run, int64_t how_many) {
 
 void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
     if (atomic_fetch_sub(stage->alive, 1) == 1) {
-        /* The last one.  If inputs were left (a joined task that had enough), nobody will take them:
-         * the stages before are done. */
+        /* The last one.  If inputs were left (a joined task that had enough), nobody will take
+         * them: the stages before are done. */
         if (!pyper__edge_is_complete(stage->input)) stop(run, stage->index, stage->index + 1);
-        /* A stage that was told to stop has not ended its stream: whoever told it sees to that queue. */
+        /* A stage that was told to stop has not ended its stream: whoever told it sees to that
+         * queue. */
         if (!pyper__run_stopped(run, stage->index))
             pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
@@ -244,8 +246,8 @@ static int let_claim(pyper__stage *stage) {
     return pyper__claims_create(stage->input, task->workers, window);
 }
 
-/* Ordered, with a bound and one output each, and no event loop that would have to wait for places: then the
- * places keep the order (slots.h), and nobody needs another. */
+/* Ordered, with a bound and one output each, and no event loop that would have to wait for places:
+ * then the places keep the order (slots.h), and nobody needs another. */
 static bool has_ordered_places(const pyper__task *task) {
     return task->ordered && !task->branch && !task->async && task->throttle > 0 &&
            task->throttle <= WINDOW_MAX;
@@ -568,8 +570,8 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
     if (run->child) return PYPER_EDEADLK;
     if (run->count == 0) return atomic_load(&run->failed);
     for (;;) {
-        /* A failure ends the stream under workers who may be emitting: what they have put there when
-         * they leave comes first. */
+        /* A failure ends the stream under workers who may be emitting: what they have put there
+         * when they leave comes first. */
         bool complete = all_left(run);
         pyper__run_enter(run);
         int rc = pop_output(run, ret_item, deadline_ns);

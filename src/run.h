@@ -1,5 +1,5 @@
-/* run - one execution of a pipeline: its stages (a task at work), the queues between them, and how it
- * ends.
+/* run - one execution of a pipeline: its stages (a task at work), the queues between them, and how
+ * it ends.
  *
  *     argument -> queue 0 -> stage 0 -> queue 1 -> stage 1 -> ... -> queue n -> pyper_next()
  *
@@ -14,8 +14,8 @@
  *     in the queues.
  *
  * Synchronization
- *   pipeline, host, host_data, stages, queues, outputs, forks, processes, child   set by start before
- *              any worker runs.
+ *   pipeline, host, host_data, stages, queues, outputs, forks, processes, child   set by start
+ *              before any worker runs.
  *   refs       atomic; one for all handles together, one for each worker that has been started.
  *   handles    atomic; the references of users; the last one to go cancels the run.
  *   alive      atomic; workers that have not left, and one for pyper_start() itself.

@@ -2,8 +2,8 @@
  *
  * The first page of the file is the heap's own: a lock, how far the file is handed out (`top`) and
  * how far it has pages (`made`), and for each size class the blocks that were given back, linked
- * through their first 8 bytes.  Size classes are the powers of two from 128 bytes on and three steps
- * between each two, so that at most a quarter of a block is wasted. */
+ * through their first 8 bytes.  Size classes are the powers of two from 128 bytes on and three
+ * steps between each two, so that at most a quarter of a block is wasted. */
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
@@ -47,9 +47,9 @@ _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
 
 /* ------------------------------------------------------------------------------- life time */
 
-/* As much address space as twice the machine's memory: it costs nothing until it is used.  Where the
- * address space of a process is limited (ulimit -v), an eighth of the limit: the rest is for the
- * stacks of threads, for other runs, and for everybody else. */
+/* As much address space as twice the machine's memory: it costs nothing until it is used.  Where
+ * the address space of a process is limited (ulimit -v), an eighth of the limit: the rest is for
+ * the stacks of threads, for other runs, and for everybody else. */
 static uint64_t space_to_reserve(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
     uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
@@ -267,8 +267,9 @@ static void *map_over(const pyper__shm_kept *kept, int flags) {
                 kept->shm->fd, (off_t)kept->offset);
 }
 
-/* In one step nothing that is written reaches the file any more; then each page gets a copy, so that
- * nothing that happens to the file is seen here.  What another thread writes meanwhile is not lost. */
+/* In one step nothing that is written reaches the file any more; then each page gets a copy, so
+ * that nothing that happens to the file is seen here.  What another thread writes meanwhile is not
+ * lost. */
 static void set_apart(pyper__shm_kept *kept) {
     if (kept->apart) return;
     void *at = map_over(kept, MAP_PRIVATE);

@@ -21,8 +21,8 @@
  * Synchronization
  *   refs                atomic.
  *   fd, base, size      set by create and attach; fd and size change once, in pyper__shm_retire().
- *   blocks, space       where the blocks behind the first one begin, and how far they may reach; set by
- *                       create and attach, never change.
+ *   blocks, space       where the blocks behind the first one begin, and how far they may reach;
+ *                       set by create and attach, never change.
  *   crossed             set before a second process or thread uses it: other processes do. */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
@@ -57,10 +57,10 @@ static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
     return shm->base + offset;
 }
 
-/* Offsets and sizes that stand in the shared memory are another process's word for it: who follows one
- * asks first whether it lies among the blocks that are handed out, behind the first one, which says
- * who is there.  The last PYPER__SHM_SPARE bytes are never handed out, so that one comparison is enough
- * for what is not larger. */
+/* Offsets and sizes that stand in the shared memory are another process's word for it: who follows
+ * one asks first whether it lies among the blocks that are handed out, behind the first one, which
+ * says who is there.  The last PYPER__SHM_SPARE bytes are never handed out, so that one comparison
+ * is enough for what is not larger. */
 #define PYPER__SHM_SPARE ((uint64_t)8192)
 
 /* Blocks begin on this, at least. */
@@ -76,10 +76,10 @@ static inline bool pyper__shm_holds(const pyper__shm *shm, uint64_t offset, uint
            offset % PYPER__SHM_ALIGNMENT == 0;
 }
 
-/* ThreadSanitizer sees the threads of one process only.  That memory went to another process and came
- * back, and so orders two threads here, it has to be told: before memory is handed over (published
- * or freed), and after it was taken over (received or allocated).  Only where other processes are:
- * what a channel does between threads it is to see for itself. */
+/* ThreadSanitizer sees the threads of one process only.  That memory went to another process and
+ * came back, and so orders two threads here, it has to be told: before memory is handed over
+ * (published or freed), and after it was taken over (received or allocated).  Only where other
+ * processes are: what a channel does between threads it is to see for itself. */
 #if defined(__SANITIZE_THREAD__)
 #define PYPER__TSAN 1
 #elif defined(__has_feature)
@@ -97,10 +97,11 @@ void __tsan_release(void *address);
 #define pyper__shm_take_over(shm) ((void)(shm))
 #endif
 
-/* A block that has become memory of this process, for as long as somebody needs it, the end of the run
- * included.  Nobody else reads or writes it, so it stays where everybody can see it: mapping it once
- * more would cost as much as copying it.  At a fork what is kept becomes memory that the two processes
- * share like any other, each change its own (copy on write), and no part of the file any more.
+/* A block that has become memory of this process, for as long as somebody needs it, the end of the
+ * run included.  Nobody else reads or writes it, so it stays where everybody can see it: mapping it
+ * once more would cost as much as copying it.  At a fork what is kept becomes memory that the two
+ * processes share like any other, each change its own (copy on write), and no part of the file any
+ * more.
  *
  * Synchronization
  *   shm, offset, size, forks   set by keep, never change.

@@ -57,9 +57,9 @@ static int64_t draw(pyper__queue *queue) {
     return -1;
 }
 
-/* Consumers sleep, and the ticket is done.  If all before it are, what they can take now, as far as nobody
- * else will tell them, are this one and those behind it.  If the queue has ended it may be the last one that
- * they wait for, all of them. */
+/* Consumers sleep, and the ticket is done.  If all before it are, what they can take now, as far as
+ * nobody else will tell them, are this one and those behind it.  If the queue has ended it may be
+ * the last one that they wait for, all of them. */
 static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
     pyper__slots *slots = queue->slots;
     atomic_thread_fence(memory_order_seq_cst);
@@ -84,7 +84,8 @@ int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
     } else if (!has_place(queue, ticket)) {
         return PYPER__AGAIN;
     }
-    /* It was last read on the consumer's processor; and whoever draws waits for all that he has written. */
+    /* It was last read on the consumer's processor; and whoever draws waits for all that he has
+     * written. */
     pyper__fetch_to_write(
         pyper__slots_place(slots, ticket + PYPER__FETCH_AHEAD(pyper__slot_place)));
     pyper__slot_place *place = pyper__slots_place(slots, ticket);

@@ -15,8 +15,8 @@
 int pyper__send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, int64_t lane,
                 void *item, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
-/* The same without waiting: PYPER__AGAIN, and *ret_wait says what to wait for.  Encodes nothing before
- * there is room. */
+/* The same without waiting: PYPER__AGAIN, and *ret_wait says what to wait for.  Encodes nothing
+ * before there is room. */
 int pyper__try_send(pyper_run *run, const pyper__stage *stage, pyper__queue *output, void *item,
                     int64_t ticket, pyper__channel_wait *ret_wait);
 

@@ -93,8 +93,8 @@ static PYPER__NOINLINE int take_shared(pyper_worker *worker, pyper__queue *input
     return take_slow(worker, input, ret_item, deadline_ns);
 }
 
-/* The next input of a worker; waits for it.  Most come out at once, and then stay in registers: what the
- * slow ways write to is another variable. */
+/* The next input of a worker; waits for it.  Most come out at once, and then stay in registers:
+ * what the slow ways write to is another variable. */
 static PYPER__ALWAYS_INLINE int take_own(pyper_worker *worker, pyper__queue *input, void **ret_item,
                                          int64_t deadline_ns) {
     void *at_once, *slowly;
@@ -131,15 +131,16 @@ static inline int take(pyper_worker *worker, pyper__queue *input, void **ret_ite
     return take_own(worker, input, ret_item, deadline_ns);
 }
 
-/* Most workers have their input for themselves, nobody behind them asks for a ticket, and there is no
- * token to share: then nothing is to be looked after from one item to the next. */
+/* Most workers have their input for themselves, nobody behind them asks for a ticket, and there is
+ * no token to share: then nothing is to be looked after from one item to the next. */
 static bool is_plain(const pyper_worker *worker) {
     const pyper__queue *output = worker->output;
     return !worker->stage->input->many_consumers && !output->order && !output->channel &&
            !worker->seat.shares_token;
 }
 
-/* In each of the three loops nothing is held at the top: no item, no lock; only the host's token. */
+/* In each of the three loops nothing is held at the top: no item, no lock; only the host's
+ * token. */
 
 static void work_plainly(pyper_worker *worker) {
     const pyper__task *task = worker->stage->task;
@@ -242,8 +243,8 @@ static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
     return pyper__queue_push(output, item, worker->ticket, &worker->seat, input);
 }
 
-/* The queue has the item, but the worker must not go on: the queue is open no more, or, with an order,
- * there was no memory to move the turn on. */
+/* The queue has the item, but the worker must not go on: the queue is open no more, or, with an
+ * order, there was no memory to move the turn on. */
 static PYPER__COLD int taken_in_vain(pyper_worker *worker) {
     if (worker->output->order)
         pyper__worker_fail(worker, PYPER_ENOMEM, PYPER_ENOMEM, pyper_strerror(PYPER_ENOMEM));
@@ -276,8 +277,8 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
 
 int pyper_emit(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output;
-    /* Where several share the end its first touch is the taking of its lock: to read there before would
-     * fetch the same cache line twice. */
+    /* Where several share the end its first touch is the taking of its lock: to read there before
+     * would fetch the same cache line twice. */
     if (pyper__unlikely(worker->emitted >= worker->at_once ||
                         !pyper__queue_push_at_once(output, item)))
         return emit_slow(worker, item);
@@ -322,9 +323,9 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
 }
 
 /* A cancel tells the stages first and then the queues, the last one first (see stop() in run.c).  A
- * function on a thread learns of it when its own input refuses: so whoever has seen it knows that no
- * call begins after that.  If its output refuses already, and it may know that, the input is the next
- * to be cancelled; that is done here, or at least complete when this returns. */
+ * function on a thread learns of it when its own input refuses: so whoever has seen it knows that
+ * no call begins after that.  If its output refuses already, and it may know that, the input is the
+ * next to be cancelled; that is done here, or at least complete when this returns. */
 bool pyper_cancelled(const pyper_worker *worker) {
     if (!pyper__worker_stopped(worker)) return false;
     pyper__queue *input = worker->stage->input;

@@ -1,5 +1,5 @@
-/* worker - the loop of every task: take an input, call the function, let it emit.  What carries it (a
- * thread, say) is another room's affair. */
+/* worker - the loop of every task: take an input, call the function, let it emit.  What carries it
+ * (a thread, say) is another room's affair. */
 #ifndef PYPER_WORKER_H
 #define PYPER_WORKER_H
 
@@ -39,8 +39,8 @@ static inline bool pyper__worker_stopped(const pyper_worker *worker) {
     return pyper__run_stopped(worker->run, worker->stage->index);
 }
 
-/* An item that cannot be emitted, because of `rc`: destroy it, and fail the run if it must.  Returns
- * rc. */
+/* An item that cannot be emitted, because of `rc`: destroy it, and fail the run if it must.
+ * Returns rc. */
 int pyper__worker_refuse(pyper_worker *worker, void *item, int rc);
 
 /* What the public functions do for a worker on an event loop; in loop.c. */

@@ -1,8 +1,9 @@
 /* async_outputs - the type AsyncOutputs: one execution of a plan with asynchronous tasks, as an
  * asynchronous generator; and the awaitables that it and AsyncInputStream hand out.
  *
- * The object is an `outputs` (outputs.c) whose run is driven by an event loop: the one that runs when
- * the first output is asked for.  It belongs to that loop's thread, but it may be dropped anywhere.
+ * The object is an `outputs` (outputs.c) whose run is driven by an event loop: the one that runs
+ * when the first output is asked for.  It belongs to that loop's thread, but it may be dropped
+ * anywhere.
  *
  * An output that is there is had without the loop: its awaitable completes at once.
  */
@@ -54,8 +55,8 @@ static int check_loop(outputs *self, bool claim) {
     return rc;
 }
 
-/* Tell the loop, as Python's own asynchronous generators do when they begin: a loop that ends closes
- * those that have begun in it (shutdown_asyncgens()).  0, or -1 with an exception. */
+/* Tell the loop, as Python's own asynchronous generators do when they begin: a loop that ends
+ * closes those that have begun in it (shutdown_asyncgens()).  0, or -1 with an exception. */
 static int announce(outputs *self) {
     PyObject *hook = asyncgen_hook(self->plan->state);
     if (!hook) return -1;

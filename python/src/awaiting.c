@@ -1,8 +1,8 @@
 /* awaiting - what our awaitable objects have in common: the protocol of coroutines.
  *
- * An awaitable of ours is one function, its step: it goes on until there is a value, an exception, or
- * something to wait for, which it yields: a future for asyncio's task to wait for, or None, to give
- * the loop a turn.
+ * An awaitable of ours is one function, its step: it goes on until there is a value, an exception,
+ * or something to wait for, which it yields: a future for asyncio's task to wait for, or None, to
+ * give the loop a turn.
  */
 #include "pyper_python.h"
 

@@ -1,7 +1,7 @@
 /* crossing - Python objects on their way between processes: how they are encoded as bytes.
  *
- * The first byte says how.  Small exact types have an encoding of their own, which costs less than a
- * pickle; everything else is pickled with protocol 5, and its out-of-band buffers (those of NumPy
+ * The first byte says how.  Small exact types have an encoding of their own, which costs less than
+ * a pickle; everything else is pickled with protocol 5, and its out-of-band buffers (those of NumPy
  * arrays, say) are laid beside the pickle, not into it: one copy in, one copy out.
  *
  *   'N' 'T' 'F'   None, True, False
@@ -11,10 +11,11 @@
  *   'b' 'a'       bytes, bytearray
  *   'c'           a small form (small.c)
  *   'p'           a pickle
- *   'P'           a pickle with buffers: their number and sizes, the size of the pickle, the pickle,
- *                 the buffers, each aligned to 64 bytes
+ *   'P'           a pickle with buffers: their number and sizes, the size of the pickle, the
+ *                 pickle, the buffers, each aligned to 64 bytes
  *
- * What cannot be encoded or decoded fails the run with an exception that names the task and the type.
+ * What cannot be encoded or decoded fails the run with an exception that names the task and the
+ * type.
  */
 #include "pyper_python.h"
 
@@ -30,8 +31,8 @@ static size_t aligned(size_t size) {
 
 /* ------------------------------------------------------------------------------- failures */
 
-/* The current exception is why `item` cannot cross: tell the run.  Want of memory is no fault of the
- * item's, and leaves none to say much. */
+/* The current exception is why `item` cannot cross: tell the run.  Want of memory is no fault of
+ * the item's, and leaves none to say much. */
 static int refuse(pyper_transfer *transfer, const char *format, const char *type_name) {
     if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
         PyErr_Clear();
@@ -321,7 +322,8 @@ static PyObject *malformed(void) {
     return NULL;
 }
 
-/* Do `count` buffers of these sizes lie between `at` and `size`?  (Offsets are behind the header.) */
+/* Do `count` buffers of these sizes lie between `at` and `size`?  (Offsets are behind the
+ * header.) */
 static bool buffers_fit(const uint64_t *table, size_t count, size_t at, size_t size) {
     for (size_t i = 0; i < count; i++) {
         uint64_t length = table[2 + 2 * i];

@@ -1,16 +1,16 @@
 /* driver - the type Driver: between a run with asynchronous tasks and its event loop.
  *
- * The loop watches the run's descriptor and calls the driver when it is readable; the driver lets the
- * engine do what there is to do, and the engine calls the host's callbacks below: start, resume or
- * cancel a slot.  A slot is an AsyncWorker (slot.c), carried by an asyncio task.
+ * The loop watches the run's descriptor and calls the driver when it is readable; the driver lets
+ * the engine do what there is to do, and the engine calls the host's callbacks below: start, resume
+ * or cancel a slot.  A slot is an AsyncWorker (slot.c), carried by an asyncio task.
  *
- * Life.  The loop holds the driver, as long as the descriptor is watched; the driver holds the slots
- * and a handle of the run.  It ends when nobody wants outputs any more and all workers have left.  If
- * the loop is closed or dropped before, it forgets the driver: then the run is cancelled, and the slots
- * are ended without the loop.
+ * Life.  The loop holds the driver, as long as the descriptor is watched; the driver holds the
+ * slots and a handle of the run.  It ends when nobody wants outputs any more and all workers have
+ * left.  If the loop is closed or dropped before, it forgets the driver: then the run is cancelled,
+ * and the slots are ended without the loop.
  *
- * Synchronization: everything belongs to the thread of the loop; `unwanted` is atomic, since outputs
- * may be dropped on any thread, which then cancels the run and thereby wakes the loop.
+ * Synchronization: everything belongs to the thread of the loop; `unwanted` is atomic, since
+ * outputs may be dropped on any thread, which then cancels the run and thereby wakes the loop.
  */
 #include "pyper_python.h"
 

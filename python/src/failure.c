@@ -5,8 +5,9 @@
  * sys.unraisablehook when the run is freed, or when the garbage collector is about to break it up.
  * Later ones become notes at the first.
  *
- * The exception may lead to the outputs, by its traceback say; so the collector must see that the run
- * holds it.  One object shows it: the driver, as long as that has the run, and else the outputs.
+ * The exception may lead to the outputs, by its traceback say; so the collector must see that the
+ * run holds it.  One object shows it: the driver, as long as that has the run, and else the
+ * outputs.
  */
 #include "pyper_python.h"
 
@@ -30,7 +31,8 @@ static void failure_destroy(void *payload) {
     PyMem_RawFree(self);
 }
 
-/* What another process has sent: the exception, or NULL with another one set (there always is one). */
+/* What another process has sent: the exception, or NULL with another one set (there always is
+ * one). */
 static PyObject *load(module_state *state, const void *bytes, size_t size) {
     if (processes_import(state) < 0) return NULL;
     PyObject *data = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)size);
@@ -137,8 +139,8 @@ static PyObject *made_loud(const step *step, PyObject *exception) {
 }
 
 /* A failure of a run that has failed before: a note at the first one.  All workers must have left
- * before anybody is told of that, so it is still there, unless the run failed of itself or its outputs
- * were garbage. */
+ * before anybody is told of that, so it is still there, unless the run failed of itself or its
+ * outputs were garbage. */
 static void note_another(const step *step, pyper_worker *worker, PyObject *exception) {
     python_run *python = pyper_worker_host_data(worker);
     failure *first = pyper_error_payload(pyper_worker_run(worker));
@@ -173,8 +175,9 @@ static int report_from_child(step *step, pyper_worker *worker, PyObject *excepti
     return rc;
 }
 
-/* Is it only that the run was cancelled?  When the interpreter ends a run that a function has started
- * may be cancelled, or may not begin any more, before the function's own run has been told. */
+/* Is it only that the run was cancelled?  When the interpreter ends a run that a function has
+ * started may be cancelled, or may not begin any more, before the function's own run has been
+ * told. */
 static bool is_cancelled(const step *step, pyper_worker *worker, PyObject *exception) {
     if (!step->state->cancelled || !PyErr_GivenExceptionMatches(exception, step->state->cancelled))
         return false;

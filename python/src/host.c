@@ -36,9 +36,10 @@ void python_run_unref(python_run *self) {
     PyMem_RawFree(self);
 }
 
-/* Is this exception, or one that it was raised in the handling of, no Exception (a KeyboardInterrupt,
- * say)?  Returns that one, borrowed, or NULL.  The locks of threading do not expect a signal handler
- * to raise between two of their steps, and may then raise something of their own. */
+/* Is this exception, or one that it was raised in the handling of, no Exception (a
+ * KeyboardInterrupt, say)?  Returns that one, borrowed, or NULL.  The locks of threading do not
+ * expect a signal handler to raise between two of their steps, and may then raise something of
+ * their own. */
 static PyObject *interrupt_behind(PyObject *exception) {
     PyObject *found = exception;
     while (found && PyErr_GivenExceptionMatches(found, PyExc_Exception)) {
@@ -134,8 +135,8 @@ void nested_cancel(python_run *python) {
 enum { WAITING, ENTERED, REVOKED };
 
 /* What a worker thread calls: begin() in place of Thread._bootstrap(), and from in there, in
- * Thread.run(), the entry itself.  `state` goes from WAITING to ENTERED (by the thread) or to REVOKED
- * (by its starter, if Thread.start() has raised): exactly one of the two happens. */
+ * Thread.run(), the entry itself.  `state` goes from WAITING to ENTERED (by the thread) or to
+ * REVOKED (by its starter, if Thread.start() has raised): exactly one of the two happens. */
 typedef struct entry {
     PyObject ob_base;
     python_run *python; /* a reference; NULL before it is complete */
@@ -190,8 +191,8 @@ static PyObject *entry_call(PyObject *op, PyObject *args, PyObject *kwargs) {
     Py_RETURN_NONE;
 }
 
-/* Thread._bootstrap(thread).  It may not get as far as run(), when there is no memory for that: then the
- * worker is one of which threading does not know (see WorkerThread.end()). */
+/* Thread._bootstrap(thread).  It may not get as far as run(), when there is no memory for that:
+ * then the worker is one of which threading does not know (see WorkerThread.end()). */
 static PyObject *entry_begin(PyObject *op, PyObject *unused) {
     entry *self = (entry *)op;
     (void)unused;
@@ -282,8 +283,8 @@ static bool will_begin(module_state *state, PyObject *thread) {
     return will;
 }
 
-/* Thread.start() may raise although the thread will begin (a signal handler raises in its last steps):
- * then the thread counts as started, and the exception waits. */
+/* Thread.start() may raise although the thread will begin (a signal handler raises in its last
+ * steps): then the thread counts as started, and the exception waits. */
 static int start_thread(void *host_data, const char *name, void (*enter)(void *arg), void *arg,
                         void **ret_thread) {
     python_run *python = host_data;

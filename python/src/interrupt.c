@@ -1,12 +1,13 @@
 /* interrupt - Ctrl-C waits while Python starts a thread or a process.
  *
  * A handler that raises between two steps of threading or multiprocessing would leave a thread that
- * threading lists for ever, or pipes open and a process that nobody knows.  So Ctrl-C waits meanwhile:
- * what arrives is kept in a dictionary, whose __setitem__ is the handler, and arrives again afterwards.
+ * threading lists for ever, or pipes open and a process that nobody knows.  So Ctrl-C waits
+ * meanwhile: what arrives is kept in a dictionary, whose __setitem__ is the handler, and arrives
+ * again afterwards.
  *
- * This is C since handlers run between bytecodes: none comes between the last step and the moment at
- * which the engine knows of the thread or process.  Handlers run in the main thread only, and only that
- * of the main interpreter may change them.
+ * This is C since handlers run between bytecodes: none comes between the last step and the moment
+ * at which the engine knows of the thread or process.  Handlers run in the main thread only, and
+ * only that of the main interpreter may change them.
  */
 #include <signal.h>
 

@@ -13,9 +13,9 @@
  * Synchronization
  *   phase              atomic; its release store to RUNNING publishes run and python.
  *   starting           held while phase goes from FRESH to RUNNING or OVER; the only lock of the
- *                      extension that is held while Python code runs (Thread.start()).  `starter` is
- *                      the thread that holds it, so that a signal handler in it does not wait for
- *                      itself.  `process` tells whether that was in this process: set when the
+ *                      extension that is held while Python code runs (Thread.start()).  `starter`
+ *                      is the thread that holds it, so that a signal handler in it does not wait
+ *                      for itself.  `process` tells whether that was in this process: set when the
  *                      object is made, written by its holder, and read after it was found taken.
  *   arguments, context written by the holder of `starting` only.
  *   cancel_requested   atomic, only false -> true; set before phase is read, and read after phase
@@ -36,18 +36,18 @@
 
 /* The main thread alone runs signal handlers, and a signal ends its sleep at once.  But not a sleep
  * that begins just after the signal has come, and nothing tells the main thread of a signal that
- * another thread takes.  So it looks again: after LOOK_FIRST_NS, then after twice as long each time,
- * up to LOOK_LAST_NS.
+ * another thread takes.  So it looks again: after LOOK_FIRST_NS, then after twice as long each
+ * time, up to LOOK_LAST_NS.
  *
- * That is often enough for Ctrl-C and whatever else is sent to the process, since Linux gives it to the
- * thread with which the process began, unless that one blocks it or has yet to run the handler of another
- * one (after which the first look is soon again).  Where signals may go to others, each look is after
- * LOOK_FIRST_NS.  What remains: a signal that comes in the few microseconds between a later look and the
- * sleep is seen at the next look, and so is one that is meant for another thread (pthread_kill()) or is
- * none (_thread.interrupt_main()).
+ * That is often enough for Ctrl-C and whatever else is sent to the process, since Linux gives it to
+ * the thread with which the process began, unless that one blocks it or has yet to run the handler
+ * of another one (after which the first look is soon again).  Where signals may go to others, each
+ * look is after LOOK_FIRST_NS.  What remains: a signal that comes in the few microseconds between a
+ * later look and the sleep is seen at the next look, and so is one that is meant for another thread
+ * (pthread_kill()) or is none (_thread.interrupt_main()).
  *
- * With a look each 50 ms a pipeline that waited for 10 s took 16 ms of processor time, with these 4.4,
- * of which 1.2 are its start and end. */
+ * With a look each 50 ms a pipeline that waited for 10 s took 16 ms of processor time, with these
+ * 4.4, of which 1.2 are its start and end. */
 enum { LOOK_FIRST_NS = 50000000, LOOK_LAST_NS = 1000000000 };
 
 /* -------------------------------------------------------------------------------- live runs */
@@ -340,8 +340,8 @@ static bool takes_signals(void) {
 #endif
 }
 
-/* When this thread is to look for signals again.  *slept is for how long it was to sleep the last time;
- * 0 if this wait has just begun, or was interrupted. */
+/* When this thread is to look for signals again.  *slept is for how long it was to sleep the last
+ * time; 0 if this wait has just begun, or was interrupted. */
 static int64_t next_look(const outputs *self, int64_t *slept) {
     if (!in_main_thread(self)) return PYPER_FOREVER;
     int64_t longer = 2 * *slept < LOOK_LAST_NS ? 2 * *slept : LOOK_LAST_NS;

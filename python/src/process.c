@@ -1,8 +1,8 @@
-/* process - workers that are processes: started through multiprocessing by pyper._processes, which is
- * imported when a plan with such a task is made, and not before.
+/* process - workers that are processes: started through multiprocessing by pyper._processes, which
+ * is imported when a plan with such a task is made, and not before.
  *
- * In a worker's process, attach() is all there is: a plan of the one task, a python_run with `child`
- * set, and the engine's pyper_attach().
+ * In a worker's process, attach() is all there is: a plan of the one task, a python_run with
+ * `child` set, and the engine's pyper_attach().
  */
 #include "pyper_python.h"
 

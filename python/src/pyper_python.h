@@ -113,7 +113,8 @@ typedef struct module_state {
     PyObject *name_start, *name_end, *name_bootstrap, *name_will_begin; /* interned */
     PyObject *name_close, *name_add_note;                               /* interned */
 
-    /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See process.c. */
+    /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See
+     * process.c. */
     PyObject *start_process, *join_process, *dump_failure, *load_failure;
     PyObject *name_append, *five, *dumps_names, *loads_names, *dumps, *loads;
     PyObject *dispatch_table, *newobj; /* of copyreg */
@@ -196,7 +197,8 @@ struct outputs {
     struct turn turn;      /* of AsyncOutputs */
 };
 
-/* Start the run, for the thread that has brought the phase to STARTING: 0, or -1 with an exception. */
+/* Start the run, for the thread that has brought the phase to STARTING: 0, or -1 with an
+ * exception. */
 int outputs_start_run(outputs *self);
 
 /* There is no further output, for the reason `rc`: NULL, with an exception unless it is the end. */
@@ -274,7 +276,8 @@ struct python_run {
     struct driver *driver; /* of a run with asynchronous tasks, borrowed; NULL: it is gone */
 
     _Atomic(struct names *) names; /* of a run with processes, once needed; see small.c */
-    /* Items of this type turn out to have no small form: so many more are pickled at once.  A hint. */
+    /* Items of this type turn out to have no small form: so many more are pickled at once.  A
+     * hint. */
     _Atomic(PyTypeObject *) large_type;
     atomic_int large_left;
 };
@@ -294,7 +297,8 @@ python_run *python_run_new(plan *plan, PyObject *context);
 void python_run_ref(python_run *python);
 void python_run_unref(python_run *python);
 
-/* Keep what the starting of a worker has raised, if anything: it may have been started all the same. */
+/* Keep what the starting of a worker has raised, if anything: it may have been started all the
+ * same. */
 void python_run_keep_raised(python_run *python, bool started);
 
 /* Take the exception that a callback left for this thread: a new reference, or NULL. */
@@ -374,16 +378,16 @@ PySendResult async_stream_step(PyObject *stream, PyObject **ret_value);
 PyObject *future_new(module_state *state, PyObject *loop);
 void future_wake(module_state *state, PyObject *future);
 
-/* Whom Python tells in this thread that an asynchronous generator begins, the running loop as a rule (see
- * sys.set_asyncgen_hooks(): firstiter): a new reference, None for nobody, or NULL.  And: set it; 0, or -1
- * with an exception. */
+/* Whom Python tells in this thread that an asynchronous generator begins, the running loop as a
+ * rule (see sys.set_asyncgen_hooks(): firstiter): a new reference, None for nobody, or NULL.  And:
+ * set it; 0, or -1 with an exception. */
 PyObject *asyncgen_hook(module_state *state);
 int asyncgen_set_hook(module_state *state, PyObject *hook);
 
 /* ------------------------------------------------------------------------------- driver.c */
 
-/* Between a run and its event loop: what the loop calls when the run's descriptor is readable.  All of
- * it belongs to the thread of the loop, but for what driver.c says. */
+/* Between a run and its event loop: what the loop calls when the run's descriptor is readable.  All
+ * of it belongs to the thread of the loop, but for what driver.c says. */
 typedef struct driver {
     PyObject_HEAD module_state *state;
     plan *plan; /* keeps the module's state alive */
@@ -400,8 +404,8 @@ typedef struct driver {
 /* A driver for a run that has been started: a new reference, or NULL. */
 driver *driver_new(outputs *outputs);
 
-/* Has its loop been closed under it?  And: end the slots, which that loop has carried, and have another
- * loop drive from now on; 0, or -1 with an exception. */
+/* Has its loop been closed under it?  And: end the slots, which that loop has carried, and have
+ * another loop drive from now on; 0, or -1 with an exception. */
 bool driver_is_orphaned(driver *self);
 int driver_move(driver *self, PyObject *loop);
 
@@ -460,16 +464,16 @@ int failure_report(step *step, pyper_worker *worker);
 /* The exception the run failed with, once: a new reference, or NULL if there is none (any more). */
 PyObject *failure_take(pyper_run *run, python_run *python);
 
-/* For the collector: visit that exception; and give it to sys.unraisablehook, for what could raise it
- * is garbage.  See failure.c for who calls these. */
+/* For the collector: visit that exception; and give it to sys.unraisablehook, for what could raise
+ * it is garbage.  See failure.c for who calls these. */
 int failure_traverse(pyper_run *run, visitproc visit, void *arg);
 void failure_finalize(pyper_run *run, python_run *python);
 
 /* Has the run failed with an exception that was taken before? */
 bool failure_was_taken(pyper_run *run, python_run *python);
 
-/* An exception as bytes, for another process: a new reference, or NULL (what went wrong is written to
- * sys.unraisablehook). */
+/* An exception as bytes, for another process: a new reference, or NULL (what went wrong is written
+ * to sys.unraisablehook). */
 PyObject *failure_dump(module_state *state, PyObject *exception);
 
 /* exception.add_note(note).  Takes `note` (NULL: an exception is set); what goes wrong here is

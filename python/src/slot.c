@@ -21,9 +21,10 @@
  * One whose function awaits something else gets its task cancelled; CancelledError is raised inside
  * the function, whose clean-up is awaited.  Somebody else who cancels the task cancels the run.
  *
- * That somebody is a loop that ends, as a rule: it cancels all tasks that it has, and waits for them.
- * While functions clean up, the run may have begun new ones, which the loop then does not know of.  So
- * the task of a worker that was cancelled like this ends only when nothing of the run is left.
+ * That somebody is a loop that ends, as a rule: it cancels all tasks that it has, and waits for
+ * them.  While functions clean up, the run may have begun new ones, which the loop then does not
+ * know of.  So the task of a worker that was cancelled like this ends only when nothing of the run
+ * is left.
  */
 #include "pyper_python.h"
 
@@ -148,8 +149,9 @@ static void fail(slot *self) {
     failure_report(self->step, self->worker);
 }
 
-/* The first anext() of an asynchronous generator, without the loop's being told that it has begun: this
- * worker closes it, and a loop that ends must not do so as well, while it runs.  NULL: an exception. */
+/* The first anext() of an asynchronous generator, without the loop's being told that it has begun:
+ * this worker closes it, and a loop that ends must not do so as well, while it runs.  NULL: an
+ * exception. */
 static PyObject *begin_generator(module_state *state, PyObject *generator) {
     PyObject *hook = asyncgen_hook(state);
     if (!hook || asyncgen_set_hook(state, Py_None) < 0) {

@@ -1,22 +1,23 @@
-/* small - the small form of objects that cross between processes: for all that is quick to make and quick
- * to read, so that it need not wait for others to be worth a pickle.
+/* small - the small form of objects that cross between processes: for all that is quick to make and
+ * quick to read, so that it need not wait for others to be worth a pickle.
  *
- * It knows None, bool, int, float, str, bytes, bytearray, tuple, list, dict, set and frozenset, exactly
- * these types; classes by their name; and of all other objects what pickle knows: the answer of
- * copyreg's and their own __reduce_ex__(), as far as it says "call this with these, then set that".
- * An object has no small form if it takes more than SMALL_MAX bytes, or if pickle would have to see to
- * it that something that is in it twice is in it twice at the other end: whatever can be changed, or
- * can contain what can be changed, must be referred to from one place only.  Cycles are refused by
- * that, too.  What has no small form is pickled.
+ * It knows None, bool, int, float, str, bytes, bytearray, tuple, list, dict, set and frozenset,
+ * exactly these types; classes by their name; and of all other objects what pickle knows: the
+ * answer of copyreg's and their own __reduce_ex__(), as far as it says "call this with these, then
+ * set that".  An object has no small form if it takes more than SMALL_MAX bytes, or if pickle would
+ * have to see to it that something that is in it twice is in it twice at the other end: whatever
+ * can be changed, or can contain what can be changed, must be referred to from one place only.
+ * Cycles are refused by that, too.  What has no small form is pickled.
  *
  * Each value begins with a byte that says what it is.
  *   'N' 'T' 'F'   None, True, False
  *   'i' 'f'       an int of 64 bits, a float
  *   's' 'b' 'a'   a length, and the bytes of a str (UTF-8), bytes, bytearray
- *   '(' '[' '{' '<' '>'   a length, and the values of a tuple, list, dict (key, value, key, ...), set,
- *                 frozenset
+ *   '(' '[' '{' '<' '>'   a length, and the values of a tuple, list, dict (key, value, key, ...),
+ *                 set, frozenset
  *   'g'           a global: a length, and "module\0qualified.name"
- *   'o'           an object: its class ('g'), a tuple of further arguments to its __new__(), a state
+ *   'o'           an object: its class ('g'), a tuple of further arguments to its __new__(), a
+ *                 state
  *   'r'           an object: a callable ('g'), a tuple of its arguments, a state
  * Lengths are bytes if they are below 255, else 255 and four bytes.  No state is None.
  *
@@ -151,8 +152,9 @@ typedef struct writer {
     int depth;
 } writer;
 
-/* These all return true; or false: there is no small form, or an exception is set.  `references` is how
- * many references to the value are known here; ANY: it does not matter who else refers to it. */
+/* These all return true; or false: there is no small form, or an exception is set.  `references` is
+ * how many references to the value are known here; ANY: it does not matter who else refers to
+ * it. */
 #define ANY PY_SSIZE_T_MAX
 static bool write_value(writer *w, PyObject *value, Py_ssize_t references);
 
@@ -226,8 +228,8 @@ static bool write_elements(writer *w, PyObject *tuple, Py_ssize_t first) {
     return true;
 }
 
-/* Writing a value may run Python code, which may change what it lies in: that is noticed by its size,
- * and the value is kept meanwhile. */
+/* Writing a value may run Python code, which may change what it lies in: that is noticed by its
+ * size, and the value is kept meanwhile. */
 static bool write_list(writer *w, PyObject *list) {
     Py_ssize_t count = PyList_GET_SIZE(list);
     bool written = write_head(w, '[', (size_t)count);

@@ -6,8 +6,8 @@
  *
  * Synchronization
  *   state   IDLE -> BUSY by a reader, and back.  At the end of the call the worker turns IDLE into
- *           ENDED; if another thread is reading it turns BUSY into ENDING and waits for that thread,
- *           which makes it ENDED and releases `left`.
+ *           ENDED; if another thread is reading it turns BUSY into ENDING and waits for that
+ *           thread, which makes it ENDED and releases `left`.
  *   worker  used by the reader that made the stream BUSY only: the worker cannot leave meanwhile.
  *   exhausted, cancelled  written before a release store of `state`, read after an acquire load.
  */
