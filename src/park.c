@@ -346,20 +346,13 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
     return rc;
 }
 
-/* Called without the token: somebody who wants it should get it before I take it back.  (Where
- * processors are crowded I sleep: nobody wakes me, but I may be woken before whoever computes there
- * lets me run.) */
+/* Called without the token: somebody who wants it should get it before I take it back. */
 static int let_others(void *arg) {
     (void)arg;
     uint32_t before = atomic_load_explicit(&served, memory_order_relaxed);
     int64_t now = pyper_now(), until = now + (is_wanted() ? LET_OTHERS_NS : LET_UNKNOWN_NS);
     do {
-        if (is_crowded(now)) {
-            pyper__futex_wait(&served, before, until, false);
-            now = pyper_now();
-        } else {
-            (void)yield_was_long(&now);
-        }
+        (void)yield_was_long(&now);
     } while (atomic_load_explicit(&served, memory_order_relaxed) == before && now < until);
     return 0;
 }
