@@ -26,7 +26,8 @@
  *
  * Waiting costs nothing: no polling, no timers (but at a lock between processes: somebody may have
  * died with it).  A waiter lets other threads run (sched_yield) a bounded number of times before it
- * sleeps, only where that was of use a moment ago. */
+ * sleeps: where that was of use a moment ago, or nobody knows yet; not where it would most likely
+ * let other programs run, which compute. */
 #ifndef PYPER_PARK_H
 #define PYPER_PARK_H
 

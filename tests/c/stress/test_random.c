@@ -6,8 +6,14 @@
  * have delivered what the model says, in its order where that is promised; and after each run every
  * item has been delivered or destroyed exactly once.
  *
- * PYPER_STRESS_SECONDS says for how long (2); PYPER_TEST_SEED repeats one seed. */
+ * The same again on a busy machine.
+ *
+ * PYPER_STRESS_SECONDS says for how long (2, 1); PYPER_TEST_SEED repeats one seed. */
 #include "../kit.h"
+
+#if defined(__linux__)
+#include <sys/prctl.h>
+#endif
 
 enum { PASS, RENEW, BRANCH, FILTER, JOIN, JOIN_SOME, KINDS };
 enum { READ_ALL, CLOSE, CANCEL, GIVE_UP, FAIL, ENDS };
@@ -207,11 +213,11 @@ static void run_plan(uint64_t seed) {
     tally_wait(&p.freed, 1); /* the functions need the plan until then */
 }
 
-EACH_HOST(random_pipelines_behave_like_plain_loops) {
+static void run_plans(long seconds) {
     long fixed = check_environment("PYPER_TEST_SEED", 0);
     uint64_t seed = fixed ? (uint64_t)fixed : (uint64_t)pyper_now();
     int64_t until =
-        pyper_now() + 1000000000 * (int64_t)check_environment("PYPER_STRESS_SECONDS", 2);
+        pyper_now() + 1000000000 * (int64_t)check_environment("PYPER_STRESS_SECONDS", seconds);
     long runs = 0;
     for (; pyper_now() < until; runs++) {
         run_plan(seed);
@@ -220,3 +226,43 @@ EACH_HOST(random_pipelines_behave_like_plain_loops) {
     }
     printf("        %ld runs up to seed %llu\n", runs, (unsigned long long)seed);
 }
+
+EACH_HOST(random_pipelines_behave_like_plain_loops) {
+    run_plans(2);
+}
+
+#if defined(__linux__)
+
+/* A process that only computes, on this processor, for as long as this one lives. */
+static pid_t start_stranger(int processor) {
+    pid_t parent = getpid(), child = fork();
+    CHECK(child >= 0);
+    if (child > 0) return child;
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(processor, &only);
+    if (sched_setaffinity(0, sizeof only, &only) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        _exit(1);
+    while (getppid() == parent) {
+    }
+    _exit(0);
+}
+
+/* Where processors are kept busy by others, waiting is another matter (park.c, yields). */
+EACH_HOST(beside_strangers) {
+    cpu_set_t allowed;
+    CHECK_EQ(sched_getaffinity(0, sizeof allowed, &allowed), 0);
+    pid_t strangers[CPU_SETSIZE];
+    int count = 0;
+    for (int processor = 0; processor < CPU_SETSIZE; processor++)
+        if (CPU_ISSET(processor, &allowed)) strangers[count++] = start_stranger(processor);
+    run_plans(1);
+    for (int i = 0; i < count; i++) {
+        int status;
+        CHECK_EQ(kill(strangers[i], SIGKILL), 0);
+        CHECK_EQ(waitpid(strangers[i], &status, 0), strangers[i]);
+        CHECK(WIFSIGNALED(status)); /* it was there until now */
+    }
+}
+
+#endif
