@@ -52,7 +52,7 @@ check-instructions: all ## count the instructions of the hot paths and compare w
 model: venv ## explore the wait/wake protocol in every order, and find the mistakes put into it
 	.venv/bin/python tests/model/run.py build/model --cc "$(or $(CC),cc)"
 
-model-all: venv ## the same with larger bounds: some ten minutes
+model-all: venv ## the same with larger bounds: more than half an hour
 	.venv/bin/python tests/model/run.py build/model --all --cc "$(or $(CC),cc)"
 
 fuzz: venv ## feed made-up bytes to what reads those of other processes (PYPER_FUZZ=seed)
