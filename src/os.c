@@ -108,20 +108,25 @@ int64_t pyper_now(void) {
     return in_ns(t);
 }
 
-int64_t pyper__thread_busy_ns(void) {
-#ifdef CLOCK_THREAD_CPUTIME_ID
+static int64_t busy_ns(clockid_t clock) {
     struct timespec t;
-    if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0) return in_ns(t);
+    return clock_gettime(clock, &t) == 0 ? in_ns(t) : pyper_now();
+}
+
+/* POSIX says for each of the two whether there is such a clock. */
+#ifndef CLOCK_THREAD_CPUTIME_ID
+#define CLOCK_THREAD_CPUTIME_ID CLOCK_MONOTONIC
 #endif
-    return pyper_now();
+#ifndef CLOCK_PROCESS_CPUTIME_ID
+#define CLOCK_PROCESS_CPUTIME_ID CLOCK_MONOTONIC
+#endif
+
+int64_t pyper__thread_busy_ns(void) {
+    return busy_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
 int64_t pyper__process_busy_ns(void) {
-#ifdef CLOCK_PROCESS_CPUTIME_ID
-    struct timespec t;
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t) == 0) return in_ns(t);
-#endif
-    return pyper_now();
+    return busy_ns(CLOCK_PROCESS_CPUTIME_ID);
 }
 
 /* ----------------------------------------------------------------------------- sleeping */
