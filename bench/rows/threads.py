@@ -26,6 +26,7 @@ TITLE = "Python, threads"
 CHAINS = ("pypeln", "SPDL")
 POOLS = ("futures", "ThreadPool", "joblib", "mpire")
 FLOORS = ("by hand", "plain loop")
+THROTTLED = "range | inc, at most so many items waiting behind each"
 # These take 0.1 s to start: FAST=1 has them in the first row only.
 SLOW_STARTERS = ("SPDL", "mpire")
 
@@ -60,9 +61,8 @@ def rows(machine: Machine) -> list[Row]:
         )
 
     def throttle(places: int, wanted: float, items: int, **more: object) -> Row:
-        what = "range | inc, at most so many items waiting behind each"
         return row(
-            f"throttle {places}", what, CHAINS, (pyper(wanted), best(3)), items=items, **more
+            f"throttle {places}", THROTTLED, CHAINS, (pyper(wanted), best(3)), items=items, **more
         )
 
     def grain(us: int, items: int, **more: object) -> Row:
@@ -180,7 +180,7 @@ def rows(machine: Machine) -> list[Row]:
         ),
         row(
             "throttle 1000",
-            f"range | inc, at most so many items waiting behind each; {BUSY}",
+            f"{THROTTLED}; {BUSY}",
             (*CHAINS, "by hand"),
             (best(3),),
             name="busy, throttle 1000",
