@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from serving import LOOPS_PER_US, SETTLE_SECONDS, Measured, percentile, serve
+from serving import LOOPS_PER_US, SETTLE_SECONDS, SMALL_FILE, Measured, percentile, serve
 
 Function = Callable[[int], int]
 Source = Callable[[int], Iterable[int]]
@@ -45,6 +45,11 @@ def burning_range(n: int) -> Iterator[int]:
 
 def wait_1ms(x: int) -> int:
     time.sleep(0.001)
+    return x
+
+
+def read_file(x: int) -> int:
+    SMALL_FILE.read_bytes()
     return x
 
 
@@ -284,6 +289,7 @@ SCENARIOS: dict[str, Callable[[Outputs], Measured]] = {
     "first output": first_output,
     "convoy": total([(wait_1ms, 20)], burning_range),
     "500 sleepers": total([(wait_1ms, 500)]),
+    "small files": each([(read_file, 20)]),
     "latency, p50": latency(50),
     "latency, p99": latency(99),
     "idle": idle,

@@ -19,7 +19,15 @@ from queue import SimpleQueue
 
 from bare_asyncio import lateness_beside, nap
 from pyper import task
-from serving import LOOPS_PER_US, SETTLE_SECONDS, Measured, percentile, resident_bytes, serve
+from serving import (
+    LOOPS_PER_US,
+    SETTLE_SECONDS,
+    SMALL_FILE,
+    Measured,
+    percentile,
+    resident_bytes,
+    serve,
+)
 
 
 def inc(x: int) -> int:
@@ -49,6 +57,11 @@ def burning_range(n: int) -> Iterator[int]:
 
 def wait_1ms(x: int) -> int:
     time.sleep(0.001)
+    return x
+
+
+def read_file(x: int) -> int:
+    SMALL_FILE.read_bytes()
     return x
 
 
@@ -145,6 +158,11 @@ def convoy(n: int) -> float:
 def sleepers(n: int) -> float:
     """Seconds for all of `n` items, each 1 ms asleep in one of 500 workers."""
     return drain(task(range, branch=True) | task(wait_1ms, workers=500), n) * n
+
+
+def small_files(n: int) -> float:
+    """Seconds for each of `n` reads of a small file in one of 20 workers."""
+    return drain(task(range, branch=True) | task(read_file, workers=20), n)
 
 
 def latency(percent: float) -> Measured:
@@ -375,6 +393,7 @@ SCENARIOS: dict[str, Measured] = {
     "first output": first_output,
     "convoy": convoy,
     "500 sleepers": sleepers,
+    "small files": small_files,
     "latency, p50": latency(50),
     "latency, p99": latency(99),
     "idle": idle,

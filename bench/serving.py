@@ -12,6 +12,9 @@ LOOPS_PER_US = int(os.environ.get("BENCH_LOOPS_PER_US", "50"))
 # So long after an item all threads of an idle pipeline have gone to sleep.
 SETTLE_SECONDS = 0.1
 
+# A small file to read.
+SMALL_FILE = Path(__file__)
+
 # Does a scenario with so many items; the figure, in seconds mostly.
 Measured = Callable[[int], float]
 

@@ -689,7 +689,7 @@ struct pyper_host {
     size_t size; /* sizeof(pyper_host) */
 
     /* Does only one thread at a time hold the token?  Then it is handed over every 500 us or so
-     * while other threads of the library want it. */
+     * while other threads of the library want it, unless functions give it up themselves. */
     bool exclusive;
 
     /* Give the token up, call `call(arg)` once, take the token back; return what `call` returned.

@@ -228,6 +228,13 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 #define HOLD_FIRST_NS 50000
 #define HOLD_NS 500000
 #define HOLD_MAX_NS 2000000
+/* Functions that give the token up themselves, each for a moment (to read a file, say), make a
+ * crowd in which whoever wants it has his turn sooner or later.  A hand-over is of no use there: it
+ * goes to any of the crowd, and costs them some 350 us.  So who has handed it over to others than
+ * it was for, and had to wait for TAKEN_NS and longer to have it back, leaves that to the host for
+ * as long as this (for Python: its 5 ms), until a hand-over is of use again. */
+#define HOLD_LEFT_NS 8000000
+#define TAKEN_NS 100000
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
 #define PATIENCE_MAX 64
@@ -346,23 +353,43 @@ static int detached(pyper__seat *seat, int (*call)(void *arg), void *arg) {
     return rc;
 }
 
+/* A hand-over: how many had been served before it, and when I stopped waiting for somebody to come
+ * and wanted it back. */
+struct handing_over {
+    uint32_t served_before;
+    int64_t waited_until_ns;
+};
+
 /* Called without the token: somebody who wants it should get it before I take it back. */
 static int let_others(void *arg) {
-    (void)arg;
-    uint32_t before = atomic_load_explicit(&served, memory_order_relaxed);
+    struct handing_over *handing = arg;
     int64_t now = pyper_now(), until = now + (is_wanted() ? LET_OTHERS_NS : LET_UNKNOWN_NS);
     do {
         (void)yield_was_long(&now);
-    } while (atomic_load_explicit(&served, memory_order_relaxed) == before && now < until);
+    } while (atomic_load_explicit(&served, memory_order_relaxed) == handing->served_before &&
+             now < until);
+    handing->waited_until_ns = now;
     return 0;
 }
 
-/* By the clock the token was held for HOLD_MAX_NS.  But has the thread computed, or has a function
- * given the token up and slept?  Then everybody had his chance, and the time begins anew. */
-static bool has_been_busy(pyper__seat *seat, int64_t now) {
+/* Returns for how long to keep it the next time, after it was kept for `hold`. */
+static int64_t hand_over(pyper__seat *seat, bool wanted, int64_t hold) {
+    struct handing_over handing = {.served_before =
+                                       atomic_load_explicit(&served, memory_order_relaxed)};
+    detached(seat, let_others, &handing);
+    bool was_of_use = atomic_load_explicit(&served, memory_order_relaxed) != handing.served_before;
+    bool was_taken = pyper_now() - handing.waited_until_ns > TAKEN_NS;
+    if (wanted && !was_of_use && was_taken) return HOLD_LEFT_NS;
+    if (hold < HOLD_NS) return hold * 2;
+    return was_of_use ? HOLD_NS : hold;
+}
+
+/* By the clock the token was held for `hold`.  But has the thread computed, or has a function given
+ * the token up and slept?  Then everybody had his chance, and the time begins anew. */
+static bool has_been_busy(pyper__seat *seat, int64_t now, int64_t hold) {
     int64_t busy = pyper__thread_busy_ns();
     int64_t before = atomic_exchange_explicit(&seat->busy_ns, busy, memory_order_relaxed);
-    if (busy - before >= HOLD_MAX_NS / 2) return true;
+    if (busy - before >= hold / 2) return true;
     atomic_store_explicit(&seat->held_since_ns, now, memory_order_relaxed);
     return false;
 }
@@ -373,10 +400,11 @@ void pyper__seat_check_token(pyper__seat *seat) {
     int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
     bool wanted = is_wanted();
     int64_t hold = atomic_load_explicit(&seat->hold_ns, memory_order_relaxed);
-    if ((wanted && held >= hold) || (held >= HOLD_MAX_NS && has_been_busy(seat, now))) {
-        detached(seat, let_others, NULL);
+    int64_t limit = wanted ? hold : HOLD_MAX_NS;
+    if (held >= limit && has_been_busy(seat, now, limit)) {
+        hold = hand_over(seat, wanted, hold);
         now = pyper_now();
-        if (hold < HOLD_NS) atomic_store_explicit(&seat->hold_ns, hold * 2, memory_order_relaxed);
+        atomic_store_explicit(&seat->hold_ns, hold, memory_order_relaxed);
     } else if (held >= hold && held - since_check < hold && since_check < HOLD_NS &&
                atomic_load_explicit(&yielding, memory_order_relaxed) > 0) {
         /* A thread that lets others run may wait for the very processor that this one is on.  What

@@ -160,6 +160,14 @@ def rows(machine: Machine) -> list[Row]:
             fast=False,
         ),
         row(
+            "small files",
+            "range | reading a small file, in 20 workers",
+            (*CHAINS, "futures", "ThreadPool", "joblib", "bare threads"),
+            (),
+            items=20_000,
+            fast=False,
+        ),
+        row(
             "latency, p50",
             "one item a millisecond through source | inc, from its arrival to the caller",
             (*CHAINS, "ThreadPool", "by hand"),
