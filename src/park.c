@@ -230,10 +230,10 @@ void pyper__event_leave(pyper__event *event, uint32_t seen) {
 #define HOLD_MAX_NS 2000000
 /* Functions that give the token up themselves, each for a moment (to read a file, say), make a
  * crowd in which whoever wants it has his turn sooner or later.  A hand-over is of no use there: it
- * goes to any of the crowd, and costs them some 350 us.  So who has handed it over to others than
- * it was for, and had to wait for TAKEN_NS and longer to have it back, leaves that to the host for
- * as long as this (for Python: its 5 ms), until a hand-over is of use again. */
-#define HOLD_LEFT_NS 8000000
+ * goes to any of the crowd, and costs some 350 us.  So whoever has handed it over to others than
+ * those it was for, and then waited for TAKEN_NS and longer to have it back, leaves that to the
+ * host (to Python, after 5 ms) for as long as this.  The exact number does not matter much. */
+#define HOLD_LEFT_NS 50000000
 #define TAKEN_NS 100000
 /* The clock is read about this often, learned from how many items went by since the last time. */
 #define CHECK_NS 50000
@@ -380,16 +380,16 @@ static int64_t hand_over(pyper__seat *seat, bool wanted, int64_t hold) {
     bool was_of_use = atomic_load_explicit(&served, memory_order_relaxed) != handing.served_before;
     bool was_taken = pyper_now() - handing.waited_until_ns > TAKEN_NS;
     if (wanted && !was_of_use && was_taken) return HOLD_LEFT_NS;
-    if (hold < HOLD_NS) return hold * 2;
-    return was_of_use ? HOLD_NS : hold;
+    if (wanted && hold == HOLD_LEFT_NS) return HOLD_NS;
+    return hold < HOLD_NS ? hold * 2 : hold;
 }
 
-/* By the clock the token was held for `hold`.  But has the thread computed, or has a function given
- * the token up and slept?  Then everybody had his chance, and the time begins anew. */
-static bool has_been_busy(pyper__seat *seat, int64_t now, int64_t hold) {
+/* By the clock the token was held for HOLD_MAX_NS.  But has the thread computed, or has a function
+ * given the token up and slept?  Then everybody had his chance, and the time begins anew. */
+static bool has_been_busy(pyper__seat *seat, int64_t now) {
     int64_t busy = pyper__thread_busy_ns();
     int64_t before = atomic_exchange_explicit(&seat->busy_ns, busy, memory_order_relaxed);
-    if (busy - before >= hold / 2) return true;
+    if (busy - before >= HOLD_MAX_NS / 2) return true;
     atomic_store_explicit(&seat->held_since_ns, now, memory_order_relaxed);
     return false;
 }
@@ -400,8 +400,7 @@ void pyper__seat_check_token(pyper__seat *seat) {
     int64_t since_check = now - atomic_load_explicit(&seat->checked_ns, memory_order_relaxed);
     bool wanted = is_wanted();
     int64_t hold = atomic_load_explicit(&seat->hold_ns, memory_order_relaxed);
-    int64_t limit = wanted ? hold : HOLD_MAX_NS;
-    if (held >= limit && has_been_busy(seat, now, limit)) {
+    if (wanted ? held >= hold : held >= HOLD_MAX_NS && has_been_busy(seat, now)) {
         hold = hand_over(seat, wanted, hold);
         now = pyper_now();
         atomic_store_explicit(&seat->hold_ns, hold, memory_order_relaxed);
