@@ -33,6 +33,8 @@ README_ROWS = [
     "8 workers",
     "one call",
     "first output",
+    "500 sleepers",
+    "small files",
     "async task",
     "async, 4 threads",
     "2 processes",
