@@ -12,7 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 
-from serving import LOOPS_PER_US, SETTLE_SECONDS, SMALL_FILE, Measured, percentile, serve
+from serving import (
+    LOOPS_PER_US,
+    SETTLE_SECONDS,
+    Measured,
+    percentile,
+    read_file,
+    serve,
+    wait_1ms,
+)
 
 Function = Callable[[int], int]
 Source = Callable[[int], Iterable[int]]
@@ -41,16 +49,6 @@ def burning_range(n: int) -> Iterator[int]:
     for i in range(n):
         burn(i)
         yield i
-
-
-def wait_1ms(x: int) -> int:
-    time.sleep(0.001)
-    return x
-
-
-def read_file(x: int) -> int:
-    SMALL_FILE.read_bytes()
-    return x
 
 
 # Outputs of a source through functions, each with so many workers and so many places behind it.

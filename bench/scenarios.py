@@ -22,11 +22,12 @@ from pyper import task
 from serving import (
     LOOPS_PER_US,
     SETTLE_SECONDS,
-    SMALL_FILE,
     Measured,
     percentile,
+    read_file,
     resident_bytes,
     serve,
+    wait_1ms,
 )
 
 
@@ -53,16 +54,6 @@ def burning_range(n: int) -> Iterator[int]:
     for i in range(n):
         burn(i)
         yield i
-
-
-def wait_1ms(x: int) -> int:
-    time.sleep(0.001)
-    return x
-
-
-def read_file(x: int) -> int:
-    SMALL_FILE.read_bytes()
-    return x
 
 
 def seconds_each(count: Callable[[], int], n: int) -> float:

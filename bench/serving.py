@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +13,20 @@ LOOPS_PER_US = int(os.environ.get("BENCH_LOOPS_PER_US", "50"))
 # So long after an item all threads of an idle pipeline have gone to sleep.
 SETTLE_SECONDS = 0.1
 
-# A small file to read.
 SMALL_FILE = Path(__file__)
 
 # Does a scenario with so many items; the figure, in seconds mostly.
 Measured = Callable[[int], float]
+
+
+def wait_1ms(x: int) -> int:
+    time.sleep(0.001)
+    return x
+
+
+def read_file(x: int) -> int:
+    SMALL_FILE.read_bytes()
+    return x
 
 
 def cpu_seconds() -> float:

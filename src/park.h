@@ -325,7 +325,7 @@ typedef struct pyper__seat {
     _Atomic int64_t hold_ns;  /* how long to keep the token while others want it */
     _Atomic int64_t checked_ns;
     _Atomic int64_t held_since_ns;
-    _Atomic int64_t busy_ns; /* the thread's processor time when that was last looked at */
+    _Atomic int64_t busy_ns; /* the thread's processor time when the clock last said HOLD_MAX_NS */
     pyper__clock *clock;
     pyper__clock own_clock;
 } pyper__seat;
