@@ -516,9 +516,13 @@ static int wait_detached(void *arg) {
 }
 
 static int await(pyper__seat *seat, struct wait *wait, int what_for) {
-    if (wait->ready(wait->arg)) return 0;
     int64_t since = pyper_now();
-    if (wait->deadline_ns <= since) return PYPER_ETIMEDOUT;
+    bool is_over = wait->deadline_ns <= since;
+    /* Whoever comes has just looked.  He lets others run before he looks again: what he looks at is
+     * being written, and goes from processor to processor with each look.  To give a token up for
+     * that costs more. */
+    if ((is_over || seat->host) && wait->ready(wait->arg)) return 0;
+    if (is_over) return PYPER_ETIMEDOUT;
     wait->since_ns = since;
     wait->shares_token = seat->shares_token;
     bool clocked = what_for != PYPER__OTHER && !seat->shared;

@@ -144,14 +144,22 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
 
 /* ------------------------------------------------------------------------------ what is there */
 
-/* With slots nobody counts what is there, so the consuming end looks; this far at once. */
-#define LOOK_AHEAD 64
+/* With slots nobody counts what is there, so the consuming end looks; this far at once.  Who claims
+ * shares what was seen, and so looks further. */
+#define LOOK_AHEAD 16
+#define LOOK_AHEAD_CLAIMING 64
+_Static_assert(LOOK_AHEAD <= PYPER__CHUNK_SLOTS && LOOK_AHEAD_CLAIMING <= PYPER__CHUNK_SLOTS,
+               "what was seen fits into a chunk");
+
+static int64_t look_ahead(const pyper__queue *queue) {
+    return queue->claims ? LOOK_AHEAD_CLAIMING : LOOK_AHEAD;
+}
 
 /* What can be popped, from `head` on, ends here; or further on. */
 static int64_t there_until(const pyper__queue *queue, int64_t head) {
     if (!queue->slots) return atomic_load(&queue->tail);
-    int64_t until = head;
-    while (until < head + LOOK_AHEAD && pyper__slots_has(queue->slots, until)) until++;
+    int64_t until = head, most = head + look_ahead(queue);
+    while (until < most && pyper__slots_has(queue->slots, until)) until++;
     return until;
 }
 
@@ -159,6 +167,16 @@ int pyper__queue_state_of_items(const pyper__queue *queue) {
     int state = atomic_load(&queue->state);
     bool more = state == PYPER__ENDED && queue->slots && pyper__slots_expect_next(queue);
     return more ? PYPER__OPEN : state;
+}
+
+/* The consuming end has popped all that it had seen, and looks for more.  What lies in slots is
+ * copied to its chunk, and leaves from there like any other. */
+static void look_for_more(pyper__queue *queue, int64_t head) {
+    queue->seen = there_until(queue, head);
+    if (!queue->slots) return;
+    queue->pop_base = base_of(queue->pop_chunk, head);
+    for (int64_t t = head; t < queue->seen; t++)
+        *pyper__queue_slot(queue->pop_base, t) = pyper__slots_item(queue->slots, t);
 }
 
 static bool is_any_there(const pyper__queue *queue, int64_t head) {
@@ -187,10 +205,9 @@ void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *sea
     destroy(queue, item, seat);
 }
 
-/* The first item; there is one. */
+/* The first item, which has been seen. */
 static void *item_at(pyper__queue *queue, int64_t head) {
-    if (queue->slots) return pyper__slots_item(queue->slots, head);
-    if (head == queue->pop_end) next_chunk(queue);
+    if (!queue->slots && head == queue->pop_end) next_chunk(queue);
     return *pyper__queue_slot(queue->pop_base, head);
 }
 
@@ -198,7 +215,8 @@ static void *item_at(pyper__queue *queue, int64_t head) {
 static bool take_any(pyper__queue *queue, void **ret_item) {
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    bool any = is_any_there(queue, head);
+    if (head >= queue->seen) look_for_more(queue, head);
+    bool any = head < queue->seen;
     if (any) {
         *ret_item = item_at(queue, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
@@ -291,10 +309,9 @@ void pyper__queue_give_back(pyper__queue *queue, int64_t begun) {
     wake_producers(queue, false);
 }
 
-/* The item that takes head to give_at is popped with care; with slots all are. */
+/* The item that takes head to give_at is popped with care. */
 static void allow_pops(pyper__queue *queue, int64_t head) {
-    if (queue->slots) return;
-    int64_t until = least(queue->seen, queue->pop_end);
+    int64_t until = queue->slots ? queue->seen : least(queue->seen, queue->pop_end);
     if (!queue->claims) until = least(until, queue->give_at - 1);
     if (until <= head) return; /* as it is */
     atomic_store(&queue->pop_until, until);
@@ -408,7 +425,7 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     if (head >= queue->seen) {
         /* state was read before: if it said ended, nothing comes after this. */
-        queue->seen = there_until(queue, head);
+        look_for_more(queue, head);
         if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
     }
     *ret_item = item_at(queue, head);

@@ -3,8 +3,9 @@
  * Where several workers emit into a queue, whatever they write in common goes from processor to
  * processor with each item: the lock of the end, its counter.  With a bound there is a fixed number
  * of places, and a ticket says which one is its own: that of ticket t is place t % size.  A worker
- * writes its output there and then that it is done; the consuming end takes one after the other,
- * and waits where one is not done.
+ * writes its output there and then that it is done; the consuming end takes one after the other (a
+ * few at a time, to a chunk of its own, from which they are popped), and waits where one is not
+ * done.
  *
  * Tickets come from one of two places.
  *   - Ordered, one output for each input: the ticket is that of the input.  So outputs leave in the

@@ -132,6 +132,8 @@ int main(void) {
     count(
         pyper_pipe(pyper_task(source, .branch = true),
                    pyper_task(pass_in_order, .workers = 2, .ordered = true, .throttle = 2 * ITEMS)),
-        (struct paths){NULL, "turn and leaving, two workers, ordered", NULL, true}, ITEMS + 1);
+        (struct paths){NULL, "turn and leaving, two workers, ordered",
+                       "pop by the caller, two workers, ordered", true},
+        ITEMS + 1);
     return 0;
 }
