@@ -10,9 +10,9 @@
 #define MUCH_TOO_LONG_NS 512000
 /* If all that may be claimed took less than this, several workers are in each other's way more than
  * they help: what one processor has written the other one needs next.  Who finds that somebody has
- * claimed since he did lets others run, this often at most, until nobody has. */
+ * claimed since he did lets others run until nobody has, or for so long. */
 #define TINY_NS 1500
-#define STAND_BACKS 20
+#define STAND_BACK_NS 1000000
 /* Whose calls take longer than this finds the cache lines of what is shared with others. */
 #define SELDOM_NS 200
 /* Where a worker may not claim this many he claims none: with 64 workers and a bound of 1 024,
@@ -141,21 +141,22 @@ static bool should_stand_back(const pyper__queue *queue, const pyper__claim *cla
     return took < TINY_NS && claim->claimed == queue->claims->most && !seat->shares_token;
 }
 
-static bool stand_back(const pyper__queue *queue, pyper__claim *claim) {
-    for (int i = 0; i < STAND_BACKS; i++) {
+/* Returns when it is over. */
+static int64_t stand_back(const pyper__queue *queue, pyper__claim *claim, int64_t now) {
+    for (int64_t until = now + STAND_BACK_NS; now < until; now = pyper_now()) {
         int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-        if (head == claim->head) return i > 0;
+        if (head == claim->head) break;
         claim->head = head;
         pyper__yield();
     }
-    return true;
+    return now;
 }
 
 /* How long did the calls of the last ones take? */
 static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper__seat *seat) {
     const struct pyper__claims *claims = queue->claims;
     int64_t now = pyper_now(), took = now - claim->since_ns;
-    if (should_stand_back(queue, claim, took, seat) && stand_back(queue, claim)) now = pyper_now();
+    if (should_stand_back(queue, claim, took, seat)) now = stand_back(queue, claim, now);
     if (took < SHORT_NS && claim->claimed == claim->pace)
         claim->pace = least(claim->pace * 2, claims->most);
     else if (took > MUCH_TOO_LONG_NS)
