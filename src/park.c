@@ -519,7 +519,7 @@ static int await(pyper__seat *seat, struct wait *wait, int what_for) {
     int64_t since = pyper_now();
     bool is_over = wait->deadline_ns <= since;
     /* Whoever comes has just looked.  He lets others run before he looks again: what he looks at is
-     * being written, and goes from processor to processor with each look.  To give a token up for
+     * being written, and goes from processor to processor with each look.  To leave a host for
      * that costs more. */
     if ((is_over || seat->host) && wait->ready(wait->arg)) return 0;
     if (is_over) return PYPER_ETIMEDOUT;

@@ -148,11 +148,10 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
  * shares what was seen, and so looks further. */
 #define LOOK_AHEAD 16
 #define LOOK_AHEAD_CLAIMING 64
-_Static_assert(LOOK_AHEAD <= PYPER__CHUNK_SLOTS && LOOK_AHEAD_CLAIMING <= PYPER__CHUNK_SLOTS,
-               "what was seen fits into a chunk");
 
+/* What was seen has to fit into a chunk. */
 static int64_t look_ahead(const pyper__queue *queue) {
-    return queue->claims ? LOOK_AHEAD_CLAIMING : LOOK_AHEAD;
+    return least(queue->claims ? LOOK_AHEAD_CLAIMING : LOOK_AHEAD, PYPER__CHUNK_SLOTS);
 }
 
 /* What can be popped, from `head` on, ends here; or further on. */
@@ -169,14 +168,17 @@ int pyper__queue_state_of_items(const pyper__queue *queue) {
     return more ? PYPER__OPEN : state;
 }
 
-/* The consuming end has popped all that it had seen, and looks for more.  What lies in slots is
- * copied to its chunk, and leaves from there like any other. */
-static void look_for_more(pyper__queue *queue, int64_t head) {
+/* Has the consuming end seen the first item?  If it has popped all that it had seen it looks for
+ * more.  What lies in slots is copied to its chunk, and leaves from there like any other. */
+static bool has_seen_first(pyper__queue *queue, int64_t head) {
+    if (head < queue->seen) return true;
     queue->seen = there_until(queue, head);
-    if (!queue->slots) return;
-    queue->pop_base = base_of(queue->pop_chunk, head);
-    for (int64_t t = head; t < queue->seen; t++)
-        *pyper__queue_slot(queue->pop_base, t) = pyper__slots_item(queue->slots, t);
+    if (queue->slots) {
+        queue->pop_base = base_of(queue->pop_chunk, head);
+        for (int64_t t = head; t < queue->seen; t++)
+            *pyper__queue_slot(queue->pop_base, t) = pyper__slots_item(queue->slots, t);
+    }
+    return head < queue->seen;
 }
 
 static bool is_any_there(const pyper__queue *queue, int64_t head) {
@@ -207,7 +209,7 @@ void pyper__queue_destroy_item(pyper__queue *queue, void *item, pyper__seat *sea
 
 /* The first item, which has been seen. */
 static void *item_at(pyper__queue *queue, int64_t head) {
-    if (!queue->slots && head == queue->pop_end) next_chunk(queue);
+    if (head == queue->pop_end) next_chunk(queue);
     return *pyper__queue_slot(queue->pop_base, head);
 }
 
@@ -215,8 +217,7 @@ static void *item_at(pyper__queue *queue, int64_t head) {
 static bool take_any(pyper__queue *queue, void **ret_item) {
     bool as_owner = pyper__owned_lock_take(&queue->pop_lock);
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    if (head >= queue->seen) look_for_more(queue, head);
-    bool any = head < queue->seen;
+    bool any = has_seen_first(queue, head);
     if (any) {
         *ret_item = item_at(queue, head);
         atomic_store_explicit(&queue->head, head + 1, memory_order_relaxed);
@@ -311,7 +312,7 @@ void pyper__queue_give_back(pyper__queue *queue, int64_t begun) {
 
 /* The item that takes head to give_at is popped with care. */
 static void allow_pops(pyper__queue *queue, int64_t head) {
-    int64_t until = queue->slots ? queue->seen : least(queue->seen, queue->pop_end);
+    int64_t until = least(queue->seen, queue->pop_end);
     if (!queue->claims) until = least(until, queue->give_at - 1);
     if (until <= head) return; /* as it is */
     atomic_store(&queue->pop_until, until);
@@ -423,11 +424,8 @@ int pyper__queue_pop_with_care(pyper__queue *queue, void **ret_item) {
     int state = pyper__queue_state_of_items(queue);
     if (state == PYPER__CANCELLED) return PYPER_ECANCELED;
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
-    if (head >= queue->seen) {
-        /* state was read before: if it said ended, nothing comes after this. */
-        look_for_more(queue, head);
-        if (head == queue->seen) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
-    }
+    /* state was read before: if it said ended, nothing comes after this. */
+    if (!has_seen_first(queue, head)) return state == PYPER__ENDED ? 0 : PYPER__AGAIN;
     *ret_item = item_at(queue, head);
     atomic_store_explicit(&queue->head, ++head, memory_order_relaxed);
     if (!queue->claims && head == queue->give_at) pyper__queue_give_back(queue, head);

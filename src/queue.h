@@ -130,10 +130,10 @@ typedef struct pyper__queue {
     _Atomic int64_t pop_until; /* items before this one come out without further ado */
     uintptr_t pop_base;        /* as push_base */
     pyper__owned_lock pop_lock;
-    int64_t seen;    /* how far it has looked: tail, or the first place that was not done */
-    int64_t give_at; /* places are given back when this many have begun */
-    int64_t counted; /* with claims: how many have begun, as far as anybody has looked */
-    int64_t pop_end;
+    int64_t seen;            /* how far it has looked: tail, or the first place that was not done */
+    int64_t give_at;         /* places are given back when this many have begun */
+    int64_t counted;         /* with claims: how many have begun, as far as anybody has looked */
+    int64_t pop_end;         /* as push_end; with slots there is none */
     pyper__chunk *pop_chunk; /* with slots: what it has seen there is copied to this */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t given_back;
     pyper__event places;

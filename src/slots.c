@@ -23,6 +23,7 @@ int pyper__slots_create(pyper__queue *queue, bool drawn) {
     pyper__order_free(queue->order);
     queue->order = NULL;
     queue->passes_turn = false;
+    queue->pop_end = INT64_MAX; /* its chunk is filled anew, and never drained */
     queue->slots = slots;
     return 0;
 }

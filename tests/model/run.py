@@ -46,8 +46,6 @@ SMALL: Edits = (
     ("park.c", "#define LOCK_YIELDS 3", "#define LOCK_YIELDS 0"),
     ("park.c", "#define LOCK_RELAXES 4", "#define LOCK_RELAXES 1"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 40"),
-    ("queue.c", "#define LOOK_AHEAD 16", "#define LOOK_AHEAD 2"),
-    ("queue.c", "#define LOOK_AHEAD_CLAIMING 64", "#define LOOK_AHEAD_CLAIMING 2"),
     ("claim.h", "#define PYPER__CLAIM_MAX 16", "#define PYPER__CLAIM_MAX 4"),
     ("channel.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),
     ("channel.c", "#define CHUNK ((uint64_t)65536)", "#define CHUNK ((uint64_t)56)"),
@@ -65,8 +63,6 @@ ONE_THREAD: Edits = (
     # Time stands still.
     ("park.c", "#define SOON_NS 50000", "#define SOON_NS (-1)"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
-    ("queue.c", "#define LOOK_AHEAD 16", "#define LOOK_AHEAD 2"),
-    ("queue.c", "#define LOOK_AHEAD_CLAIMING 64", "#define LOOK_AHEAD_CLAIMING 2"),
     # The explorer's threads are all on one of the system's.
     ("loop.c", "static _Thread_local char this_thread;",
      "const void *model_self(void);\n#define this_thread (*(const char *)model_self())"),
