@@ -29,7 +29,8 @@ static int64_t least(int64_t a, int64_t b) {
 int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
     int64_t most = least(PYPER__CLAIM_MAX, queue->limit / 4 / workers);
     if (window > 0) most = least(most, window / 4 / workers);
-    if (most < LEAST || workers > WORKERS_MAX || !pyper__event_let_notify_lightly(&queue->items))
+    if (most < LEAST || workers > WORKERS_MAX ||
+        !pyper__event_let_notify_lightly(&queue->items, true))
         return 0;
     struct pyper__claims *claims =
         pyper__alloc(sizeof *claims + (size_t)workers * sizeof claims->claim[0]);

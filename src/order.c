@@ -67,10 +67,10 @@ pyper__order *pyper__order_create(pyper__queue *queue, int64_t window) {
     order->size = (int64_t)size;
     bool bounded = queue->limit != INT64_MAX || window > INT32_MAX;
     order->most = bounded ? INT32_MAX : (int32_t)window;
-    bool light = pyper__event_let_notify_lightly(&queue->items);
+    bool light = pyper__event_let_notify_lightly(&queue->items, true);
     for (size_t i = 0; i < size; i++) {
         pyper__event_init(&order->extras[i].turn);
-        if (light) pyper__event_let_notify_lightly(&order->extras[i].turn);
+        if (light) pyper__event_let_notify_lightly(&order->extras[i].turn, false);
     }
     return order;
 }

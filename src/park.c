@@ -138,7 +138,12 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 
 /* ---------------------------------------------------------------------------------- event */
 
+/* The high half of the word: how many wait, and above that the mark for careful notifiers, which is
+ * how many more of them may find nobody.  At about 10 ns each that many take a small part of what a
+ * sleep costs; the exact number does not matter much. */
 #define ONE_WAITER ((uint64_t)1 << 32)
+#define ONE_IN_VAIN ((uint64_t)1 << 56)
+#define CAREFUL (16 * ONE_IN_VAIN)
 
 /* How often to let others run before sleeping, at most.  Between two running threads a yield costs
  * 0.3 to 0.5 us, and a sleep with its wake-up up to 50 us; the exact number does not matter
@@ -164,7 +169,7 @@ static _Atomic uint32_t *sleeping_word(pyper__event *event) {
 void pyper__event_init(pyper__event *event) {
     atomic_init(&event->word, 0);
     atomic_init(&event->yields, YIELDS_UNTRIED);
-    event->shared = event->looped = event->no_sleepers = event->light = false;
+    event->shared = event->looped = event->no_sleepers = event->light = event->adapts = false;
     event->waker = NULL;
 }
 
@@ -173,9 +178,30 @@ void pyper__event_init_shared(pyper__event *event) {
     event->shared = true;
 }
 
-bool pyper__event_let_notify_lightly(pyper__event *event) {
+bool pyper__event_let_notify_lightly(pyper__event *event, bool adapts) {
     event->light = pyper__can_fence_others();
+    event->adapts = event->light && adapts;
     return event->light;
+}
+
+static uint32_t waiters_of(uint64_t word) {
+    return (uint32_t)(word % ONE_IN_VAIN / ONE_WAITER);
+}
+
+static bool is_careful(uint64_t word) {
+    return word >= ONE_IN_VAIN;
+}
+
+/* A notifier has found nobody, as `word` says. */
+static void count_in_vain(pyper__event *event, uint64_t word) {
+    if (is_careful(word)) atomic_compare_exchange_strong(&event->word, &word, word - ONE_IN_VAIN);
+}
+
+bool pyper__event_is_awaited(pyper__event *event) {
+    uint64_t word = atomic_load(&event->word);
+    if (waiters_of(word) > 0) return true;
+    count_in_vain(event, word);
+    return false;
 }
 
 void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
@@ -183,15 +209,19 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
 }
 
 void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__waker *waker) {
+    if (event->light) atomic_thread_fence(memory_order_seq_cst);
     uint64_t word = atomic_load(&event->word), next;
     uint32_t woken;
     do {
-        uint32_t waiters = (uint32_t)(word >> 32);
+        uint32_t waiters = waiters_of(word);
         bool all = event->shared && count == UINT32_MAX;
-        if (waiters == 0 && !all) return;
+        if (waiters == 0 && !all) {
+            count_in_vain(event, word);
+            return;
+        }
         woken = waiters < count && !all ? waiters : count;
-        next = (uint64_t)(waiters < woken ? 0 : waiters - woken) << 32 |
-               (uint32_t)((uint32_t)word + 1);
+        next = (waiters < woken ? 0 : waiters - woken) * ONE_WAITER +
+               (uint32_t)((uint32_t)word + 1) + (is_careful(word) ? CAREFUL : 0);
     } while (!atomic_compare_exchange_weak(&event->word, &word, next));
     if (waker) pyper__waker_wake(waker);
     if (!event->no_sleepers)
@@ -199,12 +229,26 @@ void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__wak
                           event->shared);
 }
 
-/* Count myself in; returns the notification count to compare with.  If the system has taken the
- * fence away since the event was made, nobody may sleep here any more: being notified at once, the
- * waiter looks again and again. */
+/* I have counted myself in, and found no mark.  If the system has taken the fence away since the
+ * event was made, nobody may sleep here any more: being notified at once, the waiter looks again
+ * and again. */
+static void fence_notifiers(pyper__event *event, uint32_t seen) {
+    if (pyper__unlikely(!pyper__fence_others())) {
+        pyper__event_notify_slow(event, 1);
+        return;
+    }
+    if (!event->adapts) return;
+    uint64_t word = atomic_load(&event->word);
+    while ((uint32_t)word == seen && !is_careful(word) &&
+           !atomic_compare_exchange_weak(&event->word, &word, word + CAREFUL)) {
+    }
+}
+
+/* Count myself in; returns the notification count to compare with. */
 uint32_t pyper__event_enter(pyper__event *event) {
-    uint32_t seen = (uint32_t)atomic_fetch_add(&event->word, ONE_WAITER);
-    if (event->light && pyper__unlikely(!pyper__fence_others())) pyper__event_notify_slow(event, 1);
+    uint64_t before = atomic_fetch_add(&event->word, ONE_WAITER);
+    uint32_t seen = (uint32_t)before;
+    if (event->light && !is_careful(before)) fence_notifiers(event, seen);
     return seen;
 }
 

@@ -24,6 +24,14 @@
  * read the count before that fence had changed the condition before it, too, and the sleeper sees
  * that; one that reads it after the fence sees the sleeper.
  *
+ * Careful notifiers: that fence interrupts every running thread of the process, and takes some 20
+ * us.  So a sleeper who has passed it leaves a mark beside the count, and while that is there the
+ * notifiers pass a fence each and the sleepers none.  To a notifier the mark looks as if somebody
+ * waited, so nothing more is asked of those who are light; and when some have found nobody it is
+ * gone.  The mark is left by a sleeper who was counted in all the time since before his fence, and
+ * whoever counts himself in while it is there may rely on that fence: behind it no notifier has
+ * read a 0, nor will one as long as anybody of these is counted in.
+ *
  * Waiting costs nothing: no polling, no timers (but at a lock between processes: somebody may have
  * died with it).  A waiter lets other threads run (sched_yield) a bounded number of times before it
  * sleeps: where that was of use a moment ago, or nobody knows yet; not where it would most likely
@@ -189,10 +197,12 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *           half: how many have counted themselves in and were not notified since.  The high half
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up (but see
- *           pyper__event_notify_all()).
+ *           pyper__event_notify_all()).  Its highest bits are the mark for
+ *           careful notifiers.
  *   yields, sleeps   atomic, relaxed: hints learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
- *   light   set by pyper__event_let_notify_lightly(), before others see it: some notifiers are.
+ *   light, adapts   set by pyper__event_let_notify_lightly(), before others see it: some notifiers
+ *           are, and all of them are careful where they are asked to.
  *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
  *           may be among the waiters (it counts itself in like everybody else, with
  *           pyper__event_enter()); nobody else is.  What wakes it is `waker`, or, since that is
@@ -204,15 +214,17 @@ typedef struct pyper__event {
     };
     _Atomic uint32_t yields; /* how many before a sleep */
     _Atomic uint32_t sleeps; /* how many since a yield was last tried */
-    bool shared, looped, no_sleepers, light;
+    bool shared, looped, no_sleepers, light, adapts;
     pyper__waker *waker; /* NULL in memory that processes share */
 } pyper__event;
 
 void pyper__event_init(pyper__event *event);
 void pyper__event_init_shared(pyper__event *event);
 
-/* False: there are no fences for others here; all notifiers have to be seq_cst. */
-bool pyper__event_let_notify_lightly(pyper__event *event);
+/* False: there are no fences for others here; all notifiers have to be seq_cst.  `adapts`: they may
+ * be asked to be careful, since they read nothing but the event to find out whether anybody
+ * waits. */
+bool pyper__event_let_notify_lightly(pyper__event *event, bool adapts);
 
 /* For who waits without sleeping: count in, then test the condition (seq_cst); once notified() is
  * true, or after leave(), enter again before waiting again. */
@@ -228,6 +240,7 @@ PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 PYPER__COLD void pyper__event_notify_through(pyper__event *event, uint32_t count,
                                              pyper__waker *waker);
 
+/* False: nobody waits.  True: somebody does, or a careful notifier has to look more closely. */
 static inline bool pyper__event_has_waiters(pyper__event *event) {
     return atomic_load(&event->word) >> 32 != 0;
 }
@@ -237,6 +250,10 @@ static inline bool pyper__event_has_waiters_light(pyper__event *event) {
     atomic_signal_fence(memory_order_seq_cst);
     return atomic_load_explicit(&event->word, memory_order_relaxed) >> 32 != 0;
 }
+
+/* For a notifier who has passed a fence and is about to find out how many to wake: does anybody
+ * wait? */
+PYPER__COLD bool pyper__event_is_awaited(pyper__event *event);
 
 /* Wake up to `count` waiters.  Cheap when nobody waits. */
 static inline void pyper__event_notify(pyper__event *event, uint32_t count) {

@@ -131,7 +131,7 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
 
 void pyper__queue_push_quickly(pyper__queue *queue) {
     queue->quick_push = !queue->channel && !queue->order && !queue->slots &&
-                        pyper__event_let_notify_lightly(&queue->items);
+                        pyper__event_let_notify_lightly(&queue->items, true);
 }
 
 void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, bool passes_turn) {

@@ -18,7 +18,7 @@ int pyper__slots_create(pyper__queue *queue, bool drawn) {
     slots->drawn = drawn;
     atomic_init(&slots->upto, queue->limit);
     atomic_init(&slots->told, queue->limit);
-    (void)pyper__event_let_notify_lightly(&queue->items);
+    (void)pyper__event_let_notify_lightly(&queue->items, true);
     for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) pyper__event_init(&slots->free[i]);
     pyper__order_free(queue->order);
     queue->order = NULL;
@@ -64,6 +64,7 @@ static int64_t draw(pyper__queue *queue) {
 static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
     pyper__slots *slots = queue->slots;
     atomic_thread_fence(memory_order_seq_cst);
+    if (!pyper__event_is_awaited(&queue->items)) return;
     if (pyper__queue_state(queue) != PYPER__OPEN) {
         pyper__event_notify_all(&queue->items);
         return;

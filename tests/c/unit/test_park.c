@@ -343,3 +343,49 @@ TEST(waiters_that_leave_count_themselves_out) {
     pyper__event_notify_all(&events[0]);
     CHECK(!pyper__event_has_waiters(&events[0]));
 }
+
+/* -------------------------------------------------------------------------- careful notifiers */
+
+/* Whoever has slept leaves a mark, so that notifiers look more closely; it is gone when some of
+ * them have found nobody, in a row. */
+TEST(a_sleeper_asks_notifiers_to_be_careful) {
+    pyper__event *event = &events[0];
+    pyper__event_init(event);
+    CHECK(pyper__event_let_notify_lightly(event, true));
+    CHECK(!pyper__event_has_waiters_light(event));
+
+    uint32_t seen = pyper__event_enter(event);
+    CHECK(pyper__event_is_awaited(event));
+    pyper__event_leave(event, seen);
+    CHECK(!pyper__event_is_awaited(event));
+    CHECK(pyper__event_has_waiters_light(event));
+
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 5; i++) pyper__event_notify_slow(event, 1);
+        CHECK(pyper__event_has_waiters_light(event));
+        seen = pyper__event_enter(event);
+        pyper__event_notify_slow(event, 1);
+        CHECK(pyper__event_notified(event, seen));
+        pyper__event_leave(event, seen);
+        CHECK(!pyper__event_is_awaited(event));
+    }
+
+    int in_vain = 0;
+    while (pyper__event_has_waiters_light(event) && in_vain < 1000) {
+        pyper__event_notify_slow(event, 1);
+        in_vain++;
+    }
+    CHECK_GE(in_vain, 5);
+    CHECK_LE(in_vain, 255);
+    pyper__event_notify_slow(event, 1);
+    CHECK_EQ(atomic_load(&event->word) >> 32, 0);
+}
+
+TEST(where_more_than_the_event_is_looked_at_nobody_is_asked_to_be_careful) {
+    pyper__event_init(&events[0]);
+    CHECK(pyper__event_let_notify_lightly(&events[0], false));
+    uint32_t seen = pyper__event_enter(&events[0]);
+    CHECK(pyper__event_has_waiters_light(&events[0]));
+    pyper__event_leave(&events[0], seen);
+    CHECK(!pyper__event_has_waiters_light(&events[0]));
+}
