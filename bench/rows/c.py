@@ -77,15 +77,18 @@ def rows(machine: Machine) -> list[Row]:
             f"C: {name}", what, systems=systems, targets=targets, **({"unit": NS} | options | more)
         )
 
-    def working(us: int, wanted: float, ordered: bool = False, **more: object) -> Row:
-        name = f"{us} us of work, 4 workers{', ordered' * ordered}"
-        # Of an efficiency of 95 % the processors' time is 1 / 0.95 of what bare threads need.
-        target = Target("within", 1 / wanted, THREADS, f"{wanted:.0%} efficiency")
+    def working(
+        us: int, wanted: float | None, workers: int = 4, ordered: bool = False, **more: object
+    ) -> Row:
+        targets = []
+        if wanted:
+            # Of an efficiency of 95 % the processors' time is 1 / 0.95 of what bare threads need.
+            targets.append(Target("within", 1 / wanted, THREADS, f"{wanted:.0%} efficiency"))
         return chain(
-            name,
+            f"{us} us of work, {workers} worker{'s' * (workers > 1)}{', ordered' * ordered}",
             3,
-            4,
-            (target,),
+            workers,
+            targets,
             ordered=ordered,
             loops=us * machine.loops_per_us,
             unit=WORKING,
@@ -148,6 +151,7 @@ def rows(machine: Machine) -> list[Row]:
         working(10, 0.98),
         working(10, 0.98, ordered=True, fast=False),
         working(100, 0.98, fast=False),
+        working(10, None, workers=1),
         costs(
             "wake-up",
             "an item each 200 us for a consumer that sleeps, on another processor:"
