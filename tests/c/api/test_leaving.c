@@ -364,15 +364,22 @@ EACH_HOST(a_run_given_up_at_its_end_is_freed) {
     tally_wait(&released, 1);
 }
 
+/* bind: how many are there, and the gate. */
+static int arrive_at_gate(pyper_worker *w, void *item, void *bind) {
+    tally_add(bind, 1);
+    return wait_for_gate(w, item, (tally *)bind + 1);
+}
+
 EACH_HOST(a_run_given_up_waits_for_nobody) {
-    tally gate = TALLY, released = TALLY;
-    pyper_pipeline *p = pyper_pipe(pyper_task(wait_for_gate, .bind = &gate, .type = &item_type),
+    tally gate[] = {TALLY, TALLY}, released = TALLY;
+    pyper_pipeline *p = pyper_pipe(pyper_task(arrive_at_gate, .bind = gate, .type = &item_type),
                                    pyper_task(pass, .bind = &released, .release = count_release));
     pyper_run *run = START(p, item_new(1), .type = &item_type);
     pyper_unref(p);
-    pyper_run_unref(run); /* returns though the function is at its gate */
+    tally_wait(&gate[0], 1); /* else it may be cancelled before it begins */
+    pyper_run_unref(run);    /* returns though the function is at its gate */
     CHECK_EQ(tally_count(&released), 0);
-    gate_open(&gate);
+    gate_open(&gate[1]);
     tally_wait(&released, 1);
 }
 
