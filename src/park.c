@@ -209,6 +209,7 @@ void pyper__event_notify_slow(pyper__event *event, uint32_t count) {
 }
 
 void pyper__event_notify_through(pyper__event *event, uint32_t count, pyper__waker *waker) {
+    /* A light notifier has found the word not 0: so far he has passed none. */
     if (event->light) atomic_thread_fence(memory_order_seq_cst);
     uint64_t word = atomic_load(&event->word), next;
     uint32_t woken;

@@ -24,7 +24,7 @@
  * read the count before that fence had changed the condition before it, too, and the sleeper sees
  * that; one that reads it after the fence sees the sleeper.
  *
- * Careful notifiers: that fence interrupts every running thread of the process, and takes some 20
+ * Careful notifiers: that fence interrupts every running thread of the process, and takes 20 to 80
  * us.  So a sleeper who has passed it leaves a mark beside the count, and while that is there the
  * notifiers pass a fence each and the sleepers none.  To a notifier the mark looks as if somebody
  * waited, so nothing more is asked of those who are light; and when some have found nobody it is
@@ -197,8 +197,7 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *           half: how many have counted themselves in and were not notified since.  The high half
  *           may be too large for a while (somebody left on his own while being notified), which
  *           costs a system call; never too small, which would cost a wake-up (but see
- *           pyper__event_notify_all()).  Its highest bits are the mark for
- *           careful notifiers.
+ *           pyper__event_notify_all()).  Its highest byte is the mark for careful notifiers.
  *   yields, sleeps   atomic, relaxed: hints learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   light, adapts   set by pyper__event_let_notify_lightly(), before others see it: some notifiers
