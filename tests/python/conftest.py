@@ -93,3 +93,9 @@ def uvloop(uvloop_if_any: Any) -> Any:
     if uvloop_if_any is None:
         pytest.skip("there is no wheel of uvloop for free-threaded builds")
     return uvloop_if_any
+
+
+@pytest.fixture(scope="session")
+def numpy() -> Any:
+    """The module numpy, with the threads that its import starts (and a fork ends)."""
+    return pytest.importorskip("numpy")

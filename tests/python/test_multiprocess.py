@@ -587,8 +587,7 @@ def test_items_larger_than_everything(fork: None) -> None:
     assert [len(item) for item in (pipeline | task(same, multiprocess=True))(0, 60_000_000, 2**24)]
 
 
-def test_arrays_cross_out_of_band(method: str) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_arrays_cross_out_of_band(method: str, numpy: Any) -> None:
     arrays = [
         numpy.arange(100_000),
         numpy.zeros(0),
@@ -603,15 +602,13 @@ def test_arrays_cross_out_of_band(method: str) -> None:
         assert (result == array + 2).all()
 
 
-def test_what_was_received_outlives_the_run(fork: None) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_what_was_received_outlives_the_run(fork: None, numpy: Any) -> None:
     kept = list((numbers | task(partial(numpy.full, 100_000), multiprocess=True))(20))
     for i, array in enumerate(kept):
         assert (array == i).all()
 
 
-def test_the_memory_of_arrays_goes_with_the_last_view(fork: None) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_the_memory_of_arrays_goes_with_the_last_view(fork: None, numpy: Any) -> None:
     outputs = (numbers | task(partial(numpy.full, 100_000), multiprocess=True))(5)
     first, *others = outputs
     del others
@@ -626,8 +623,7 @@ def test_the_memory_of_arrays_goes_with_the_last_view(fork: None) -> None:
     assert outputs.stats()[1].items_out == 5
 
 
-def test_a_received_array_is_private_in_a_forked_child(fork: None) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_a_received_array_is_private_in_a_forked_child(fork: None, numpy: Any) -> None:
     (array,) = task(partial(numpy.zeros, 100_000), multiprocess=True)()
     child = os.fork()
     if child == 0:
@@ -638,8 +634,7 @@ def test_a_received_array_is_private_in_a_forked_child(fork: None) -> None:
     assert (array == 0).all()
 
 
-def test_read_only_arrays_stay_read_only(fork: None) -> None:
-    numpy = pytest.importorskip("numpy")
+def test_read_only_arrays_stay_read_only(fork: None, numpy: Any) -> None:
     array = numpy.arange(100_000)
     array.setflags(write=False)
     (result,) = task(same, multiprocess=True)(array)
