@@ -115,13 +115,19 @@ static PySendResult no_output(outputs *self, int rc) {
     return PYGEN_ERROR;
 }
 
-static PySendResult next_step(outputs *self, PyObject **ret_value) {
+/* It is over.  For who asks only now that is the end; but who has waited may have been promised more:
+ * he is told that the run was cancelled or has failed, as in a thread. */
+static PySendResult nothing_more(outputs *self, bool has_waited) {
+    void *item;
+    int rc = has_waited && self->run ? pyper_try_next(self->run, &item) : 0;
+    if (rc == 1) Py_DECREF((PyObject *)item); /* of a run that somebody has just closed */
+    return no_output(self, rc == 1 || rc == PYPER_EAGAIN ? PYPER_ECANCELED : rc);
+}
+
+static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_value) {
     if (check_loop(self, true) < 0) return PYGEN_ERROR;
     int phase = atomic_load_explicit(&self->phase, memory_order_acquire);
-    if (phase == OVER) {
-        PyErr_SetNone(PyExc_StopAsyncIteration);
-        return PYGEN_ERROR;
-    }
+    if (phase == OVER) return nothing_more(self, has_waited);
     if (phase == STARTING && start(self) < 0) return PYGEN_ERROR;
     if (turn_is_over(&self->turn)) {
         *ret_value = Py_NewRef(Py_None);
@@ -224,6 +230,7 @@ static PySendResult awaitable_step(PyObject *op, PyObject *thrown, PyObject **re
         PyErr_SetRaisedException(thrown);
         return PYGEN_ERROR;
     }
+    bool has_waited = self->state == BEGUN;
     self->state = BEGUN;
     PySendResult rc;
     switch (self->kind) {
@@ -231,7 +238,7 @@ static PySendResult awaitable_step(PyObject *op, PyObject *thrown, PyObject **re
         rc = async_stream_step(self->of, ret_value);
         break;
     case NEXT:
-        rc = next_step((outputs *)self->of, ret_value);
+        rc = next_step((outputs *)self->of, has_waited, ret_value);
         break;
     case ENTER:
         *ret_value = Py_NewRef(self->of);
