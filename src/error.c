@@ -1,4 +1,5 @@
-/* error - the library's error codes as text.  One list, PYPER_ERRORS in pyper.h, gives them all. */
+/* error - the library's error codes as text, and its version.  One list, PYPER_ERRORS in pyper.h,
+ * gives all codes. */
 #include "pyper.h"
 
 const char *pyper_strerror(int code) {

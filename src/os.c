@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "text.h"
+
 #if defined(__linux__) && !defined(PYPER_NO_FUTEX)
 #define USE_FUTEX 1
 #include <linux/futex.h>
@@ -274,7 +276,7 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
     if (!start) return PYPER_ENOMEM;
     start->entry = entry;
     start->arg = arg;
-    strncpy(start->name, name, sizeof start->name - 1);
+    pyper__text_copy(start->name, sizeof start->name, name);
     pthread_t thread;
     if (pthread_create(&thread, NULL, thread_main, start) != 0) {
         pyper__free(start);

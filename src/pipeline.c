@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "text.h"
+
 /* What there is to return when there is no memory for anything.  Never freed, never counted. */
 static pyper_pipeline out_of_memory = {.error = PYPER_ENOMEM,
                                        .message = "out of memory while making a pipeline"};
@@ -67,38 +69,41 @@ static PYPER_PRINTF(2, 3) pyper_pipeline *failed(int error, const char *format, 
     va_start(args, format);
     vsnprintf(pipeline->message, sizeof pipeline->message, format, args);
     va_end(args);
+    pyper__text_end(pipeline->message);
     return pipeline;
 }
 
 /* What is wrong with the options: a failed pipeline that says so; NULL if nothing is. */
 static pyper_pipeline *refuse(const pyper_task_options *options, const char *name) {
     if (!options->fn)
-        return failed(PYPER_EINVAL, "task '%.64s': fn is NULL; give it a function", name);
+        return failed(PYPER_EINVAL, "task '%.*s': fn is NULL; give it a function",
+                      PYPER__SHOWN(name));
     if (options->workers < 0 || options->workers > PYPER_WORKERS_MAX)
-        return failed(PYPER_EINVAL, "task '%.64s': workers is %" PRId64 "; use 1 to %d", name,
-                      options->workers, PYPER_WORKERS_MAX);
+        return failed(PYPER_EINVAL, "task '%.*s': workers is %" PRId64 "; use 1 to %d",
+                      PYPER__SHOWN(name), options->workers, PYPER_WORKERS_MAX);
     if (options->throttle < 0)
         return failed(PYPER_EINVAL,
-                      "task '%.64s': throttle is %" PRId64 "; use 1 or more, or 0 for no bound",
-                      name, options->throttle);
+                      "task '%.*s': throttle is %" PRId64 "; use 1 or more, or 0 for no bound",
+                      PYPER__SHOWN(name), options->throttle);
     if (options->ordered && options->join && options->workers > 1)
         return failed(PYPER_EINVAL,
-                      "task '%.64s': ordered has no order to keep with join and several workers; "
+                      "task '%.*s': ordered has no order to keep with join and several workers; "
                       "use one worker, or leave ordered out",
-                      name);
+                      PYPER__SHOWN(name));
     if (options->multiprocess && options->async)
         return failed(PYPER_EINVAL,
-                      "task '%.64s': an asynchronous task has no process of its own; leave async "
+                      "task '%.*s': an asynchronous task has no process of its own; leave async "
                       "or multiprocess out",
-                      name);
+                      PYPER__SHOWN(name));
     if (options->multiprocess && !PYPER__PROCESSES)
-        return failed(PYPER_ENOTSUP, "task '%.64s': multiprocess needs Linux; use threads", name);
+        return failed(PYPER_ENOTSUP, "task '%.*s': multiprocess needs Linux; use threads",
+                      PYPER__SHOWN(name));
     if (options->multiprocess && !pyper__type_crosses(options->type))
         return failed(PYPER_EINVAL,
-                      "task '%.64s': its workers are processes, and the type of its outputs has no "
+                      "task '%.*s': its workers are processes, and the type of its outputs has no "
                       "encode and decode; give it a .type that has both (pyper_type_int, "
                       "pyper_type_blob or your own)",
-                      name);
+                      PYPER__SHOWN(name));
     return NULL;
 }
 
@@ -126,10 +131,11 @@ static pyper_pipeline *refuse_neighbours(const pyper_pipeline *pipeline) {
     for (size_t i = 1; i < pipeline->count; i++)
         if (pipeline->tasks[i]->multiprocess && !pyper__type_crosses(pipeline->tasks[i - 1]->type))
             return failed(PYPER_EINVAL,
-                          "task '%.64s': the workers of the next task, '%.64s', are processes, and "
+                          "task '%.*s': the workers of the next task, '%.*s', are processes, and "
                           "the type of its outputs has no encode and decode; give it a .type that "
                           "has both (pyper_type_int, pyper_type_blob or your own)",
-                          pipeline->tasks[i - 1]->name, pipeline->tasks[i]->name);
+                          PYPER__SHOWN(pipeline->tasks[i - 1]->name),
+                          PYPER__SHOWN(pipeline->tasks[i]->name));
     return NULL;
 }
 

@@ -6,6 +6,7 @@
 #include "process.h"
 
 #include "edge.h"
+#include "text.h"
 #include "transfer.h"
 
 #if PYPER__PROCESSES
@@ -207,7 +208,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
     for (size_t i = 0; i < count; i++) {
         const pyper__task *task = pipeline->tasks[i];
         struct post *post = &board->posts[i];
-        snprintf(post->name, sizeof post->name, "%s", task->name);
+        pyper__text_copy(post->name, sizeof post->name, task->name);
         post->multiprocess = task->multiprocess;
         post->branch = task->branch;
         post->join = task->join;
@@ -363,7 +364,7 @@ static bool child_fail(struct pyper__child *child, int answer, size_t stage, int
     board->failure.answer = answer;
     board->failure.code = code;
     board->failure.stage = stage;
-    snprintf(board->failure.message, sizeof board->failure.message, "%s", message);
+    pyper__text_copy(board->failure.message, sizeof board->failure.message, message);
     uint64_t block = data ? pyper__shm_alloc(child->shm, size) : 0;
     if (block) memcpy(pyper__shm_at(child->shm, block), data, size);
     board->failure.data = block;

@@ -11,6 +11,7 @@
 #include "order.h"
 #include "process.h"
 #include "slots.h"
+#include "text.h"
 #include "thread.h"
 #include "transfer.h"
 
@@ -107,10 +108,11 @@ static bool fail(pyper_run *run, int answer, const pyper__stage *stage, int code
         run->failure.size = size;
         if (stage)
             snprintf(run->failure.message, sizeof run->failure.message,
-                     "task '%.64s' (%zu of %zu): %s", stage->task->name, stage->index + 1,
-                     run->pipeline ? run->pipeline->count : 0, message);
+                     "task '%.*s' (%zu of %zu): %s", PYPER__SHOWN(stage->task->name),
+                     stage->index + 1, run->pipeline ? run->pipeline->count : 0, message);
         else
             snprintf(run->failure.message, sizeof run->failure.message, "%s", message);
+        pyper__text_end(run->failure.message);
         atomic_store(&run->failed, answer);
     }
     pyper__lock_give(&run->lock);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "slots.h"
+#include "text.h"
 #include "transfer.h"
 
 _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
@@ -13,9 +14,10 @@ _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size) {
     const pyper__task *task = worker->stage->task;
     if (task->workers == 1)
-        snprintf(ret_title, size, "%s", task->name);
+        pyper__text_copy(ret_title, size, task->name);
     else
-        snprintf(ret_title, size, "%.100s-%" PRId64, task->name, worker->index);
+        snprintf(ret_title, size, "%.*s-%" PRId64, pyper__text_fit(task->name, 100), task->name,
+                 worker->index);
 }
 
 /* ----------------------------------------------------------------------------- the loop */
@@ -304,6 +306,7 @@ int pyper_fail(pyper_worker *worker, int code, const char *format, ...) {
     va_start(args, format);
     vsnprintf(message, sizeof message, format, args);
     va_end(args);
+    pyper__text_end(message);
     pyper__worker_fail(worker, PYPER_EFAILED, code, message);
     return PYPER_EFAILED;
 }

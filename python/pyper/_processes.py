@@ -14,7 +14,6 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from copyreg import dispatch_table
 from multiprocessing import popen_fork, reduction
@@ -81,7 +80,6 @@ def _received(*duplicates: Any) -> _Descriptors:
 
 def start(
     task: Task,
-    func: Callable[..., Any],
     name: str,
     place: int,
     count: int,
@@ -91,15 +89,14 @@ def start(
 ) -> tuple[BaseProcess, int]:
     """Start a worker's process; returns it and its number.
 
-    `func` is the task's function with its bound arguments, which a forked process inherits; any
-    other gets the task pickled.  Raises what pickle and multiprocessing raise.  Ctrl-C waits
-    meanwhile (see interrupt.c).
+    A forked process inherits the task, any other gets it pickled.  Raises what pickle and
+    multiprocessing raise.  Ctrl-C waits meanwhile (see interrupt.c).
     """
     _insist_on_descriptors(fds[0])
     method, chosen = _start_method()
     context = multiprocessing.get_context(method)
     forked = method == "fork"
-    what: Any = (task, func) if forked else _pickled(task)
+    what: Any = task if forked else _pickled(task)
     process = context.Process(  # type: ignore[attr-defined]
         target=_main,
         args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
@@ -235,11 +232,7 @@ def _main(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if not chosen:
         _nothing_chosen()
-    task: Task
-    if forked:
-        task, _ = what
-    else:
-        task = pickle.loads(what)
+    task: Task = what if forked else pickle.loads(what)
     plan = Plan((task._child_step(),))
     attach(plan, place, count, task.branch, task.join, index, worker, descriptors.fds)
 

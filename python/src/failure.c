@@ -44,7 +44,9 @@ static PyObject *load(module_state *state, const void *bytes, size_t size) {
 /* The exception for a process that died: a new one, or NULL with another one set. */
 static PyObject *died(module_state *state, pyper_run *run) {
     if (!state->worker_died) return NULL;
-    return PyObject_CallFunction(state->worker_died, "sLi", pyper_error_message(run),
+    PyObject *message = PyUnicode_FromFormat("%s", pyper_error_message(run));
+    if (!message) return NULL;
+    return PyObject_CallFunction(state->worker_died, "NLi", message,
                                  (long long)pyper_error_task(run), pyper_error_code(run));
 }
 

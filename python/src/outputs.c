@@ -282,9 +282,9 @@ static PyObject *raise_plainly(outputs *self, int error) {
     PyObject *cause = atomic_exchange(&self->python->start_error, NULL);
     const char *message = pyper_error_message(self->run);
     if (error == PYPER_ENOMEM || pyper_error_code(self->run) == PYPER_ENOMEM)
-        PyErr_SetString(PyExc_MemoryError, message);
+        PyErr_Format(PyExc_MemoryError, "%s", message);
     else
-        PyErr_SetString(PyExc_RuntimeError, *message ? message : pyper_strerror(error));
+        PyErr_Format(PyExc_RuntimeError, "%s", *message ? message : pyper_strerror(error));
     if (!cause) return NULL;
     PyObject *exception = PyErr_GetRaisedException();
     PyException_SetContext(exception, Py_NewRef(cause));

@@ -89,7 +89,7 @@ static int make_pipeline(plan *self, PyObject *specs) {
     if (error == PYPER_ENOMEM)
         PyErr_NoMemory();
     else
-        PyErr_SetString(PyExc_ValueError, pyper_pipeline_message(self->pipeline));
+        PyErr_Format(PyExc_ValueError, "%s", pyper_pipeline_message(self->pipeline));
     return -1;
 }
 

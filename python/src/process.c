@@ -55,10 +55,11 @@ static PyObject *start(const pyper_process *process) {
     const int *fds = process->fds;
     interrupts held;
     if (interrupts_hold(step->state, &held) < 0) return NULL;
-    PyObject *started =
-        PyObject_CallFunction(step->state->start_process, "OOsnnLL(iiii)", step->task, step->func,
-                              process->name, step->place, step->count, (long long)process->task,
-                              (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
+    PyObject *name = PyUnicode_FromFormat("%s", process->name), *started = NULL;
+    if (name)
+        started = PyObject_CallFunction(step->state->start_process, "ONnnLL(iiii)", step->task,
+                                        name, step->place, step->count, (long long)process->task,
+                                        (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
     interrupts_let(&held);
     return started;
 }

@@ -228,6 +228,15 @@ def die_of_signal(x: int) -> int:
     return x
 
 
+def long_named(x: int) -> int:
+    if x == 3:
+        os._exit(3)
+    return x
+
+
+long_named.__name__ = "字" * 48  # 144 bytes
+
+
 def die_by_exit(x: int) -> int:
     if x == 5:
         os._exit(3)
@@ -752,6 +761,14 @@ def test_a_death_is_named(method: str, func: Any, code: int, words: str) -> None
     assert c.value.exitcode == code
     assert c.value.task == 2
     assert isinstance(c.value, pyper.Error)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_long_name_of_other_letters_is_cut_between_them(fork: None, workers: int) -> None:
+    pipeline = numbers | task(long_named, multiprocess=True, workers=workers)
+    assert sorted(pipeline(3)) == [0, 1, 2]
+    with pytest.raises(pyper.WorkerDied, match="task '字{21}' "):
+        list(pipeline(4))
 
 
 @pytest.mark.parametrize("handler", ["signal.SIG_IGN", "wait_for_all"])

@@ -3,6 +3,7 @@
 #include "../kit.h"
 
 #include "pipeline.h"
+#include "text.h"
 
 TEST(options_are_kept_as_given) {
     int bound;
@@ -16,6 +17,34 @@ TEST(options_are_kept_as_given) {
     CHECK_EQ(t->throttle, 9);
     CHECK(t->bind == &bound && t->type == &item_type);
     CHECK_STR(t->name, "named");
+    pyper_unref(p);
+}
+
+/* Texts are cut between characters: of one to four bytes, and of what is no UTF-8 anywhere. */
+TEST(a_text_is_never_cut_inside_a_character) {
+    CHECK_EQ(pyper__text_fit("", 4), 0);
+    CHECK_EQ(pyper__text_fit("abc", 4), 3);
+    CHECK_EQ(pyper__text_fit("abcde", 4), 4);
+    const char *text = "a\xc3\xa9\xe5\xad\x97\xf0\x9f\x90\x8d"; /* 1, 2, 3 and 4 bytes */
+    const int fits[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 10};
+    for (size_t most = 0; most < sizeof fits / sizeof *fits; most++)
+        CHECK_EQ(pyper__text_fit(text, most), fits[most]);
+    CHECK_EQ(pyper__text_fit("ab\x80\x80\x80\x80\x80", 6), 6);
+    char copy[6];
+    pyper__text_copy(copy, sizeof copy, text);
+    CHECK_STR(copy, "a\xc3\xa9");
+    char end[] = "a\xe5\xad";
+    pyper__text_end(end);
+    CHECK_STR(end, "a");
+}
+
+TEST(a_long_name_is_cut_in_messages_between_characters) {
+    char name[100] = "a";
+    for (int i = 0; i < 30; i++) strcat(name, "\xe5\xad\x97");
+    pyper_pipeline *p = pyper_task(NULL, .name = name);
+    const char *end = strchr(strchr(pyper_pipeline_message(p), '\'') + 1, '\'');
+    CHECK_EQ(end - pyper_pipeline_message(p), strlen("task '") + 1 + 21 * 3);
+    CHECK(memcmp(end - 3, "\xe5\xad\x97", 3) == 0);
     pyper_unref(p);
 }
 
