@@ -424,6 +424,7 @@ PYPER_API int pyper_emit(pyper_worker *worker, void *item);
  *
  * Returns 1 and sets *ret_item; 0 when the inputs are complete;
  *         PYPER_ECANCELED: the run is over, what was pulled so far is not everything;
+ *         PYPER_EFAILED: one from another process could not be decoded (this fails the run);
  *         PYPER_ETIMEDOUT; PYPER_EINVAL: the task has no `join`.
  * Ownership: *ret_item is returned owned.  Blocks: yes.  Thread safety: worker. */
 PYPER_API int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns);
@@ -533,7 +534,8 @@ PYPER_API void **pyper_worker_state(pyper_worker *worker);
 /* pyper_pull() without waiting, for tasks with `join` and `async`.
  *
  * Returns 1 and sets *ret_item; 0 when the inputs are complete; PYPER_EAGAIN: nothing is there, you
- * will be resumed; PYPER_ECANCELED; PYPER_EINVAL: the task is not asynchronous, or has no `join`.
+ * will be resumed; PYPER_ECANCELED and PYPER_EFAILED as there; PYPER_EINVAL: the task is not
+ * asynchronous, or has no `join`.
  * For a host's slot also without `join`: it is the way to the next input, and ends the call before.
  * Ownership: *ret_item is returned owned.  Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_pull(pyper_worker *worker, void **ret_item);
@@ -713,9 +715,10 @@ struct pyper_host {
     /* Forget the thread without waiting.  With the token; possibly on that very thread. */
     void (*drop_thread)(void *host_data, void *thread);
 
-    /* The run is freed: give up host_data.  With the token; the last callback of all.  May be
-     * NULL. */
-    void (*release)(void *host_data);
+    /* The run is freed: give up host_data.  `run` is borrowed, and can be asked what it has failed
+     * with and nothing else; its payload has been destroyed.  With the token; the last callback of
+     * all.  May be NULL. */
+    void (*release)(void *host_data, pyper_run *run);
 
     /* Start a process that calls pyper_attach() with what `process` says.
      * Returns 0 and sets *ret_process and its id *ret_pid, or a negative code.  Called with the

@@ -679,21 +679,25 @@ static void reap(pyper_run *run, struct process *process) {
     judge(run, process, status);
 }
 
+void pyper__processes_hear(pyper_run *run) {
+    pyper__shm *shm = run->processes->shm;
+    struct board *board = board_at(shm);
+    if (atomic_load(&board->failing) != WRITTEN) return;
+    /* A worker's word for it, see shm.h. */
+    uint64_t offset = board->failure.data, size = board->failure.size;
+    uint64_t stage = board->failure.stage < run->count ? board->failure.stage : run->count - 1;
+    bool has_data = offset && pyper__shm_holds(shm, offset, size);
+    char message[sizeof board->failure.message];
+    snprintf(message, sizeof message, "%.*s", (int)sizeof message - 1, board->failure.message);
+    pyper__run_record(run, board->failure.answer, &run->stages[stage], board->failure.code, message,
+                      has_data ? pyper__shm_at(shm, offset) : NULL, has_data ? size : 0);
+}
+
 /* What the processes ask for on the board, and what the run asks of them. */
 static void attend(pyper_run *run) {
     struct pyper__processes *all = run->processes;
     struct board *board = board_at(all->shm);
-    if (atomic_load(&board->failing) == WRITTEN) {
-        /* A worker's word for it, see shm.h. */
-        uint64_t offset = board->failure.data, size = board->failure.size;
-        uint64_t stage = board->failure.stage < run->count ? board->failure.stage : run->count - 1;
-        bool has_data = offset && pyper__shm_holds(all->shm, offset, size);
-        char message[sizeof board->failure.message];
-        snprintf(message, sizeof message, "%.*s", (int)sizeof message - 1, board->failure.message);
-        pyper__run_fail_bytes(run, board->failure.answer, &run->stages[stage], board->failure.code,
-                              message, has_data ? pyper__shm_at(all->shm, offset) : NULL,
-                              has_data ? size : 0);
-    }
+    pyper__processes_hear(run);
     if (atomic_load(&board->cancelled)) pyper_cancel(run);
     size_t stopped = atomic_load(&board->stopped);
     if (stopped > run->count) stopped = run->count;

@@ -36,6 +36,9 @@ int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker);
 /* run->stopped is at least `upto`: see to it that the processes know. */
 void pyper__processes_stop(pyper_run *run, size_t upto);
 
+/* If a process has failed, record it; any thread between enter and leave. */
+void pyper__processes_hear(pyper_run *run);
+
 /* Wait until the supervisor's thread has ended: 0 or PYPER_EINTR (try again). */
 int pyper__processes_join(pyper_run *run);
 

@@ -89,14 +89,10 @@ void pyper_cancel(pyper_run *run) {
     if (run->count > 0) stop(run, run->count, run->count + 1);
 }
 
-/* `data` is taken when true is returned. */
-static bool fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
-                 const char *message, void *payload, void (*destroy)(void *payload), void *data,
-                 size_t size) {
-#if PYPER__PROCESSES
-    if (run->child && !pyper__child_fail(run, answer, stage->index, code, message, data, size))
-        return false;
-#endif
+/* Record a failure, unless there is one.  `data` is taken when true is returned. */
+static bool record(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                   const char *message, void *payload, void (*destroy)(void *payload), void *data,
+                   size_t size) {
     pyper__lock_take(&run->lock);
     bool first = atomic_load(&run->failed) == 0;
     if (first) {
@@ -123,18 +119,39 @@ static bool fail(pyper_run *run, int answer, const pyper__stage *stage, int code
     return first;
 }
 
+bool pyper__run_record(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                       const char *message, const void *data, size_t size) {
+    void *copy = data ? pyper__alloc(size ? size : 1) : NULL;
+    if (copy) memcpy(copy, data, size);
+    bool first = record(run, answer, stage, code, message, NULL, NULL, copy, copy ? size : 0);
+    if (!first) pyper__free(copy);
+    return first;
+}
+
+/* May this failure be recorded here?  In a worker's process it has to be the first of the run's; and
+ * in the caller's, what fails may do so because a process has failed and told everybody to stop, but
+ * not yet the supervisor. */
+static bool may_record(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                       const char *message, const void *data, size_t size) {
+#if PYPER__PROCESSES
+    if (run->child) return pyper__child_fail(run, answer, stage->index, code, message, data, size);
+    pyper__run_enter(run);
+    if (run->processes && !pyper_failed(run)) pyper__processes_hear(run);
+    pyper__run_leave(run);
+#endif
+    return true;
+}
+
 bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int code,
                      const char *message, void *payload, void (*destroy)(void *payload)) {
-    return fail(run, answer, stage, code, message, payload, destroy, NULL, 0);
+    return may_record(run, answer, stage, code, message, NULL, 0) &&
+           record(run, answer, stage, code, message, payload, destroy, NULL, 0);
 }
 
 bool pyper__run_fail_bytes(pyper_run *run, int answer, const pyper__stage *stage, int code,
                            const char *message, const void *data, size_t size) {
-    void *copy = data ? pyper__alloc(size ? size : 1) : NULL;
-    if (copy) memcpy(copy, data, size);
-    bool first = fail(run, answer, stage, code, message, NULL, NULL, copy, copy ? size : 0);
-    if (!first) pyper__free(copy);
-    return first;
+    return may_record(run, answer, stage, code, message, data, size) &&
+           pyper__run_record(run, answer, stage, code, message, data, size);
 }
 
 /* ------------------------------------------------------------------------ workers, in and out */
@@ -209,12 +226,12 @@ void pyper__run_release(pyper_run *run) {
     if (atomic_fetch_sub_explicit(&run->refs, 1, memory_order_acq_rel) != 1) return;
     clear(run);
     if (run->failure.destroy) run->failure.destroy(run->failure.payload);
-    pyper__free(run->failure.data);
+    run->failure.payload = NULL;
     pyper_unref(run->pipeline);
-    const pyper_host *host = run->host;
-    void *host_data = run->host_data;
+    run->pipeline = NULL;
+    if (run->host && run->host->release) run->host->release(run->host_data, run);
+    pyper__free(run->failure.data);
     pyper__free(run);
-    if (host && host->release) host->release(host_data);
 }
 
 pyper_run *pyper_run_ref(pyper_run *run) {
@@ -433,7 +450,8 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_run *run = pyper__alloc(sizeof *run);
     if (!run) {
         destroy_argument(&options);
-        if (options.host && options.host->release) options.host->release(options.host_data);
+        if (options.host && options.host->release)
+            options.host->release(options.host_data, &out_of_memory);
         return &out_of_memory;
     }
     atomic_init(&run->refs, 1);

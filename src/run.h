@@ -94,6 +94,10 @@ bool pyper__run_fail(pyper_run *run, int answer, const pyper__stage *stage, int 
 bool pyper__run_fail_bytes(pyper_run *run, int answer, const pyper__stage *stage, int code,
                            const char *message, const void *data, size_t size);
 
+/* What a process has told of its failure; the run has been told to stop, or is being told. */
+bool pyper__run_record(pyper_run *run, int answer, const pyper__stage *stage, int code,
+                       const char *message, const void *data, size_t size);
+
 /* Tell the stages before `upto` to stop, and cancel the edges up to their end. */
 void pyper__run_stop(pyper_run *run, size_t upto);
 

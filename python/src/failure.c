@@ -5,6 +5,9 @@
  * sys.unraisablehook when the run is freed, or when the garbage collector is about to break it up.
  * Later ones become notes at the first.
  *
+ * What a process has raised comes as bytes, and that one has died as a code: either becomes an
+ * exception when somebody is told.  Until then the notes wait in the python_run.
+ *
  * The exception may lead to the outputs, by its traceback say; so the collector must see that the
  * run holds it.  One object shows it: the driver, as long as that has the run, and else the
  * outputs.
@@ -57,16 +60,37 @@ static PyObject *take(failure *self, python_run *python) {
     return exception;
 }
 
+/* Did the first failure happen in another process? */
+static bool came_from_process(pyper_run *run) {
+    size_t size;
+    return pyper_error_bytes(run, &size) || pyper_failed(run) == PYPER_EDIED;
+}
+
 PyObject *failure_take(pyper_run *run, python_run *python) {
     failure *self = pyper_error_payload(run);
     if (self) return take(self, python);
+    if (!came_from_process(run) || atomic_exchange(&python->told, true)) return NULL;
+    module_state *state = python->plan->state;
     size_t size;
     const void *bytes = pyper_error_bytes(run, &size);
-    bool has_died = pyper_failed(run) == PYPER_EDIED;
-    if ((!bytes && !has_died) || atomic_exchange(&python->told, true)) return NULL;
-    module_state *state = python->plan->state;
     PyObject *exception = bytes ? load(state, bytes, size) : died(state, run);
-    return exception ? exception : PyErr_GetRaisedException();
+    if (!exception) exception = PyErr_GetRaisedException();
+    PyObject *notes = atomic_load(&python->notes); /* nobody adds to them any more */
+    for (Py_ssize_t i = 0; exception && notes && i < PyList_GET_SIZE(notes); i++)
+        failure_add_note(state, exception, Py_NewRef(PyList_GET_ITEM(notes, i)));
+    return exception;
+}
+
+void failure_untold(pyper_run *run, python_run *python) {
+    module_state *state = python->plan->state;
+    if (!state->load_failure) return; /* no processes, or the interpreter has ended */
+    PyObject *raised = PyErr_GetRaisedException();
+    PyObject *exception = failure_take(run, python);
+    if (exception) {
+        PyErr_SetRaisedException(exception);
+        PyErr_WriteUnraisable(python->plan->steps[pyper_error_task(run)]->func);
+    }
+    if (raised) PyErr_SetRaisedException(raised);
 }
 
 int failure_traverse(pyper_run *run, visitproc visit, void *arg) {
@@ -140,28 +164,52 @@ static PyObject *made_loud(const step *step, PyObject *exception) {
     return loud;
 }
 
+/* "also raised in task 'parse' (2 of 3): ValueError: no", a new string or NULL. */
+static PyObject *note_of(const step *step, PyObject *exception) {
+    PyObject *prefix = PyUnicode_FromFormat("also raised in task '%U' (%zd of %zd)", step->name,
+                                            step->place, step->count);
+    const char *text = prefix ? PyUnicode_AsUTF8(prefix) : NULL;
+    PyObject *note = text ? failure_text(text, exception) : NULL;
+    Py_XDECREF(prefix);
+    return note;
+}
+
+/* Keep a note, which is taken, for the exception that the first failure will become: 0 or -1. */
+static int keep_note(python_run *python, PyObject *note) {
+    PyObject *notes = atomic_load(&python->notes);
+    if (note && !notes) {
+        PyObject *made = PyList_New(0);
+        if (made && atomic_compare_exchange_strong(&python->notes, &notes, made))
+            notes = made;
+        else
+            Py_XDECREF(made);
+    }
+    int rc = note && notes ? PyList_Append(notes, note) : -1;
+    Py_XDECREF(note);
+    return rc;
+}
+
 /* A failure of a run that has failed before: a note at the first one.  All workers must have left
  * before anybody is told of that, so it is still there, unless the run failed of itself or its
  * outputs were garbage. */
 static void note_another(const step *step, pyper_worker *worker, PyObject *exception) {
     python_run *python = pyper_worker_host_data(worker);
-    failure *first = pyper_error_payload(pyper_worker_run(worker));
+    pyper_run *run = pyper_worker_run(worker);
+    failure *first = pyper_error_payload(run);
     LOCK_TAKE(&python->lock);
     PyObject *target = first ? Py_XNewRef(atomic_load(&first->exception)) : NULL;
     LOCK_GIVE(&python->lock);
-    if (!target) {
+    if (!target && !came_from_process(run)) {
         PyErr_SetRaisedException(Py_NewRef(exception));
         PyErr_WriteUnraisable(step->func);
-        return;
+    } else if (target != exception && atomic_fetch_add(&python->noted, 1) < NOTES_MAX) {
+        PyObject *note = note_of(step, exception);
+        if (target)
+            failure_add_note(step->state, target, note);
+        else if (keep_note(python, note) < 0)
+            PyErr_WriteUnraisable(exception);
     }
-    if (target != exception && atomic_fetch_add(&python->notes, 1) < NOTES_MAX) {
-        PyObject *prefix = PyUnicode_FromFormat("also raised in task '%U' (%zd of %zd)", step->name,
-                                                step->place, step->count);
-        const char *text = prefix ? PyUnicode_AsUTF8(prefix) : NULL;
-        failure_add_note(step->state, target, text ? failure_text(text, exception) : NULL);
-        Py_XDECREF(prefix);
-    }
-    Py_DECREF(target);
+    Py_XDECREF(target);
 }
 
 /* From a worker's process an exception goes as bytes.  Takes it. */

@@ -30,6 +30,7 @@ void python_run_unref(python_run *self) {
     if (atomic_fetch_sub(&self->references, 1) > 1) return;
     Py_XDECREF(atomic_load(&self->pending));
     Py_XDECREF(atomic_load(&self->start_error));
+    Py_XDECREF(atomic_load(&self->notes));
     names_free(atomic_load(&self->names));
     Py_DECREF(self->context);
     Py_DECREF((PyObject *)self->plan);
@@ -332,7 +333,8 @@ static void drop_thread(void *host_data, void *thread) {
     Py_DECREF((PyObject *)thread);
 }
 
-static void release(void *host_data) {
+static void release(void *host_data, pyper_run *run) {
+    failure_untold(run, host_data);
     python_run_unref(host_data);
 }
 

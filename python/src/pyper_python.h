@@ -255,9 +255,13 @@ struct python_run {
     plan *plan;
     PyObject *context;   /* the contextvars of the call; each worker enters a copy of its own */
     atomic_size_t alive; /* worker threads that may still call a function */
-    atomic_int notes;    /* further failures that were noted at the first */
+    atomic_int noted;    /* further failures that were noted at the first */
     bool child;          /* this is a worker's process; never changes */
-    atomic_bool told;    /* a failure that came as bytes has been raised */
+    atomic_bool told;    /* a failure in another process has been raised */
+
+    /* What else was raised, as a list of notes, until a failure in another process has become an
+     * exception; NULL: nothing.  Set once; workers append to it. */
+    _Atomic(PyObject *) notes;
 
     /* Why a thread could not be started: the cause of what next() raises. */
     _Atomic(PyObject *) start_error;
@@ -468,6 +472,10 @@ PyObject *failure_take(pyper_run *run, python_run *python);
  * it is garbage.  See failure.c for who calls these. */
 int failure_traverse(pyper_run *run, visitproc visit, void *arg);
 void failure_finalize(pyper_run *run, python_run *python);
+
+/* The run is freed: if it has failed in another process, and nobody was told, give that to
+ * sys.unraisablehook. */
+void failure_untold(pyper_run *run, python_run *python);
 
 /* Has the run failed with an exception that was taken before? */
 bool failure_was_taken(pyper_run *run, python_run *python);

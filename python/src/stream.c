@@ -104,7 +104,8 @@ static PyObject *stream_next(PyObject *op) {
     if (rc == 0) self->exhausted = true;
     leave(self);
     if (rc > 0) return item;
-    if (rc == PYPER_ECANCELED) return raise_cancelled(self);
+    /* What could not be decoded has failed the run; who takes its outputs is told why. */
+    if (rc == PYPER_ECANCELED || rc == PYPER_EFAILED) return raise_cancelled(self);
     if (rc == PYPER_ENOMEM) return PyErr_NoMemory();
     if (rc < 0) PyErr_Format(PyExc_RuntimeError, "task '%U': %s", self->name, pyper_strerror(rc));
     return NULL;

@@ -129,7 +129,7 @@ static void kit_drop_thread(void *host_data, void *thread) {
     atomic_fetch_add(&host->dropped, 1);
 }
 
-static void kit_release(void *host_data) {
+static void kit_release(void *host_data, pyper_run *run) {
     CHECK(kit_token_mine);
     CHECK_EQ(atomic_fetch_add(&((kit_host *)host_data)->released, 1), 0);
 }

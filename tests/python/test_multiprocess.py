@@ -36,7 +36,7 @@ from typing import Any
 import pytest
 
 import pyper
-from helpers import until
+from helpers import PATIENCE, until
 from pyper import task
 
 pytestmark = [
@@ -708,7 +708,76 @@ def test_results_that_cannot_be_unpickled_end_the_run(method: str) -> None:
     assert "not here" in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_join_learns_of_it_by_cancellation(fork: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[type[BaseException]] = []
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+
+    def total(data: Iterator[int]) -> int:
+        try:
+            return sum(data)
+        except BaseException as exception:
+            seen.append(type(exception))
+            raise
+
+    with pytest.raises(RuntimeError, match="cannot be unpickled"):
+        list((numbers | task(loads_badly, multiprocess=True) | task(total, join=True))(5))
+    assert seen == [pyper.Cancelled]
+    assert unraisable == []
+
+
 # ------------------------------------------------------------------------------------- errors
+
+
+reads: Any = None  # an Event that forked processes share
+
+
+def raise_when_it_reads(x: int) -> int:
+    reads.wait(PATIENCE)
+    raise ValueError("first")
+
+
+def die_when_it_reads(x: int) -> int:
+    reads.wait(PATIENCE)
+    os._exit(3)
+
+
+def total_in_vain(data: Iterator[int]) -> int:
+    reads.set()
+    try:
+        return sum(data)
+    except BaseException:
+        raise OSError("no total") from None
+
+
+@pytest.mark.parametrize(
+    ("func", "kind"), [(raise_when_it_reads, ValueError), (die_when_it_reads, pyper.WorkerDied)]
+)
+def test_what_is_raised_because_of_it_becomes_a_note(
+    fork: None, monkeypatch: pytest.MonkeyPatch, func: Any, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "reads", multiprocessing.get_context("fork").Event())
+    pipeline = numbers | task(func, multiprocess=True) | task(total_in_vain, join=True)
+    with pytest.raises(kind) as caught:
+        list(pipeline(10))
+    assert caught.value.__notes__[-1] == (
+        "also raised in task 'total_in_vain' (3 of 3): OSError: no total"
+    )
+
+
+@pytest.mark.parametrize(("func", "kind"), [(raise_value_error, ValueError), (die_by_exit, None)])
+def test_what_nobody_is_told_goes_to_the_hook(
+    fork: None, monkeypatch: pytest.MonkeyPatch, func: Any, kind: type[Exception] | None
+) -> None:
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    kept = [(numbers | task(func, multiprocess=True))(10)]
+    assert next(kept[0]) == 0
+    until(lambda: all(counters.alive == 0 for counters in kept[0].stats()))
+    assert unraisable == []
+    kept.clear()
+    until(lambda: len(unraisable) > 0)
+    assert [type(args.exc_value) for args in unraisable] == [kind or pyper.WorkerDied]
 
 
 def test_an_exception_comes_with_its_remote_traceback(method: str) -> None:

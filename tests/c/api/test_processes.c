@@ -611,6 +611,28 @@ EACH_HOST(an_item_that_cannot_be_decoded_fails_the_run) {
     }
 }
 
+static int pull_all(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long *last = bind;
+    int rc;
+    while ((rc = pyper_pull(w, &item)) > 0) item_destroy(item);
+    *last = rc;
+    CHECK(pyper_cancelled(w));
+    return PYPER_ECANCELED; /* it has been told that the run is over */
+}
+
+EACH_HOST(a_join_learns_that_an_input_cannot_be_decoded) {
+    long last = 1;
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(make_items, .branch = true, .type = &undecodable, .multiprocess = true),
+        pyper_task(pull_all, .join = true, .bind = &last));
+    pyper_run *run = START(p, PTR(10), .type = &pyper_type_int);
+    ENDS_WITH(run, PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 88);
+    CHECK_EQ(last, PYPER_EFAILED);
+    finish(run, p);
+}
+
 TEST(an_argument_that_cannot_be_encoded_fails_the_run) {
     pyper_pipeline *p = pyper_task(pass, .type = &crossing, .multiprocess = true);
     pyper_run *run = START(p, item_new(5), .type = &unencodable);
@@ -696,6 +718,33 @@ EACH_HOST(all_kinds_of_failure_travel) {
             if (i == 2) CHECK_STR(bytes, "abc");
             finish(run, p);
         }
+    }
+}
+
+/* The last callback may ask what nobody has asked for. */
+static void release_and_ask(void *host_data, pyper_run *run) {
+    CHECK_EQ(pyper_failed(run), PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 6);
+    CHECK_EQ(pyper_error_task(run), 0);
+    CHECK_HAS(pyper_error_message(run), "with bytes");
+    CHECK(pyper_error_payload(run) == NULL);
+    size_t size;
+    CHECK_STR(pyper_error_bytes(run, &size), "abc");
+    CHECK_EQ(size, 4);
+    tally_add(host_data, 1);
+}
+
+TEST(the_last_callback_of_a_host_may_ask_for_the_failure) {
+    static const pyper_host host = {.size = sizeof host, .release = release_and_ask};
+    for (int in_process = 0; in_process < 2; in_process++) {
+        tally released = TALLY;
+        pyper_pipeline *p = pyper_task(fail_with_bytes, INTS, .multiprocess = in_process);
+        pyper_run *run =
+            pyper_start(p, PTR(1), .type = &pyper_type_int, .host = &host, .host_data = &released);
+        CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+        CHECK_EQ(tally_count(&released), 0);
+        finish(run, p);
+        CHECK_EQ(tally_count(&released), 1);
     }
 }
 
