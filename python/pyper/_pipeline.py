@@ -234,7 +234,7 @@ class Pipeline(Generic[P, R_co]):
         tasks: tuple[Task, ...] = self.__dict__["_tasks"]
         return tasks
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Outputs[R_co]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Outputs[R_co]:
         """The outputs of the pipeline for these arguments of the first task's function.
 
         Starts nothing: the first output asked for does.  Raises RuntimeError if the first task has
@@ -323,7 +323,7 @@ class AsyncPipeline(Pipeline[P, R_co]):
     """
 
     def __call__(  # type: ignore[override]
-        self, *args: P.args, **kwargs: P.kwargs
+        self, /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncOutputs[R_co]:
         """The outputs of the pipeline for these arguments of the first task's function.
 
@@ -373,7 +373,7 @@ class Consumer(Generic[P, C_co]):
         self.pipeline: Pipeline[P, Any] = pipeline
         self.consumer = consumer
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
         """Call the pipeline, and return what the consumer makes of its outputs."""
         return self.consumer(self.pipeline(*args, **kwargs))
 
@@ -405,7 +405,7 @@ class AsyncConsumer(Generic[P, C_co]):
         self.pipeline: AsyncPipeline[P, Any] = pipeline
         self.consumer = consumer
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> C_co:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> C_co:
         """Call the pipeline, and return what the consumer makes of its outputs."""
         return await self.consumer(self.pipeline(*args, **kwargs))
 

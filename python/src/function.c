@@ -29,7 +29,7 @@ static PyObject *iterate(step *step, PyObject *result) {
         "task '%U' has branch=True, so it must return an iterable, not %s%s; return a list "
         "or yield the outputs, or leave branch=True out",
         step->name, type->tp_name,
-        async ? " (asynchronous tasks are not supported by this version)" : "");
+        async ? " (what is asynchronous has to come from an async function)" : "");
     return NULL;
 }
 

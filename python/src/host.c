@@ -51,8 +51,7 @@ static PyObject *interrupt_behind(PyObject *exception) {
     return found;
 }
 
-/* Keep `exception`, which is taken, for this thread.  A second one goes to sys.unraisablehook. */
-static void keep_pending(python_run *self, PyObject *exception) {
+void python_run_keep_pending(python_run *self, PyObject *exception) {
     PyObject *interrupt = Py_XNewRef(interrupt_behind(exception));
     if (interrupt) Py_SETREF(exception, interrupt);
     LOCK_TAKE(&self->lock);
@@ -70,7 +69,7 @@ static void keep_pending(python_run *self, PyObject *exception) {
 void python_run_keep_raised(python_run *self, bool started) {
     PyObject *raised = PyErr_GetRaisedException();
     if (raised && (started || interrupt_behind(raised)))
-        keep_pending(self, raised);
+        python_run_keep_pending(self, raised);
     else if (raised)
         Py_XDECREF(atomic_exchange(&self->start_error, raised));
 }
@@ -300,7 +299,7 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
         PyObject *result = holds < 0 ? NULL : PyObject_CallMethodNoArgs(thread, state->name_start);
         Py_XDECREF(result);
         if (result || will_begin(state, thread) || !turn((entry *)worker, REVOKED)) rc = 0;
-        interrupts_let(&held);
+        interrupts_let(&held, python);
     }
     python_run_keep_raised(python, rc == 0);
     if (rc == 0) {
@@ -319,7 +318,7 @@ static int join_thread(void *host_data, void *thread) {
     if (name && !interpreter_is_ending()) { /* at its end all threads have been joined */
         PyObject *result = PyObject_CallMethodNoArgs(thread, name);
         if (!result) {
-            keep_pending(python, PyErr_GetRaisedException());
+            python_run_keep_pending(python, PyErr_GetRaisedException());
             return PYPER_EINTR;
         }
         Py_DECREF(result);

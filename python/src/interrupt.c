@@ -2,8 +2,9 @@
  *
  * A handler that raises between two steps of threading or multiprocessing would leave a thread that
  * threading lists for ever, or pipes open and a process that nobody knows.  So Ctrl-C waits
- * meanwhile: what arrives is kept in a dictionary, whose __setitem__ is the handler, and arrives
- * again afterwards.
+ * meanwhile: what arrives is kept in a dictionary, whose __setitem__ is the handler, and the user's
+ * handler is called with it afterwards.  (Nobody sends the signal again: an event loop that listens
+ * for it has been told already, and would hear it twice.)
  *
  * This is C since handlers run between bytecodes: none comes between the last step and the moment
  * at which the engine knows of the thread or process.  Handlers run in the main thread only, and
@@ -36,13 +37,19 @@ int interrupts_hold(module_state *state, interrupts *ret_held) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-void interrupts_let(interrupts *self) {
+void interrupts_let(interrupts *self, python_run *python) {
     if (!self->module) return;
     PyObject *raised = PyErr_GetRaisedException();
     PyObject *before = PyObject_CallMethod(self->module, "signal", "iO", SIGINT, self->handler);
     if (!before) PyErr_WriteUnraisable(self->handler);
     Py_XDECREF(before);
-    if (PyDict_GET_SIZE(self->arrived) > 0) PyErr_SetInterruptEx(SIGINT);
+    Py_ssize_t at = 0;
+    PyObject *number, *frame;
+    if (PyDict_Next(self->arrived, &at, &number, &frame)) {
+        PyObject *result = PyObject_CallFunctionObjArgs(self->handler, number, frame, NULL);
+        if (!result) python_run_keep_pending(python, PyErr_GetRaisedException());
+        Py_XDECREF(result);
+    }
     Py_DECREF(self->module);
     Py_DECREF(self->handler);
     Py_DECREF(self->arrived);

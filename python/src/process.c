@@ -50,7 +50,7 @@ int processes_import(module_state *state) {
 
 /* ------------------------------------------------------------------------- callbacks of the host */
 
-static PyObject *start(const pyper_process *process) {
+static PyObject *start(python_run *python, const pyper_process *process) {
     step *step = process->bind;
     const int *fds = process->fds;
     interrupts held;
@@ -60,14 +60,14 @@ static PyObject *start(const pyper_process *process) {
         started = PyObject_CallFunction(step->state->start_process, "ONnnLL(iiii)", step->task,
                                         name, step->place, step->count, (long long)process->task,
                                         (long long)process->worker, fds[0], fds[1], fds[2], fds[3]);
-    interrupts_let(&held);
+    interrupts_let(&held, python);
     return started;
 }
 
 int process_start(void *host_data, const pyper_process *process, void **ret_process,
                   int64_t *ret_pid) {
     python_run *python = host_data;
-    PyObject *started = start(process);
+    PyObject *started = start(python, process);
     PyObject *object;
     long long pid;
     if (!started || !PyArg_ParseTuple(started, "OL", &object, &pid)) {

@@ -305,6 +305,9 @@ void python_run_unref(python_run *python);
  * same. */
 void python_run_keep_raised(python_run *python, bool started);
 
+/* Keep an exception, which is taken, for this thread; a second one goes to sys.unraisablehook. */
+void python_run_keep_pending(python_run *python, PyObject *exception);
+
 /* Take the exception that a callback left for this thread: a new reference, or NULL. */
 PyObject *python_run_take_pending(python_run *python);
 
@@ -326,9 +329,9 @@ typedef struct interrupts {
 
 /* Have Ctrl-C wait until interrupts_let(): 0, or -1 with an exception, what the user's handler has
  * raised just before; then interrupts_let() has nothing to do.  interrupts_let() keeps the current
- * exception. */
+ * exception; what the user's handler raises waits in the python_run. */
 int interrupts_hold(module_state *state, interrupts *ret_held);
-void interrupts_let(interrupts *self);
+void interrupts_let(interrupts *self, python_run *python);
 
 /* ------------------------------------------------------------------------------ awaiting.c */
 

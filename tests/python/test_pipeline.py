@@ -150,6 +150,14 @@ def test_a_consumer_shows_what_it_is() -> None:
 # ------------------------------------------------------------------------------------- calling
 
 
+def test_an_argument_may_be_called_self() -> None:
+    def same(self: int) -> int:
+        return self
+
+    assert list(task(same)(self=1)) == [1]
+    assert (task(same) > list)(self=2) == [2]
+
+
 def test_arguments_go_to_the_first_task() -> None:
     def args(*args: int, **kwargs: int) -> tuple[tuple[int, ...], dict[str, int]]:
         return args, kwargs
