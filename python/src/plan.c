@@ -60,6 +60,7 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
         .multiprocess = multiprocess,
         .async = is_async,
     });
+    if (pyper_pipeline_error(*ret_task) < 0) self->steps[index] = NULL; /* released already */
     return 0;
 }
 

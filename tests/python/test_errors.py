@@ -179,7 +179,7 @@ def test_a_branching_task_that_returns_something_async_is_told_so() -> None:
     async def agen() -> Any:
         yield 1
 
-    with pytest.raises(TypeError, match="async_generator .what is asynchronous has to come from an"):
+    with pytest.raises(TypeError, match="async_generator .what is asynchronous has to come from"):
         list(task(lambda: agen(), branch=True)())
 
 
