@@ -68,7 +68,7 @@ class Target:
         words = {
             "ahead": f"at least {self.value:.3g}x {self.against}",
             "best": f"at least {self.value:.3g}x the best peer",
-            "within": f"at most {self.value:.3g}x {self.against}",
+            "within": f"at most {self.value:.4g}x {self.against}",
             "at most": f"at most {self.value:g} {unit.name}",
         }[self.kind]
         return f"{words} ({self.remark})" if self.remark else words

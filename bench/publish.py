@@ -18,7 +18,7 @@ from typing import Any
 
 from chart import chart
 from machine import ROOT, WORK
-from report import number
+from report import number, ratio_number
 
 DATA = ROOT / "docs" / "bench.json"
 INSTRUCTIONS = ROOT / "bench" / "instructions.json"
@@ -114,7 +114,7 @@ def wanted(row: dict[str, Any]) -> str:
     verdicts = {True: "met", False: "**NO**", None: "not measured"}
     parts = []
     for target in row["targets"]:
-        reached = "" if target["reached"] is None else f" {number(target['reached'])},"
+        reached = "" if target["reached"] is None else f" {ratio_number(target['reached'])},"
         parts.append(f"{target['wanted']}:{reached} {verdicts[target['met']]}")
     return "<br>".join(parts) or "-"
 
@@ -163,10 +163,11 @@ def misses(data: dict[str, Any]) -> str:
         missed = [(row, target) for row, target in targets if not target["met"]]
         what = "stretches" if stretch else "targets"
         lines.append(
-            f"Of {len(targets)} {what} that could be measured {len(missed)} are not met:\n"
+            f"Of {len(targets)} {what} that could be measured {len(targets) - len(missed)} are met."
+            + (" Not met:\n" if missed else "")
         )
         lines += [
-            f"- {row['name']}: {target['wanted']}; reached {number(target['reached'])}"
+            f"- {row['name']}: {target['wanted']}; reached {ratio_number(target['reached'])}"
             for row, target in missed
         ]
         lines.append("")

@@ -16,6 +16,11 @@ def number(value: float) -> str:
     return f"{value:#.3g}".rstrip(".")
 
 
+def ratio_number(value: float) -> str:
+    """The same, and near 1 one digit more: a target of 1.02 may be missed by 0.001."""
+    return f"{value:#.4g}" if 1 < value < 1.1 else number(value)
+
+
 def _cpu(result: Result, measured: Measured) -> str:
     """Processor time: for each item where the figure is, else of a round."""
     cpu = statistics.median(measured.cpu)
@@ -53,7 +58,7 @@ def verdict(result: Result, target: Any) -> str:
     reached, met = result.reached(target), result.met(target)
     if reached is None:
         return f"{target.text(result.row.unit)}: not measured"
-    return f"{target.text(result.row.unit)}: {number(reached)}, {'met' if met else 'NO'}"
+    return f"{target.text(result.row.unit)}: {ratio_number(reached)}, {'met' if met else 'NO'}"
 
 
 def as_json(result: Result) -> dict[str, Any]:
