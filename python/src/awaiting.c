@@ -6,26 +6,6 @@
  */
 #include "pyper_python.h"
 
-int awaiting_import(module_state *state) {
-    if (state->get_running_loop) return 0;
-    PyObject *module = PyImport_ImportModule("asyncio");
-    PyObject *cancelled = module ? PyObject_GetAttrString(module, "CancelledError") : NULL;
-    PyObject *running = cancelled ? PyObject_GetAttrString(module, "get_running_loop") : NULL;
-    Py_XDECREF(module);
-    if (!running) {
-        Py_XDECREF(cancelled);
-        return -1;
-    }
-    LOCK_TAKE(&state->live_lock);
-    PyObject *old_cancelled = state->async_cancelled, *old_running = state->get_running_loop;
-    state->async_cancelled = cancelled;
-    state->get_running_loop = running;
-    LOCK_GIVE(&state->live_lock);
-    Py_XDECREF(old_cancelled);
-    Py_XDECREF(old_running);
-    return 0;
-}
-
 /* Raise StopIteration(value).  Takes value. */
 static void raise_value(PyObject *value) {
     if (value == Py_None) {

@@ -295,7 +295,7 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
     if (worker && (thread = make_thread(state, name, worker)) != NULL) {
         ((entry *)worker)->thread = Py_NewRef(thread);
         interrupts held;
-        int holds = interrupts_hold(state, &held);
+        int holds = interrupts_hold(state, python, &held);
         PyObject *result = holds < 0 ? NULL : PyObject_CallMethodNoArgs(thread, state->name_start);
         Py_XDECREF(result);
         if (result || will_begin(state, thread) || !turn((entry *)worker, REVOKED)) rc = 0;

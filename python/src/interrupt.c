@@ -14,8 +14,13 @@
 
 #include "pyper_python.h"
 
-int interrupts_hold(module_state *state, interrupts *ret_held) {
+int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held) {
     *ret_held = (interrupts){0};
+    PyObject *pending = python_run_take_pending(python);
+    if (pending) {
+        PyErr_SetRaisedException(pending);
+        return -1;
+    }
     if (PyThread_get_thread_ident() != state->main_thread ||
         PyInterpreterState_Get() != PyInterpreterState_Main())
         return 0;

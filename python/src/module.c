@@ -53,6 +53,54 @@ static PyTypeObject *make_type(PyObject *module, PyType_Spec *spec, bool add) {
     return type;
 }
 
+/* A field of the state, and what it is called in the module that it is imported from. */
+typedef struct late {
+    size_t offset;
+    const char *name;
+} late;
+
+enum { LATE_MAX = 8 };
+
+static PyObject **field_of(module_state *state, const late *what) {
+    return (PyObject **)((char *)state + what->offset);
+}
+
+/* Import what is not there yet, all or nothing: 0, or -1 with an exception.  Several threads may be
+ * at it; the first one to come back with everything publishes it. */
+static int import_late(module_state *state, const char *module_name, const late *what,
+                       size_t count) {
+    LOCK_TAKE(&state->live_lock);
+    bool there = *field_of(state, what) != NULL;
+    LOCK_GIVE(&state->live_lock);
+    if (there) return 0;
+    PyObject *got[LATE_MAX] = {NULL};
+    size_t have = 0;
+    while (have < count && (got[have] = import_from(module_name, what[have].name))) have++;
+    LOCK_TAKE(&state->live_lock);
+    for (size_t i = 0; have == count && i < count; i++) {
+        PyObject **field = field_of(state, &what[i]);
+        if (*field) continue;
+        *field = got[i];
+        got[i] = NULL;
+    }
+    LOCK_GIVE(&state->live_lock);
+    for (size_t i = 0; i < have; i++) Py_XDECREF(got[i]);
+    return have == count ? 0 : -1;
+}
+
+#define LATE(field, name) {offsetof(module_state, field), name},
+int asyncio_import(module_state *state) {
+    static const late what[] = {MODULE_ASYNCIO(LATE)};
+    return import_late(state, "asyncio", what, sizeof what / sizeof *what);
+}
+
+int processes_import(module_state *state) {
+    static const late what[] = {MODULE_PROCESSES(LATE)};
+    _Static_assert(sizeof what / sizeof *what <= LATE_MAX, "import_late() has room for them");
+    return import_late(state, "pyper._processes", what, sizeof what / sizeof *what);
+}
+#undef LATE
+
 /* Have the abstract class count the type as its own. */
 static int register_as(PyObject *abstract, PyTypeObject *type) {
     PyObject *result = PyObject_CallMethod(abstract, "register", "O", type);
@@ -75,146 +123,54 @@ static int find_main_thread(module_state *state) {
 static int module_exec(PyObject *module) {
     module_state *state = PyModule_GetState(module);
     state->generation = 1;
-    if (!(state->name_start = PyUnicode_InternFromString("start"))) return -1;
-    if (!(state->name_end = PyUnicode_InternFromString("end"))) return -1;
-    if (!(state->name_will_begin = PyUnicode_InternFromString("will_begin"))) return -1;
-    if (!(state->name_bootstrap = PyUnicode_InternFromString("_bootstrap"))) return -1;
-    if (!(state->name_close = PyUnicode_InternFromString("close"))) return -1;
-    if (!(state->name_add_note = PyUnicode_InternFromString("add_note"))) return -1;
-    if (!(state->name_send = PyUnicode_InternFromString("send"))) return -1;
-    if (!(state->name_throw = PyUnicode_InternFromString("throw"))) return -1;
-    if (!(state->name_aclose = PyUnicode_InternFromString("aclose"))) return -1;
-    if (!(state->name_create_future = PyUnicode_InternFromString("create_future"))) return -1;
-    if (!(state->name_create_task = PyUnicode_InternFromString("create_task"))) return -1;
-    if (!(state->name_set_result = PyUnicode_InternFromString("set_result"))) return -1;
-    if (!(state->name_done = PyUnicode_InternFromString("done"))) return -1;
-    if (!(state->name_cancel = PyUnicode_InternFromString("cancel"))) return -1;
-    if (!(state->name_add_reader = PyUnicode_InternFromString("add_reader"))) return -1;
-    if (!(state->name_remove_reader = PyUnicode_InternFromString("remove_reader"))) return -1;
-    if (!(state->name_is_closed = PyUnicode_InternFromString("is_closed"))) return -1;
-    if (!(state->name_blocking = PyUnicode_InternFromString("_asyncio_future_blocking"))) return -1;
-    if (!(state->name_log_destroy_pending = PyUnicode_InternFromString("_log_destroy_pending")))
-        return -1;
-    if (!(state->name_name = PyUnicode_InternFromString("name"))) return -1;
-    if (!(state->name_context = PyUnicode_InternFromString("context"))) return -1;
-    if (!(state->get_asyncgen_hooks = import_from("sys", "get_asyncgen_hooks"))) return -1;
-    if (!(state->set_asyncgen_hooks = import_from("sys", "set_asyncgen_hooks"))) return -1;
+#define INTERN(field, text)                                                                        \
+    if (!(state->field = PyUnicode_InternFromString(text))) return -1;
+    MODULE_NAMES(INTERN)
+#undef INTERN
+#define MAKE(field, spec, add)                                                                     \
+    if (!(state->field = make_type(module, &spec, add))) return -1;
+    MODULE_TYPES(MAKE)
+#undef MAKE
+#define IMPORT(field, module_name, name)                                                           \
+    if (!(state->field = import_from(module_name, name))) return -1;
+    MODULE_IMPORTS(IMPORT)
+#undef IMPORT
     if (!(state->names_of_task = PyTuple_Pack(2, state->name_name, state->name_context))) return -1;
-
-    if (!(state->plan_type = make_type(module, &plan_spec, true))) return -1;
-    if (!(state->outputs_type = make_type(module, &outputs_spec, true))) return -1;
-    if (!(state->stream_type = make_type(module, &stream_spec, true))) return -1;
-    if (!(state->entry_type = make_type(module, &entry_spec, false))) return -1;
-    if (!(state->memory_type = make_type(module, &memory_spec, false))) return -1;
-    if (!(state->async_outputs_type = make_type(module, &async_outputs_spec, true))) return -1;
-    if (!(state->async_stream_type = make_type(module, &async_stream_spec, true))) return -1;
-    if (!(state->awaitable_type = make_type(module, &awaitable_spec, false))) return -1;
-    if (!(state->driver_type = make_type(module, &driver_spec, false))) return -1;
-    if (!(state->slot_type = make_type(module, &slot_spec, false))) return -1;
-
-    if (!(state->worker_thread = import_from("pyper._threads", "WorkerThread"))) return -1;
-    if (!(state->task_stats = import_from("pyper._types", "TaskStats"))) return -1;
-    if (!(state->cancelled = import_from("pyper._types", "Cancelled"))) return -1;
-    if (!(state->worker_died = import_from("pyper._types", "WorkerDied"))) return -1;
-    if (!(state->generator = import_from("collections.abc", "Generator"))) return -1;
-    if (!(state->async_generator = import_from("collections.abc", "AsyncGenerator"))) return -1;
+    if (!(state->dumps_names = Py_BuildValue("(ss)", "protocol", "buffer_callback"))) return -1;
+    if (!(state->loads_names = Py_BuildValue("(s)", "buffers"))) return -1;
+    if (!(state->five = PyLong_FromLong(5))) return -1;
     if (register_as(state->generator, state->outputs_type) < 0) return -1;
     if (register_as(state->async_generator, state->async_outputs_type) < 0) return -1;
     if (find_main_thread(state) < 0) return -1;
     return PyModule_AddStringConstant(module, "__version__", pyper_version());
 }
 
+#define VISIT(field, ...) Py_VISIT(state->field);
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     module_state *state = PyModule_GetState(module);
-    Py_VISIT(state->plan_type);
-    Py_VISIT(state->outputs_type);
-    Py_VISIT(state->stream_type);
-    Py_VISIT(state->entry_type);
-    Py_VISIT(state->memory_type);
-    Py_VISIT(state->worker_thread);
-    Py_VISIT(state->task_stats);
-    Py_VISIT(state->cancelled);
-    Py_VISIT(state->worker_died);
-    Py_VISIT(state->start_process);
-    Py_VISIT(state->join_process);
-    Py_VISIT(state->dump_failure);
-    Py_VISIT(state->load_failure);
-    Py_VISIT(state->dumps);
-    Py_VISIT(state->loads);
-    Py_VISIT(state->generator);
-    Py_VISIT(state->async_outputs_type);
-    Py_VISIT(state->async_stream_type);
-    Py_VISIT(state->awaitable_type);
-    Py_VISIT(state->driver_type);
-    Py_VISIT(state->slot_type);
-    Py_VISIT(state->async_generator);
-    Py_VISIT(state->async_cancelled);
-    Py_VISIT(state->get_running_loop);
-    Py_VISIT(state->get_asyncgen_hooks);
-    Py_VISIT(state->set_asyncgen_hooks);
+    MODULE_TYPES(VISIT)
+    MODULE_IMPORTS(VISIT)
+    MODULE_ASYNCIO(VISIT)
+    MODULE_PROCESSES(VISIT)
     return 0;
 }
+#undef VISIT
 
+#define CLEAR(field, ...) Py_CLEAR(state->field);
 static int module_clear(PyObject *module) {
     module_state *state = PyModule_GetState(module);
-    Py_CLEAR(state->plan_type);
-    Py_CLEAR(state->outputs_type);
-    Py_CLEAR(state->stream_type);
-    Py_CLEAR(state->entry_type);
-    Py_CLEAR(state->memory_type);
-    Py_CLEAR(state->worker_thread);
-    Py_CLEAR(state->task_stats);
-    Py_CLEAR(state->cancelled);
-    Py_CLEAR(state->worker_died);
-    Py_CLEAR(state->start_process);
-    Py_CLEAR(state->join_process);
-    Py_CLEAR(state->dump_failure);
-    Py_CLEAR(state->load_failure);
-    Py_CLEAR(state->dumps);
-    Py_CLEAR(state->loads);
-    Py_CLEAR(state->name_append);
-    Py_CLEAR(state->dispatch_table);
-    Py_CLEAR(state->newobj);
-    Py_CLEAR(state->name_reduce_ex);
-    Py_CLEAR(state->name_setstate);
-    Py_CLEAR(state->five);
+    MODULE_TYPES(CLEAR)
+    MODULE_NAMES(CLEAR)
+    MODULE_IMPORTS(CLEAR)
+    MODULE_ASYNCIO(CLEAR)
+    MODULE_PROCESSES(CLEAR)
+    Py_CLEAR(state->names_of_task);
     Py_CLEAR(state->dumps_names);
     Py_CLEAR(state->loads_names);
-    Py_CLEAR(state->generator);
-    Py_CLEAR(state->async_outputs_type);
-    Py_CLEAR(state->async_stream_type);
-    Py_CLEAR(state->awaitable_type);
-    Py_CLEAR(state->driver_type);
-    Py_CLEAR(state->slot_type);
-    Py_CLEAR(state->async_generator);
-    Py_CLEAR(state->async_cancelled);
-    Py_CLEAR(state->get_running_loop);
-    Py_CLEAR(state->get_asyncgen_hooks);
-    Py_CLEAR(state->set_asyncgen_hooks);
-    Py_CLEAR(state->name_start);
-    Py_CLEAR(state->name_end);
-    Py_CLEAR(state->name_will_begin);
-    Py_CLEAR(state->name_bootstrap);
-    Py_CLEAR(state->name_close);
-    Py_CLEAR(state->name_add_note);
-    Py_CLEAR(state->name_send);
-    Py_CLEAR(state->name_throw);
-    Py_CLEAR(state->name_aclose);
-    Py_CLEAR(state->name_create_future);
-    Py_CLEAR(state->name_create_task);
-    Py_CLEAR(state->name_set_result);
-    Py_CLEAR(state->name_done);
-    Py_CLEAR(state->name_cancel);
-    Py_CLEAR(state->name_add_reader);
-    Py_CLEAR(state->name_remove_reader);
-    Py_CLEAR(state->name_is_closed);
-    Py_CLEAR(state->name_blocking);
-    Py_CLEAR(state->name_log_destroy_pending);
-    Py_CLEAR(state->name_name);
-    Py_CLEAR(state->name_context);
-    Py_CLEAR(state->names_of_task);
+    Py_CLEAR(state->five);
     return 0;
 }
+#undef CLEAR
 
 static void module_free(void *module) {
     (void)module_clear(module);

@@ -111,7 +111,7 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     } else {
         self->count = count;
         if (make_pipeline(self, specs) == 0 &&
-            (!self->is_async || awaiting_import(self->state) == 0))
+            (!self->is_async || asyncio_import(self->state) == 0))
             return (PyObject *)self;
     }
     Py_DECREF(self);

@@ -6,55 +6,13 @@
  */
 #include "pyper_python.h"
 
-/* The attribute `name` of `module`: 0, or -1 with an exception. */
-static int take(PyObject *module, const char *name, PyObject **ret_value) {
-    *ret_value = PyObject_GetAttrString(module, name);
-    return *ret_value ? 0 : -1;
-}
-
-int processes_import(module_state *state) {
-    if (state->loads) return 0;
-    PyObject *module = PyImport_ImportModule("pyper._processes");
-    if (!module) return -1;
-    PyObject *dumps = NULL, *loads = NULL;
-    int rc = take(module, "dumps", &dumps);
-    if (rc == 0) rc = take(module, "loads", &loads);
-    if (rc == 0 && !state->start_process) rc = take(module, "start", &state->start_process);
-    if (rc == 0 && !state->join_process) rc = take(module, "join", &state->join_process);
-    if (rc == 0 && !state->dump_failure) rc = take(module, "dump_failure", &state->dump_failure);
-    if (rc == 0 && !state->load_failure) rc = take(module, "load_failure", &state->load_failure);
-    if (rc == 0 && !state->name_append)
-        rc = (state->name_append = PyUnicode_InternFromString("append")) ? 0 : -1;
-    if (rc == 0 && !state->five) rc = (state->five = PyLong_FromLong(5)) ? 0 : -1;
-    if (rc == 0 && !state->dumps_names)
-        rc = (state->dumps_names = Py_BuildValue("(ss)", "protocol", "buffer_callback")) ? 0 : -1;
-    if (rc == 0 && !state->loads_names)
-        rc = (state->loads_names = Py_BuildValue("(s)", "buffers")) ? 0 : -1;
-    if (rc == 0 && !state->dispatch_table)
-        rc = take(module, "dispatch_table", &state->dispatch_table);
-    if (rc == 0 && !state->newobj) rc = take(module, "newobj", &state->newobj);
-    if (rc == 0 && !state->name_reduce_ex)
-        rc = (state->name_reduce_ex = PyUnicode_InternFromString("__reduce_ex__")) ? 0 : -1;
-    if (rc == 0 && !state->name_setstate)
-        rc = (state->name_setstate = PyUnicode_InternFromString("__setstate__")) ? 0 : -1;
-    if (rc == 0 && !state->loads) {
-        state->dumps = dumps;
-        state->loads = loads; /* the last one: it says that all are there */
-        dumps = loads = NULL;
-    }
-    Py_XDECREF(dumps);
-    Py_XDECREF(loads);
-    Py_DECREF(module);
-    return rc;
-}
-
 /* ------------------------------------------------------------------------- callbacks of the host */
 
 static PyObject *start(python_run *python, const pyper_process *process) {
     step *step = process->bind;
     const int *fds = process->fds;
     interrupts held;
-    if (interrupts_hold(step->state, &held) < 0) return NULL;
+    if (interrupts_hold(step->state, python, &held) < 0) return NULL;
     PyObject *name = PyUnicode_FromFormat("%s", process->name), *started = NULL;
     if (name)
         started = PyObject_CallFunction(step->state->start_process, "ONnnLL(iiii)", step->task,

@@ -13,6 +13,7 @@
  *   crossing.c  objects on their way between processes, as bytes
  *   small.c     the small form of such objects
  *   process.c   workers that are processes
+ *   interrupt.c Ctrl-C waits while a thread or process is started
  *   awaiting.c  what our awaitable objects have in common
  *   async_outputs.c  AsyncOutputs: one execution of a plan with asynchronous tasks
  *   driver.c    Driver: between a run and its event loop; the host's slots
@@ -86,40 +87,87 @@ typedef char short_lock;
 typedef struct outputs outputs;
 typedef struct python_run python_run;
 
+/* What the module keeps, as lists of X(field, ...).  Types of ours, their specification, and whether
+ * they have a public name. */
+#define MODULE_TYPES(X)                                                                            \
+    X(plan_type, plan_spec, true)                                                                  \
+    X(outputs_type, outputs_spec, true)                                                            \
+    X(stream_type, stream_spec, true)                                                              \
+    X(entry_type, entry_spec, false)                                                               \
+    X(memory_type, memory_spec, false)                                                             \
+    X(async_outputs_type, async_outputs_spec, true)                                                \
+    X(async_stream_type, async_stream_spec, true)                                                  \
+    X(awaitable_type, awaitable_spec, false)                                                       \
+    X(driver_type, driver_spec, false)                                                             \
+    X(slot_type, slot_spec, false)
+
+/* Names, interned. */
+#define MODULE_NAMES(X)                                                                            \
+    X(name_start, "start")                                                                         \
+    X(name_end, "end")                                                                             \
+    X(name_will_begin, "will_begin")                                                               \
+    X(name_bootstrap, "_bootstrap")                                                                \
+    X(name_close, "close")                                                                         \
+    X(name_add_note, "add_note")                                                                   \
+    X(name_send, "send")                                                                           \
+    X(name_throw, "throw")                                                                         \
+    X(name_aclose, "aclose")                                                                       \
+    X(name_create_future, "create_future")                                                         \
+    X(name_create_task, "create_task")                                                             \
+    X(name_set_result, "set_result")                                                               \
+    X(name_done, "done")                                                                           \
+    X(name_cancel, "cancel")                                                                       \
+    X(name_add_reader, "add_reader")                                                               \
+    X(name_remove_reader, "remove_reader")                                                         \
+    X(name_is_closed, "is_closed")                                                                 \
+    X(name_blocking, "_asyncio_future_blocking")                                                   \
+    X(name_log_destroy_pending, "_log_destroy_pending")                                            \
+    X(name_name, "name")                                                                           \
+    X(name_context, "context")                                                                     \
+    X(name_append, "append")                                                                       \
+    X(name_reduce_ex, "__reduce_ex__")                                                             \
+    X(name_setstate, "__setstate__")
+
+/* What other modules have: the module and the name there. */
+#define MODULE_IMPORTS(X)                                                                          \
+    X(get_asyncgen_hooks, "sys", "get_asyncgen_hooks")                                             \
+    X(set_asyncgen_hooks, "sys", "set_asyncgen_hooks")                                             \
+    X(worker_thread, "pyper._threads", "WorkerThread")                                             \
+    X(task_stats, "pyper._types", "TaskStats")                                                     \
+    X(cancelled, "pyper._types", "Cancelled")                                                      \
+    X(worker_died, "pyper._types", "WorkerDied")                                                   \
+    X(generator, "collections.abc", "Generator")                                                   \
+    X(async_generator, "collections.abc", "AsyncGenerator")
+
+/* What is imported when the first plan needs it, see import_late(): of asyncio, and of
+ * pyper._processes. */
+#define MODULE_ASYNCIO(X)                                                                          \
+    X(async_cancelled, "CancelledError")                                                           \
+    X(get_running_loop, "get_running_loop")
+#define MODULE_PROCESSES(X)                                                                        \
+    X(start_process, "start")                                                                      \
+    X(join_process, "join")                                                                        \
+    X(dump_failure, "dump_failure")                                                                \
+    X(load_failure, "load_failure")                                                                \
+    X(dumps, "dumps")                                                                              \
+    X(loads, "loads")                                                                              \
+    X(dispatch_table, "dispatch_table")                                                            \
+    X(newobj, "newobj")
+
 /* Everything in it is NULL once the module has been cleared, at the end of the interpreter. */
 typedef struct module_state {
-    PyTypeObject *plan_type;
-    PyTypeObject *outputs_type;
-    PyTypeObject *stream_type;
-    PyTypeObject *entry_type;
-    PyTypeObject *memory_type;
-    PyTypeObject *async_outputs_type;
-    PyTypeObject *awaitable_type;
-    PyTypeObject *driver_type;
-    PyTypeObject *slot_type;
-    PyTypeObject *async_stream_type;
-    PyObject *async_cancelled;                         /* asyncio.CancelledError */
-    PyObject *get_running_loop;                        /* asyncio.get_running_loop */
-    PyObject *get_asyncgen_hooks, *set_asyncgen_hooks; /* of sys */
-    PyObject *async_generator;                         /* collections.abc.AsyncGenerator */
-    PyObject *name_send, *name_throw, *name_aclose, *name_create_future, *name_create_task,
-        *name_set_result, *name_done, *name_cancel, *name_add_reader, *name_remove_reader,
-        *name_is_closed, *name_blocking, *name_log_destroy_pending, *name_name, *name_context;
-    PyObject *names_of_task; /* ("name", "context"), for vectorcall */
-    PyObject *worker_thread; /* pyper._threads.WorkerThread */
-    PyObject *task_stats;    /* pyper._types.TaskStats */
-    PyObject *cancelled;     /* pyper._types.Cancelled */
-    PyObject *generator;     /* collections.abc.Generator */
-    PyObject *name_start, *name_end, *name_bootstrap, *name_will_begin; /* interned */
-    PyObject *name_close, *name_add_note;                               /* interned */
-
-    /* Of pyper._processes; NULL until processes_import(), which sets `loads` last.  See
-     * process.c. */
-    PyObject *start_process, *join_process, *dump_failure, *load_failure;
-    PyObject *name_append, *five, *dumps_names, *loads_names, *dumps, *loads;
-    PyObject *dispatch_table, *newobj; /* of copyreg */
-    PyObject *name_reduce_ex, *name_setstate;
-    PyObject *worker_died; /* pyper._types.WorkerDied */
+#define FIELD(field, ...) PyTypeObject *field;
+    MODULE_TYPES(FIELD)
+#undef FIELD
+#define FIELD(field, ...) PyObject *field;
+    MODULE_NAMES(FIELD)
+    MODULE_IMPORTS(FIELD)
+    MODULE_ASYNCIO(FIELD)
+    MODULE_PROCESSES(FIELD)
+#undef FIELD
+    PyObject *names_of_task;             /* ("name", "context"), for vectorcall */
+    PyObject *dumps_names, *loads_names; /* as those: of the options of dumps and loads */
+    PyObject *five;
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
      * Outputs.  A forked child begins a new `generation` with an empty list.  `ending`: the
@@ -137,6 +185,10 @@ extern PyType_Spec async_outputs_spec, awaitable_spec, driver_spec, slot_spec, a
 
 /* An object of a type of this module: a new reference, or NULL with an exception. */
 PyObject *make_object(PyTypeObject *type);
+
+/* Import what asynchronous tasks, or workers in processes, need: 0, or -1 with an exception. */
+int asyncio_import(module_state *state);
+int processes_import(module_state *state);
 
 /* ----------------------------------------------------------------------------------- plan.c */
 
@@ -328,9 +380,10 @@ typedef struct interrupts {
 } interrupts;
 
 /* Have Ctrl-C wait until interrupts_let(): 0, or -1 with an exception, what the user's handler has
- * raised just before; then interrupts_let() has nothing to do.  interrupts_let() keeps the current
+ * raised just before (in interrupts_let() after another start, say); then interrupts_let() has
+ * nothing to do.  interrupts_let() keeps the current
  * exception; what the user's handler raises waits in the python_run. */
-int interrupts_hold(module_state *state, interrupts *ret_held);
+int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
 void interrupts_let(interrupts *self, python_run *python);
 
 /* ------------------------------------------------------------------------------ awaiting.c */
@@ -374,7 +427,6 @@ PyObject *awaiting_iterator(PyObject *awaitable);
 bool awaiting_possible(PyObject *object);
 
 /* Import what we use of asyncio, once: 0, or -1 with an exception. */
-int awaiting_import(module_state *state);
 
 /* An awaitable for the next input of an AsyncInputStream, and its step. */
 PyObject *awaitable_of_stream(module_state *state, PyObject *stream);
@@ -517,9 +569,6 @@ Py_ssize_t small_write(module_state *state, struct names *names, PyObject *value
 PyObject *small_read(module_state *state, struct names *names, const char *data, size_t size);
 
 /* ------------------------------------------------------------------------------- process.c */
-
-/* Import what workers in processes need: 0, or -1 with an exception. */
-int processes_import(module_state *state);
 
 /* Callbacks of the host. */
 int process_start(void *host_data, const pyper_process *process, void **ret_process,
