@@ -227,14 +227,17 @@ KIT void others(void) {
     kit_attach(mine);
 }
 
-/* The context switches of all other threads, or -1 if one of them does not sleep. */
+/* The context switches of all other threads, or -1 if one of them does not sleep, or was not seen: the
+ * list ends early when the thread that it has come to ends meanwhile. */
 static long kit_switches(void) {
     DIR *tasks = opendir("/proc/self/task");
     if (!tasks) CHECK_FAIL("all_asleep() needs /proc");
-    long sum = 0;
+    long sum = 0, seen = 0;
     for (struct dirent *entry; sum >= 0 && (entry = readdir(tasks));) {
         char path[300], line[200];
-        if (entry->d_name[0] == '.' || strtol(entry->d_name, NULL, 10) == (long)gettid()) continue;
+        if (entry->d_name[0] == '.') continue;
+        seen++;
+        if (strtol(entry->d_name, NULL, 10) == (long)gettid()) continue;
         snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
         FILE *status = fopen(path, "r");
         if (!status) continue; /* it has ended */
@@ -250,7 +253,9 @@ static long kit_switches(void) {
         fclose(status);
     }
     closedir(tasks);
-    return sum;
+    struct stat about;
+    CHECK_EQ(stat("/proc/self/task", &about), 0);
+    return seen == (long)about.st_nlink - 2 ? sum : -1;
 }
 
 /* Wait until every other thread sleeps: in two looks in a row all sleep and none has run between.
