@@ -103,17 +103,58 @@ PyObject *future_new(module_state *state, PyObject *loop) {
     return future;
 }
 
+/* 1 or 0; -1: an exception. */
+static int is_done(module_state *state, PyObject *future) {
+    PyObject *answer = PyObject_CallMethodNoArgs(future, state->name_done);
+    int done = answer ? PyObject_IsTrue(answer) : -1;
+    Py_XDECREF(answer);
+    return done;
+}
+
 /* A future that is done already was cancelled, and so is its task. */
 void future_wake(module_state *state, PyObject *future) {
-    PyObject *done = PyObject_CallMethodNoArgs(future, state->name_done);
-    int is_done = done ? PyObject_IsTrue(done) : -1;
-    Py_XDECREF(done);
-    if (is_done == 0) {
+    int done = is_done(state, future);
+    if (done == 0) {
         PyObject *result = PyObject_CallMethodOneArg(future, state->name_set_result, Py_None);
-        is_done = result ? 1 : -1;
+        done = result ? 1 : -1;
         Py_XDECREF(result);
     }
-    if (is_done < 0) PyErr_WriteUnraisable(future);
+    if (done < 0) PyErr_WriteUnraisable(future);
+}
+
+/* Forget the futures that are done: waits that were given up.  0, or -1 with an exception. */
+static int drop_done(waiters *self, module_state *state) {
+    PyObject *kept = PyList_New(0);
+    for (Py_ssize_t i = 0; kept && i < PyList_GET_SIZE(self->futures); i++) {
+        PyObject *future = PyList_GET_ITEM(self->futures, i);
+        int done = is_done(state, future);
+        if (done < 0 || (!done && PyList_Append(kept, future) < 0)) Py_CLEAR(kept);
+    }
+    if (!kept) return -1;
+    self->enough = 2 * PyList_GET_SIZE(kept) + 16;
+    Py_SETREF(self->futures, kept);
+    return 0;
+}
+
+PyObject *waiters_add(waiters *self, module_state *state, PyObject *loop) {
+    if (!self->futures) {
+        self->futures = PyList_New(0);
+        self->enough = 16;
+    }
+    if (!self->futures) return NULL;
+    if (PyList_GET_SIZE(self->futures) >= self->enough && drop_done(self, state) < 0) return NULL;
+    PyObject *future = future_new(state, loop);
+    if (future && PyList_Append(self->futures, future) < 0) Py_CLEAR(future);
+    return future;
+}
+
+void waiters_wake(waiters *self, module_state *state) {
+    PyObject *futures = self->futures;
+    if (!futures) return;
+    self->futures = NULL;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(futures); i++)
+        future_wake(state, PyList_GET_ITEM(futures, i));
+    Py_DECREF(futures);
 }
 
 PyObject *asyncgen_hook(module_state *state) {

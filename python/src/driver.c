@@ -43,8 +43,7 @@ driver *driver_new(outputs *outputs) {
     self->run = pyper_run_ref(outputs->run);
     self->python = outputs->python;
     self->fd = pyper_fd(outputs->run);
-    self->waiting = PyList_New(0);
-    if (!self->waiting || add_reader(self) < 0) {
+    if (add_reader(self) < 0) {
         Py_DECREF(self);
         return NULL;
     }
@@ -68,21 +67,9 @@ bool driver_is_orphaned(driver *self) {
 
 int driver_move(driver *self, PyObject *loop) {
     while (self->slots) slot_abandon(self->slots);
-    PyObject *waiting = PyList_New(0);
-    if (!waiting) return -1;
-    Py_XSETREF(self->waiting, waiting);
+    Py_CLEAR(self->waiting.futures);
     Py_SETREF(self->loop, Py_NewRef(loop));
     return add_reader(self);
-}
-
-static void wake_all(driver *self) {
-    PyObject *waiting = self->waiting;
-    if (!waiting || PyList_GET_SIZE(waiting) == 0) return;
-    self->waiting = PyList_New(0);
-    if (!self->waiting) PyErr_Clear(); /* whoever is to wait next will be told */
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(waiting); i++)
-        future_wake(self->state, PyList_GET_ITEM(waiting, i));
-    Py_DECREF(waiting);
 }
 
 bool driver_all_left(driver *self) {
@@ -109,17 +96,14 @@ void driver_look(driver *self) {
     pyper_drive(self->run);
     if (self->run && (self->closing || atomic_load(&self->unwanted)) && driver_all_left(self)) {
         self->closing = false;
-        wake_all(self);
+        waiters_wake(&self->waiting, self->state);
         if (atomic_load(&self->unwanted)) end(self);
     }
     Py_DECREF(self);
 }
 
 PyObject *driver_wait(driver *self) {
-    if (!self->waiting && !(self->waiting = PyList_New(0))) return NULL;
-    PyObject *future = future_new(self->state, self->loop);
-    if (future && PyList_Append(self->waiting, future) < 0) Py_CLEAR(future);
-    return future;
+    return waiters_add(&self->waiting, self->state, self->loop);
 }
 
 PyObject *driver_wait_for_end(driver *self) {
@@ -208,7 +192,8 @@ void host_cancel_slot(void *host_data, pyper_worker *worker) {
 
 void host_resume_caller(void *host_data) {
     python_run *python = host_data;
-    if (python->driver) wake_all(python->driver);
+    driver *self = python->driver;
+    if (self) waiters_wake(&self->waiting, self->state);
 }
 
 /* ----------------------------------------------------------------------------- the object */
@@ -224,7 +209,7 @@ static int driver_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT((PyObject *)self->plan);
     Py_VISIT(self->loop);
-    Py_VISIT(self->waiting);
+    Py_VISIT(self->waiting.futures);
     for (slot *slot = self->slots; slot; slot = slot->older) Py_VISIT((PyObject *)slot);
     return self->run ? failure_traverse(self->run, visit, arg) : 0;
 }
@@ -247,7 +232,7 @@ static int driver_clear(PyObject *op) {
         self->python->driver = NULL;
         pyper_run_unref(run);
     }
-    Py_CLEAR(self->waiting);
+    Py_CLEAR(self->waiting.futures);
     Py_DECREF(op);
     return 0;
 }
@@ -256,7 +241,7 @@ static void driver_dealloc(PyObject *op) {
     driver *self = (driver *)op;
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
-    Py_XDECREF(self->waiting);
+    Py_XDECREF(self->waiting.futures);
     if (self->run) { /* no slot is left: each holds a reference */
         pyper_cancel(self->run);
         self->python->driver = NULL;

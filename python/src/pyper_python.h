@@ -437,6 +437,18 @@ PySendResult async_stream_step(PyObject *stream, PyObject **ret_value);
 PyObject *future_new(module_state *state, PyObject *loop);
 void future_wake(module_state *state, PyObject *future);
 
+/* Any number of those that wait for the same.  Who gives up waiting leaves his future behind, done:
+ * such are dropped now and then, so that there are never more than about twice as many futures as
+ * ever waited at once. */
+typedef struct waiters {
+    PyObject *futures; /* a list; NULL: nobody waits */
+    Py_ssize_t enough; /* futures; from there on it is worth looking for some that are done */
+} waiters;
+
+/* One more: his future, as future_new().  And: wake all. */
+PyObject *waiters_add(waiters *self, module_state *state, PyObject *loop);
+void waiters_wake(waiters *self, module_state *state);
+
 /* Whom Python tells in this thread that an asynchronous generator begins, the running loop as a
  * rule (see sys.set_asyncgen_hooks(): firstiter): a new reference, None for nobody, or NULL.  And:
  * set it; 0, or -1 with an exception. */
@@ -455,7 +467,7 @@ typedef struct driver {
     python_run *python; /* borrowed from run */
     int fd;             /* of the run */
     struct slot *slots; /* all that have not left; strong references */
-    PyObject *waiting;  /* a list of futures: who waits for an output, or for the end */
+    waiters waiting;    /* who waits for an output, or for the end */
     bool closing;       /* somebody waits for the end */
     atomic_bool unwanted;
 } driver;

@@ -840,6 +840,41 @@ def test_a_timeout_around_one_output_loses_nothing() -> None:
     run(main)
 
 
+def futures_alive() -> int:
+    gc.collect()
+    return sum(isinstance(one, asyncio.Future) for one in gc.get_objects())
+
+
+async def give_up(waiting: Awaitable[Any]) -> None:
+    """Let it begin to wait, and cancel it."""
+    waiting = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+def test_waits_that_are_given_up_leave_nothing_behind() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def waits(x: int) -> int:
+            await gate.wait()
+            return x
+
+        async with (numbers(3) | task(waits))() as outputs:
+            waiting = asyncio.ensure_future(collect(outputs))  # who does not give up
+            await give_up(anext(outputs))
+            before = futures_alive()
+            for _ in range(1000):
+                await give_up(anext(outputs))
+            assert futures_alive() - before < 100
+            gate.set()
+            assert await waiting == [0, 1, 2]
+
+    run(main)
+
+
 def test_somebody_cancels_all_tasks() -> None:
     async def main() -> None:
         outputs = endless_chain(3)()
