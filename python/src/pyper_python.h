@@ -511,7 +511,8 @@ typedef struct slot {
     PyObject *awaited;  /* the iterator of what the function awaits */
     PyObject *iterator; /* of a branch, synchronous or not */
     PyObject *output;   /* that finds no room */
-    PyObject *waiter;   /* the future of whoever waits for the engine: it, or its stream */
+    PyObject *waiter;   /* the future with which it waits for the engine */
+    waiters readers;    /* of its stream, who wait for inputs */
     struct async_stream *stream;
     struct turn turn;
     int state;

@@ -25,6 +25,11 @@
  * them.  While functions clean up, the run may have begun new ones, which the loop then does not
  * know of.  So the task of a worker that was cancelled like this ends only when nothing of the run
  * is left.
+ *
+ * With join, tasks that the function has started may read its inputs, several at once, and also while
+ * it emits.  But to the engine they are one worker, which waits for one thing, or for nothing once
+ * anybody got what he asked for.  So while the worker waits for room, its readers do not ask; and
+ * whenever the engine may know of no wait any more, all of them wake and ask again.
  */
 #include "pyper_python.h"
 
@@ -75,9 +80,9 @@ static void leave(slot *self) {
     if (self->state == LEFT) return;
     pyper_worker *worker = self->worker;
     python_run *python = worker ? pyper_worker_host_data(worker) : NULL;
+    stream_over(self);
     self->state = LEFT;
     self->worker = NULL;
-    stream_over(self);
     if (python) atomic_fetch_sub(&python->alive, 1);
     if (worker) {
         *pyper_worker_state(worker) = NULL;
@@ -112,20 +117,28 @@ void slot_abandon(slot *self) {
     self->awaited = NULL;
     close_now(self, awaited);
     Py_XDECREF(awaited);
+    Py_CLEAR(self->readers.futures); /* they belong to the loop */
     leave(self);
     Py_DECREF((PyObject *)self);
 }
 
 void slot_wake(slot *self) {
     if (self->waiter) future_wake(self->step->state, self->waiter);
+    waiters_wake(&self->readers, self->step->state);
 }
 
-/* A future for whoever waits for the engine in the name of this slot: a new reference, or NULL. */
+/* A future with which the slot waits for the engine: a new reference, or NULL. */
 static PyObject *wait_for_engine(slot *self) {
     PyObject *future = future_new(self->step->state, self->driver->loop);
     Py_XSETREF(self->waiter, Py_XNewRef(future));
     turn_restart(&self->turn);
     return future;
+}
+
+/* It waits for the engine no longer: its readers may ask again. */
+static void waits_no_longer(slot *self) {
+    Py_CLEAR(self->waiter);
+    waiters_wake(&self->readers, self->step->state);
 }
 
 /* ------------------------------------------------------------------------------- the machine */
@@ -264,6 +277,7 @@ static int emit(slot *self, PyObject **ret_value) {
         return *ret_value ? PYGEN_NEXT : PYGEN_ERROR;
     }
     self->output = NULL;
+    waits_no_longer(self);
     if (rc < 0)
         self->state = CLOSE;
     else if (!self->iterator)
@@ -384,6 +398,7 @@ static void begin_close(slot *self) {
 
 /* An exception is raised where the worker stands, which is not in the user's code.  Takes it. */
 static void interrupt(slot *self, PyObject *thrown) {
+    waits_no_longer(self);
     PyErr_SetRaisedException(thrown);
     fail(self);
 }
@@ -509,6 +524,7 @@ static int slot_traverse(PyObject *op, visitproc visit, void *arg) {
     Py_VISIT(self->iterator);
     Py_VISIT(self->output);
     Py_VISIT(self->waiter);
+    Py_VISIT(self->readers.futures);
     Py_VISIT((PyObject *)self->stream);
     return 0;
 }
@@ -578,53 +594,59 @@ static async_stream *stream_make(slot *slot) {
     return self;
 }
 
-/* The call has ended: its inputs are not to be had any more. */
+/* The call has ended: its inputs are not to be had any more, and who waits for one is told so. */
 static void stream_over(slot *slot) {
     async_stream *self = slot->stream;
     if (!self) return;
     slot->stream = NULL;
     self->slot = NULL;
-    if (!self->exhausted) self->cancelled = false;
+    self->cancelled = slot->worker && pyper_cancelled(slot->worker);
+    waiters_wake(&slot->readers, self->state);
     Py_DECREF((PyObject *)self);
     Py_DECREF((PyObject *)slot);
+}
+
+/* There is nothing to be had, and will not be. */
+static PySendResult no_input(async_stream *self) {
+    if (self->exhausted)
+        PyErr_SetNone(PyExc_StopAsyncIteration);
+    else if (self->slot || self->cancelled)
+        PyErr_Format(self->state->async_cancelled,
+                     "the run was cancelled: task '%U' has not got all its inputs", self->name);
+    else
+        PyErr_Format(PyExc_RuntimeError,
+                     "these inputs belong to a call of task '%U' that has ended; read them before "
+                     "the function returns",
+                     self->name);
+    return PYGEN_ERROR;
+}
+
+/* A reader waits, until the slot has come to what it waits for. */
+static PySendResult wait_to_read(slot *slot, PyObject **ret_value) {
+    turn_restart(&slot->turn);
+    *ret_value = waiters_add(&slot->readers, slot->step->state, slot->driver->loop);
+    return *ret_value ? PYGEN_NEXT : PYGEN_ERROR;
 }
 
 /* The next input, as an awaitable's step: PYGEN_NEXT and a future, or None, to wait for. */
 static PySendResult stream_step(async_stream *self, PyObject **ret_value) {
     slot *slot = self->slot;
-    if (self->exhausted) {
-        PyErr_SetNone(PyExc_StopAsyncIteration);
-        return PYGEN_ERROR;
-    }
-    if (!slot || !slot->worker) {
-        PyErr_Format(PyExc_RuntimeError,
-                     "these inputs belong to a call of task '%U' that has ended; read them before "
-                     "the function returns",
-                     self->name);
-        return PYGEN_ERROR;
-    }
+    if (self->exhausted || !slot) return no_input(self);
+    if (slot->waiter) return wait_to_read(slot, ret_value);
     if (turn_is_over(&slot->turn)) {
         *ret_value = Py_NewRef(Py_None);
         return PYGEN_NEXT;
     }
     void *item;
     int rc = pyper_try_pull(slot->worker, &item);
+    if (rc == PYPER_EAGAIN) return wait_to_read(slot, ret_value);
+    waits_no_longer(slot);
     if (rc > 0) {
         *ret_value = item;
         return PYGEN_RETURN;
     }
-    if (rc == PYPER_EAGAIN) {
-        *ret_value = wait_for_engine(slot);
-        return *ret_value ? PYGEN_NEXT : PYGEN_ERROR;
-    }
-    if (rc == 0) {
-        self->exhausted = true;
-        PyErr_SetNone(PyExc_StopAsyncIteration);
-    } else {
-        PyErr_Format(self->state->async_cancelled,
-                     "the run was cancelled: task '%U' has not got all its inputs", self->name);
-    }
-    return PYGEN_ERROR;
+    self->exhausted = rc == 0;
+    return no_input(self);
 }
 
 PySendResult async_stream_step(PyObject *op, PyObject **ret_value) {
@@ -657,7 +679,8 @@ PyDoc_STRVAR(stream_doc,
              "The inputs of one call of an asynchronous task with join=True, as an asynchronous "
              "iterator.\n\nIt ends when the inputs are complete, and raises "
              "asyncio.CancelledError when the run was\ncancelled or has failed, so that part of "
-             "the inputs never looks like all of them.");
+             "the inputs never looks like all of them.  Several\ntasks of the event loop may read: "
+             "each input goes to one of them.");
 
 static PyMethodDef stream_methods[] = {
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, NULL},

@@ -39,6 +39,20 @@ def numbers(n: int) -> Pipeline[..., int]:
     return task(range, branch=True, bind=task.bind(n))
 
 
+def futures_alive() -> int:
+    gc.collect()
+    return sum(isinstance(one, asyncio.Future) for one in gc.get_objects())
+
+
+async def give_up(waiting: Awaitable[Any]) -> None:
+    """Let it begin to wait, and cancel it."""
+    waiting = asyncio.ensure_future(waiting)
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
 # ------------------------------------------------------------------------------------- kinds
 
 
@@ -314,6 +328,143 @@ def test_a_join_learns_of_a_failure_by_cancellation() -> None:
     with pytest.raises(ValueError, match="5"):
         run(collect((numbers(100) | task(fails) | task(total, join=True))()))
     assert seen == [asyncio.CancelledError]
+
+
+def test_several_readers_share_the_inputs_of_an_async_join() -> None:
+    async def shared(data: AsyncIterator[int]) -> list[list[int]]:
+        return await asyncio.gather(*(collect(data) for _ in range(3)))
+
+    pipeline = numbers(100) | task(ainc_later, throttle=2) | task(shared, join=True, workers=2)
+    parts = run(collect(pipeline()))
+    assert sorted(itertools.chain(*itertools.chain(*parts))) == list(range(1, 101))
+
+
+def test_a_reader_that_gives_up_leaves_the_others_waiting() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def waits(x: int) -> int:
+            await gate.wait()
+            return x
+
+        async def patient(data: AsyncIterator[int]) -> list[int]:
+            waiting = asyncio.ensure_future(collect(data))
+            await asyncio.sleep(0)
+            await give_up(anext(data))
+            gate.set()
+            return await waiting
+
+        assert await collect((numbers(3) | task(waits) | task(patient, join=True))()) == [[0, 1, 2]]
+
+    run(main)
+
+
+def test_reads_that_are_given_up_leave_nothing_behind() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def waits(x: int) -> int:
+            await gate.wait()
+            return x
+
+        async def impatient(data: AsyncIterator[int]) -> int:
+            waiting = asyncio.ensure_future(collect(data))
+            await give_up(anext(data))
+            before = futures_alive()
+            for _ in range(1000):
+                await give_up(anext(data))
+            assert futures_alive() - before < 100
+            gate.set()
+            return len(await waiting)
+
+        assert await collect((numbers(3) | task(waits) | task(impatient, join=True))()) == [3]
+
+    run(main)
+
+
+@pytest.mark.parametrize("end", ["too early", "complete", "cancelled"])
+def test_who_still_waits_for_inputs_when_the_call_ends_is_told_so(end: str) -> None:
+    expected = {
+        "too early": RuntimeError,
+        "complete": StopAsyncIteration,
+        "cancelled": asyncio.CancelledError,
+    }
+    readers: list[asyncio.Future[int]] = []
+
+    async def main() -> None:
+        may_end = asyncio.Event()
+
+        async def source() -> AsyncIterator[int]:
+            yield 1
+            await may_end.wait()
+
+        async def leaves(data: AsyncIterator[int]) -> AsyncIterator[int]:
+            assert await anext(data) == 1
+            readers.extend(asyncio.ensure_future(anext(data)) for _ in range(3))
+            await asyncio.sleep(0)
+            yield 1
+            if end == "complete":
+                may_end.set()
+            if end != "too early":
+                await asyncio.wait(readers[:1])
+
+        pipeline = task(source, branch=True) | task(leaves, branch=True, join=True)
+        async with pipeline() as outputs:
+            assert await anext(outputs) == 1
+            if end != "cancelled":
+                assert await collect(outputs) == []
+        told = await asyncio.gather(*readers, return_exceptions=True)
+        assert [type(one) for one in told] == [expected[end]] * 3
+
+    run(main)
+    readers.clear()
+
+
+def test_an_async_join_may_emit_while_others_read() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def waits(x: int) -> int:
+            await gate.wait()
+            return x
+
+        async def emits(data: AsyncIterator[int]) -> AsyncIterator[int]:
+            reading = asyncio.ensure_future(anext(data))
+            await asyncio.sleep(0)
+            yield -1
+            gate.set()
+            yield await reading
+
+        pipeline = numbers(3) | task(waits) | task(emits, branch=True, join=True)
+        assert await collect(pipeline()) == [-1, 0]
+
+    run(main)
+
+
+def test_an_async_join_may_wait_for_room_while_others_read() -> None:
+    async def reads_ahead(data: AsyncIterator[int]) -> AsyncIterator[int | None]:
+        ahead: asyncio.Queue[int | None] = asyncio.Queue()
+
+        async def read() -> None:
+            async for x in data:
+                await ahead.put(x)
+            await ahead.put(None)
+
+        readers = [asyncio.create_task(read()) for _ in range(3)]
+        for _ in readers:
+            while (x := await ahead.get()) is not None:
+                yield x
+        await asyncio.gather(*readers)
+
+    async def main() -> list[int | None]:
+        found = []
+        first = numbers(100) | task(ainc_later, throttle=2)
+        async for x in (first | task(reads_ahead, branch=True, join=True, throttle=1))():
+            await asyncio.sleep(0)
+            found.append(x)
+        return found
+
+    assert sorted(run(main)) == list(range(1, 101))
 
 
 # ------------------------------------------------------------------------------------ nesting
@@ -838,20 +989,6 @@ def test_a_timeout_around_one_output_loses_nothing() -> None:
             assert await collect(outputs) == [0, 1, 2]
 
     run(main)
-
-
-def futures_alive() -> int:
-    gc.collect()
-    return sum(isinstance(one, asyncio.Future) for one in gc.get_objects())
-
-
-async def give_up(waiting: Awaitable[Any]) -> None:
-    """Let it begin to wait, and cancel it."""
-    waiting = asyncio.ensure_future(waiting)
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
 
 
 def test_waits_that_are_given_up_leave_nothing_behind() -> None:
