@@ -184,10 +184,7 @@ void host_cancel_slot(void *host_data, pyper_worker *worker) {
     python_run *python = host_data;
     driver *self = python->driver;
     slot *slot = *pyper_worker_state(worker);
-    if (!self || !slot || !slot->task || slot->told || is_closed(self)) return;
-    PyObject *result = PyObject_CallMethodNoArgs(slot->task, self->state->name_cancel);
-    if (!result) PyErr_WriteUnraisable(slot->task);
-    Py_XDECREF(result);
+    if (self && slot && !is_closed(self)) slot_tell(slot);
 }
 
 void host_resume_caller(void *host_data) {

@@ -524,6 +524,8 @@ typedef struct slot {
 
 slot *slot_new(driver *driver, pyper_worker *worker);
 void slot_wake(slot *self);
+/* The run is over: cancel the task, unless its function has been told already. */
+void slot_tell(slot *self);
 /* Let go of everything without the loop: the loop is gone. */
 void slot_abandon(slot *self);
 

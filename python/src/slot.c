@@ -122,7 +122,23 @@ void slot_abandon(slot *self) {
     Py_DECREF((PyObject *)self);
 }
 
+void slot_tell(slot *self) {
+    if (!self->task || self->told) return;
+    self->told = true;
+    PyObject *result = PyObject_CallMethodNoArgs(self->task, self->step->state->name_cancel);
+    if (!result) PyErr_WriteUnraisable(self->task);
+    Py_XDECREF(result);
+}
+
+/* A task with join waits for the engine because something reads its inputs, or has read them: but
+ * its function may await something else.  If so, tell it that the run is over. */
+static void tell_function(slot *self) {
+    bool awaits = self->state == AWAIT || self->state == AWAIT_ITEM;
+    if (awaits && pyper_cancelled(self->worker)) slot_tell(self);
+}
+
 void slot_wake(slot *self) {
+    tell_function(self);
     if (self->waiter) future_wake(self->step->state, self->waiter);
     waiters_wake(&self->readers, self->step->state);
 }
@@ -606,6 +622,20 @@ static void stream_over(slot *slot) {
     Py_DECREF((PyObject *)slot);
 }
 
+/* A reader is about to be told that the run is over.  If that is the function itself, it must not be
+ * told again while it cleans up; otherwise it may never learn of it. */
+static void tell_reader(slot *slot) {
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    PyObject *reader = asyncio ? PyObject_CallMethod(asyncio, "current_task", NULL) : NULL;
+    if (!reader) PyErr_Clear();
+    if (reader && reader == slot->task)
+        slot->told = true;
+    else
+        tell_function(slot);
+    Py_XDECREF(reader);
+    Py_XDECREF(asyncio);
+}
+
 /* There is nothing to be had, and will not be. */
 static PySendResult no_input(async_stream *self) {
     if (self->exhausted)
@@ -646,6 +676,7 @@ static PySendResult stream_step(async_stream *self, PyObject **ret_value) {
         return PYGEN_RETURN;
     }
     self->exhausted = rc == 0;
+    if (rc < 0 && pyper_cancelled(slot->worker)) tell_reader(slot);
     return no_input(self);
 }
 

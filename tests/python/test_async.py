@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 import pyper
-from helpers import PATIENCE, Counted, none_alive
+from helpers import PATIENCE, Counted, none_alive, until
 from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncOutputs, AsyncPipeline, Pipeline, task
 
@@ -465,6 +465,67 @@ def test_an_async_join_may_wait_for_room_while_others_read() -> None:
         return found
 
     assert sorted(run(main)) == list(range(1, 101))
+
+
+@pytest.mark.parametrize("what", ["gave up a read", "lets another task read"])
+def test_an_async_join_that_awaits_something_else_learns_of_the_end(what: str) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def main() -> None:
+        awaits = asyncio.Event()
+
+        async def never(x: int) -> int:
+            await asyncio.Event().wait()
+            return x
+
+        async def reads(data: AsyncIterator[int]) -> None:
+            reading = asyncio.ensure_future(anext(data))
+            await asyncio.sleep(0)
+            if what == "gave up a read":
+                reading.cancel()
+            awaits.set()
+            try:
+                await asyncio.Event().wait()
+            except BaseException as exception:
+                seen.append(type(exception))
+                raise
+            finally:
+                await asyncio.wait([reading])
+
+        async with (numbers(3) | task(never) | task(reads, join=True))() as outputs:
+            await give_up(anext(outputs))
+            await awaits.wait()
+
+    run(main)
+    assert seen == [asyncio.CancelledError]
+
+
+def test_an_async_join_is_not_cancelled_again_while_it_cleans_up() -> None:
+    ended: list[str] = []
+
+    async def main() -> None:
+        begun = threading.Event()
+
+        def fails(x: int) -> int:
+            begun.wait(PATIENCE)
+            raise Boom(x)
+
+        async def total(data: AsyncIterator[int]) -> int:
+            begun.set()
+            until(lambda: outputs.stats()[1].alive == 0)  # the loop stands still, and knows nothing
+            try:
+                return sum([x async for x in data])
+            finally:
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                ended.append("in its own time")
+
+        outputs = (numbers(3) | task(fails) | task(total, join=True))()
+        with pytest.raises(Boom):
+            await collect(outputs)
+
+    run(main)
+    assert ended == ["in its own time"]
 
 
 # ------------------------------------------------------------------------------------ nesting
