@@ -516,10 +516,12 @@ typedef struct slot {
     struct async_stream *stream;
     struct turn turn;
     int state;
-    bool iterating; /* the iterator was asked for an item */
-    bool cancelled_outside;
-    bool told;    /* that the run is over, by a CancelledError */
-    bool lingers; /* it has left, and its task waits until all others have */
+    long absorbed;    /* cancellations of the task, by calls that went on without a word */
+    bool iterating;   /* the iterator was asked for an item */
+    bool thrown_into; /* the call: a CancelledError, while the run went on */
+    bool told;        /* that the run is over, by a CancelledError */
+    bool cancelled;   /* the task, by slot_tell() */
+    bool lingers;     /* it has left, and its task waits until all others have */
 } slot;
 
 slot *slot_new(driver *driver, pyper_worker *worker);

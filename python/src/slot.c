@@ -124,7 +124,7 @@ void slot_abandon(slot *self) {
 
 void slot_tell(slot *self) {
     if (!self->task || self->told) return;
-    self->told = true;
+    self->told = self->cancelled = true;
     PyObject *result = PyObject_CallMethodNoArgs(self->task, self->step->state->name_cancel);
     if (!result) PyErr_WriteUnraisable(self->task);
     Py_XDECREF(result);
@@ -159,6 +159,25 @@ static void waits_no_longer(slot *self) {
 
 /* ------------------------------------------------------------------------------- the machine */
 
+/* How often the task was cancelled.  Who absorbs that, as asyncio.timeout() and TaskGroup do, takes
+ * it back with Task.uncancel().  -1: this kind of task does not count. */
+static long cancellations(slot *self) {
+    PyObject *raised = PyErr_GetRaisedException();
+    PyObject *count = self->task ? PyObject_CallMethod(self->task, "cancelling", NULL) : NULL;
+    long result = count ? PyLong_AsLong(count) : -1;
+    Py_XDECREF(count);
+    PyErr_Clear();
+    if (raised) PyErr_SetRaisedException(raised);
+    return result;
+}
+
+/* Has somebody else cancelled the task, and the function has not absorbed that? */
+static bool cancelled_outside(slot *self) {
+    if (!self->thrown_into) return false;
+    long count = cancellations(self);
+    return count < 0 || count > self->absorbed + self->cancelled;
+}
+
 /* The current exception ends the worker: report it, unless it is only how the worker is stopped. */
 static void fail(slot *self) {
     module_state *state = self->step->state;
@@ -169,7 +188,7 @@ static void fail(slot *self) {
             PyErr_Clear();
             return;
         }
-        if (self->cancelled_outside) {
+        if (cancelled_outside(self)) {
             PyErr_Clear();
             pyper_cancel(pyper_worker_run(self->worker));
             return;
@@ -249,6 +268,8 @@ static void have_returned(slot *self, PyObject *result) {
 /* The call is over: the next one; but a task with join is called once. */
 static void call_over(slot *self) {
     Py_CLEAR(self->iterator);
+    if (self->thrown_into) self->absorbed = cancellations(self);
+    self->thrown_into = false;
     self->state = self->step->join ? CLOSE : NEXT;
 }
 
@@ -386,7 +407,7 @@ static void begin_close(slot *self) {
     self->iterator = NULL;
     Py_CLEAR(self->output);
     if (!iterator) {
-        self->lingers = self->cancelled_outside && pyper_cancelled(self->worker);
+        self->lingers = pyper_cancelled(self->worker) && cancelled_outside(self);
         leave(self);
         return;
     }
@@ -449,7 +470,7 @@ static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_val
         if (pyper_cancelled(self->worker))
             self->told = true;
         else
-            self->cancelled_outside = true;
+            self->thrown_into = true;
     }
     if (thrown && !self->awaited) {
         interrupt(self, thrown);

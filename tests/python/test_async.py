@@ -766,6 +766,79 @@ def test_a_cancelled_future_is_an_exception_like_any_other() -> None:
     run(main)
 
 
+async def outlast_a_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+
+async def outlast_a_group() -> None:
+    async def fails() -> None:
+        raise Boom
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails())
+            await asyncio.Event().wait()
+
+
+async def outlast_a_cancellation() -> None:
+    current = asyncio.current_task()
+    assert current is not None
+    current.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+
+
+async def await_a_cancelled_future(when: str) -> None:
+    future = asyncio.get_running_loop().create_future()
+    if when == "before":
+        future.cancel()
+    else:
+        asyncio.get_running_loop().call_soon(future.cancel)
+    await future
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize(
+    "outlast", [ainc, outlast_a_timeout, outlast_a_group, outlast_a_cancellation]
+)
+def test_a_cancellation_that_a_call_outlasts_hides_no_failure_of_another(
+    outlast: Callable[..., Awaitable[object]], when: str
+) -> None:
+    async def fails_later(x: int) -> int:
+        if x == 0:
+            await (ainc(0) if outlast is ainc else outlast())
+        if x == 2:
+            await await_a_cancelled_future(when)
+        return x
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await collect((numbers(5) | task(fails_later))())
+        assert caught.value.__notes__ == ["in task 'fails_later' (2 of 2)"]
+
+    run(main)
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("outlast", [outlast_a_timeout, outlast_a_group])
+def test_a_cancellation_that_a_call_outlasts_hides_no_failure_of_its_own(
+    outlast: Callable[..., Awaitable[object]], when: str
+) -> None:
+    async def fails(x: int) -> int:
+        await outlast()
+        await await_a_cancelled_future(when)
+        return x
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await collect((numbers(5) | task(fails))())
+        assert caught.value.__notes__ == ["in task 'fails' (2 of 2)"]
+
+    run(main)
+
+
 def test_a_branch_that_returns_no_iterable() -> None:
     with pytest.raises(TypeError, match="branch=True"):
         run(collect(task(ainc, branch=True)(1)))
@@ -1031,6 +1104,31 @@ def test_timeout() -> None:
             async with asyncio.timeout(0.01):
                 async for _ in (numbers(100) | task(never, workers=10))():
                     pass
+
+    run(main)
+
+
+@pytest.mark.parametrize("then", ["reads", "awaits something else"])
+def test_a_join_that_has_outlasted_a_timeout_ends_with_its_run(then: str) -> None:
+    async def main() -> None:
+        ready = asyncio.Event()
+
+        async def never(x: int) -> int:
+            await asyncio.Event().wait()
+            return x
+
+        async def outlasts(data: AsyncIterator[int]) -> int:
+            await outlast_a_timeout()
+            ready.set()
+            if then == "reads":
+                return await anext(data)
+            await asyncio.Event().wait()
+            return 0
+
+        async with (numbers(3) | task(never) | task(outlasts, join=True))() as outputs:
+            await give_up(anext(outputs))
+            await ready.wait()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main)
 
