@@ -136,10 +136,13 @@ static int create_task(driver *self, slot *slot) {
     if (!task) return -1;
     /* If the loop is dropped with this task waiting, that is no mistake of the user's. */
     if (PyObject_SetAttr(task, state->name_log_destroy_pending, Py_False) < 0) PyErr_Clear();
-    if (slot->worker)
-        slot->task = task;
-    else
-        Py_DECREF(task); /* an eager task may have ended already */
+    if (!slot->worker) { /* an eager task may have ended already */
+        Py_DECREF(task);
+        return 0;
+    }
+    slot->task = task;
+    /* It may also have ended the run, when it could not be cancelled yet. */
+    if (pyper_cancelled(slot->worker)) slot_tell(slot);
     return 0;
 }
 

@@ -1446,6 +1446,32 @@ def test_leaving_on_each_loop(
     assert none_alive()
 
 
+def test_on_each_loop_a_function_that_closes_its_own_run_is_cancelled(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def main() -> None:
+        async def closes(x: int) -> int:
+            try:
+                await outputs.aclose()
+            except BaseException as exception:
+                seen.append(type(exception))
+                raise
+            return x
+
+        outputs = (task(range, branch=True) | task(closes))(3)
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(pyper.Cancelled):
+                await anext(outputs)
+            await outputs.aclose()
+        assert [stats.alive for stats in outputs.stats()] == [0, 0]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+    assert seen == [asyncio.CancelledError]
+
+
 def test_each_loop_may_be_closed_early(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
