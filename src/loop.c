@@ -601,16 +601,18 @@ int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
 }
 
 #if PYPER__PROCESSES
+/* An output that could not be decoded ends the stream, as in run.c. */
 static int receive_output(pyper__loop *loop, void **ret_item) {
     pyper_run *run = loop->run;
     pyper__queue *edge = &run->queues[run->count];
     int64_t ticket;
-    int rc;
-    /* An item that could not be decoded has failed the run; those behind it come first. */
-    do rc = pyper__try_receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket);
-    while (rc == PYPER_EFAILED);
+    int rc = pyper__try_receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket);
     if (rc == PYPER__AGAIN) pyper__edge_settle(edge);
-    return rc;
+    if (rc == PYPER_EFAILED) {
+        pyper__edge_set_state(edge, PYPER__CANCELLED);
+        return 0;
+    }
+    return rc == PYPER_ECANCELED && !atomic_load(&run->cancelled) ? 0 : rc;
 }
 #endif
 

@@ -556,17 +556,20 @@ int pyper__run_outcome(pyper_run *run) {
 }
 
 #if PYPER__PROCESSES
+/* An output that could not be decoded has failed the run and ends the stream: those behind it would
+ * come after a gap. */
 static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
                           bool interruptible) {
+    pyper__queue *edge = &run->queues[run->count];
     int64_t ticket;
-    int rc;
-    /* An item that could not be decoded has failed the run; those behind it come first. */
-    do
-        rc = pyper__receive(run, &run->stages[run->count - 1], &run->queues[run->count], ret_item,
-                            &ticket, &run->callers, deadline_ns, interruptible);
-    while (rc == PYPER_EFAILED);
+    int rc = pyper__receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket,
+                            &run->callers, deadline_ns, interruptible);
     if (rc > 0) pyper__seat_share_token(&run->callers);
-    return rc;
+    if (rc == PYPER_EFAILED) {
+        pyper__edge_set_state(edge, PYPER__CANCELLED);
+        return 0;
+    }
+    return rc == PYPER_ECANCELED && !atomic_load(&run->cancelled) ? 0 : rc;
 }
 #endif
 

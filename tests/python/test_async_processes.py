@@ -23,7 +23,7 @@ import pyper
 from helpers import PATIENCE, Program
 from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncPipeline, task
-from test_multiprocess import fork, method, nothing_is_left, nothing_stays, servers
+from test_multiprocess import badly_at_two, fork, method, nothing_is_left, nothing_stays, servers
 
 __all__ = ["fork", "method", "nothing_is_left", "nothing_said", "servers"]  # fixtures
 
@@ -376,6 +376,23 @@ def test_an_item_that_cannot_be_pickled() -> None:
     pipeline = task(range, branch=True) | task(lock) | task(id, multiprocess=True)
     with pytest.raises(RuntimeError, match="'lock'.*cannot be pickled"):
         run(collect(pipeline(3)))
+
+
+@forked
+@pytest.mark.parametrize("options", [{}, {"workers": 3, "ordered": True}])
+def test_outputs_end_at_the_one_that_cannot_be_unpickled(options: Any) -> None:
+    async def main() -> None:
+        chain = task(arange, branch=True) | task(badly_at_two, multiprocess=True, **options)
+        outputs = chain(8)
+        assert await anext(outputs) == 0
+        while any(counters.alive for counters in outputs.stats()):
+            await asyncio.sleep(0)
+        assert await anext(outputs) == 1  # all the others are there
+        with pytest.raises(RuntimeError, match="cannot be unpickled"):
+            await anext(outputs)
+        assert await collect(outputs) == []
+
+    run(main)
 
 
 # ------------------------------------------------------------------------------------- leaving

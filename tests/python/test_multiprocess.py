@@ -213,6 +213,10 @@ def loads_badly(x: int) -> Any:
     return LoadsBadly()
 
 
+def badly_at_two(x: int) -> Any:
+    return LoadsBadly() if x == 2 else x
+
+
 def _explode() -> None:
     raise ValueError("not here")
 
@@ -706,6 +710,17 @@ def test_results_that_cannot_be_unpickled_end_the_run(method: str) -> None:
     with pytest.raises(RuntimeError, match="cannot be unpickled") as caught:
         list((numbers | task(loads_badly, multiprocess=True))(5))
     assert "not here" in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 3, "ordered": True}])
+def test_outputs_end_at_the_one_that_cannot_be_unpickled(fork: None, options: Any) -> None:
+    outputs = (numbers | task(badly_at_two, multiprocess=True, **options))(8)
+    assert next(outputs) == 0
+    until(lambda: all(counters.alive == 0 for counters in outputs.stats()))  # all are there
+    assert next(outputs) == 1
+    with pytest.raises(RuntimeError, match="cannot be unpickled"):
+        next(outputs)
+    assert list(outputs) == []
 
 
 def test_a_join_learns_of_it_by_cancellation(fork: None, monkeypatch: pytest.MonkeyPatch) -> None:

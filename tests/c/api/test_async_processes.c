@@ -446,19 +446,24 @@ EACH_HOST(what_cannot_cross_fails_the_run) {
     }
 }
 
-/* An item that the caller cannot decode: those before and behind it come, then the failure. */
-EACH_HOST(an_output_that_cannot_be_decoded_fails_the_run) {
+/* An output that the caller cannot decode: those before it come, those behind it would come after a
+ * gap. */
+EACH_HOST(an_output_that_cannot_be_decoded_ends_the_stream) {
     pyper_item_type type = pyper_type_int;
     type.decode = refuse_to_be_seven;
     for (int loop = 0; loop < 2; loop++) {
         pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
                                        pyper_task(pass, .async = true, INTS),
                                        pyper_task(pass, .multiprocess = true, .type = &type));
-        pyper_run *run = START(p, PTR(8), .loop = loop);
-        long count;
-        CHECK_EQ(take_all(run, loop, &count, NULL), PYPER_EFAILED);
+        pyper_run *run = START(p, PTR(100), .loop = loop);
+        CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0); /* all of them are there */
+        long count, total;
+        CHECK_EQ(take_all(run, loop, &count, &total), PYPER_EFAILED);
         CHECK_EQ(count, 7);
+        CHECK_EQ(total, 6 * 7 / 2);
         CHECK_EQ(pyper_error_code(run), -55);
+        void *out;
+        CHECK_EQ(take(run, loop, &out), PYPER_EFAILED);
         finish(run, p);
     }
 }

@@ -611,6 +611,31 @@ EACH_HOST(an_item_that_cannot_be_decoded_fails_the_run) {
     }
 }
 
+static int decode_all_but_three(pyper_transfer *from, const void *data, size_t size,
+                                void **ret_item) {
+    void *item;
+    int rc = pyper_type_int.decode(from, data, size, &item);
+    if (rc < 0 || INT(item) == 3) return -66;
+    *ret_item = item;
+    return 0;
+}
+
+EACH_HOST(an_output_that_cannot_be_decoded_ends_the_stream) {
+    pyper_item_type type = pyper_type_int;
+    type.decode = decode_all_but_three;
+    for (int workers = 1; workers <= 3; workers += 2) {
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                       pyper_task(pass, .type = &type, .multiprocess = true,
+                                                  .workers = workers, .ordered = workers > 1));
+        pyper_run *run = START(p, PTR(100));
+        CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0); /* all of them are there */
+        for (long i = 0; i < 3; i++) NEXT_IS(run, i);
+        ENDS_WITH(run, PYPER_EFAILED);
+        CHECK_EQ(pyper_error_code(run), -66);
+        finish(run, p);
+    }
+}
+
 static int pull_all(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     long *last = bind;
