@@ -557,7 +557,7 @@ int pyper__run_outcome(pyper_run *run) {
 
 #if PYPER__PROCESSES
 /* An output that could not be decoded has failed the run and ends the stream: those behind it would
- * come after a gap. */
+ * come after a gap.  Perhaps a host was interrupted while it decoded: let it look before it waits. */
 static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
                           bool interruptible) {
     pyper__queue *edge = &run->queues[run->count];
@@ -567,7 +567,7 @@ static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
     if (rc > 0) pyper__seat_share_token(&run->callers);
     if (rc == PYPER_EFAILED) {
         pyper__edge_set_state(edge, PYPER__CANCELLED);
-        return 0;
+        return interruptible ? PYPER_EINTR : 0;
     }
     return rc == PYPER_ECANCELED && !atomic_load(&run->cancelled) ? 0 : rc;
 }

@@ -31,14 +31,27 @@ static size_t aligned(size_t size) {
 
 /* ------------------------------------------------------------------------------- failures */
 
+/* Does the current exception come from a signal handler (Ctrl-C's, say)?  Those run in the caller's
+ * main thread only, and what they raise as an Exception looks like the item's. */
+static bool is_interrupt(const python_run *python) {
+    return !python->child && PyThread_get_thread_ident() == python->plan->state->main_thread &&
+           !PyErr_ExceptionMatches(PyExc_Exception);
+}
+
 /* The current exception is why `item` cannot cross: tell the run.  Want of memory is no fault of
- * the item's, and leaves none to say much. */
+ * the item's, and leaves none to say much.  Neither is an interrupt: it waits for the next() of
+ * this thread. */
 static int refuse(pyper_transfer *transfer, const char *format, const char *type_name) {
     if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
         PyErr_Clear();
         return PYPER_ENOMEM;
     }
     python_run *python = pyper_transfer_host_data(transfer);
+    if (is_interrupt(python)) {
+        python_run_keep_raised(python, true);
+        return pyper_transfer_fail(transfer, PYPER_EINTR, "interrupted while an item crossed", NULL,
+                                   0);
+    }
     PyObject *cause = PyErr_GetRaisedException();
     PyErr_Format(PyExc_RuntimeError, format, pyper_transfer_name(transfer), type_name);
     PyObject *exception = PyErr_GetRaisedException();

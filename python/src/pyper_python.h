@@ -354,7 +354,7 @@ void python_run_ref(python_run *python);
 void python_run_unref(python_run *python);
 
 /* Keep what the starting of a worker has raised, if anything: it may have been started all the
- * same. */
+ * same.  With `started` also what has interrupted any other callback: it waits for this thread. */
 void python_run_keep_raised(python_run *python, bool started);
 
 /* Keep an exception, which is taken, for this thread; a second one goes to sys.unraisablehook. */

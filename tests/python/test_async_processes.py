@@ -23,9 +23,18 @@ import pyper
 from helpers import PATIENCE, Program
 from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
 from pyper import AsyncPipeline, task
-from test_multiprocess import badly_at_two, fork, method, nothing_is_left, nothing_stays, servers
+from test_multiprocess import (
+    badly_at_two,
+    caller,
+    fork,
+    interrupting_at_two,
+    method,
+    nothing_is_left,
+    nothing_stays,
+    servers,
+)
 
-__all__ = ["fork", "method", "nothing_is_left", "nothing_said", "servers"]  # fixtures
+__all__ = ["caller", "fork", "method", "nothing_is_left", "nothing_said", "servers"]  # fixtures
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="process workers need Linux"),
@@ -510,6 +519,50 @@ def test_ctrl_c() -> None:
 
 
 # --------------------------------------------------------------------------------------- loops
+
+
+class InterruptsItsPickling:
+    def __reduce__(self) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return (int, ())
+
+
+async def interrupts_its_pickling(x: int) -> Any:
+    return InterruptsItsPickling() if x == 2 else x
+
+
+def on_a_loop_without_handlers(coroutine: Any) -> Any:
+    """As asyncio.run(), but Ctrl-C stays KeyboardInterrupt: a Runner would cancel the task."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(asyncio.wait_for(coroutine, PATIENCE))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+@forked
+@pytest.mark.usefixtures("caller")
+@pytest.mark.parametrize("where", ["pickled", "unpickled"])
+def test_ctrl_c_while_an_item_crosses(where: str) -> None:
+    chain: Any = task(arange, branch=True)
+    if where == "pickled":
+        chain |= task(interrupts_its_pickling)
+        chain |= task(inc, multiprocess=True)
+    else:
+        chain |= task(interrupting_at_two, multiprocess=True)
+
+    async def main() -> str:
+        outputs = chain(100)
+        try:
+            async for _ in outputs:
+                pass
+        except KeyboardInterrupt:
+            await outputs.aclose()
+            return "interrupted"
+        return "not interrupted"
+
+    assert on_a_loop_without_handlers(main()) == "interrupted"
 
 
 @forked

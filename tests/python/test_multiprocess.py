@@ -1132,6 +1132,118 @@ def test_ctrl_c_waits_while_a_process_starts(fork: None, monkeypatch: pytest.Mon
     assert len(forked) == 2
 
 
+the_caller = 0  # its process, where the signals of the following tests go
+
+
+def interrupt_the_caller(x: int) -> int:
+    """Ctrl-C, but only where the caller makes or unmakes an item."""
+    if os.getpid() == the_caller:
+        signal.raise_signal(signal.SIGINT)
+    return x
+
+
+class LoadsWithCtrlC:
+    """Interrupts a caller that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return (interrupt_the_caller, (1,))
+
+
+class DumpsWithCtrlC:
+    """Interrupts a caller that pickles it."""
+
+    def __reduce__(self) -> Any:
+        return (int, (interrupt_the_caller(1),))
+
+
+def interrupting_at_two(x: int) -> Any:
+    return [x, LoadsWithCtrlC()] if x == 2 else x
+
+
+def interrupting_at_two_bad_at_ten(x: int) -> Any:
+    if x == 10:
+        raise ValueError("ten is bad")
+    return interrupting_at_two(x)
+
+
+@pytest.fixture
+def caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "the_caller", os.getpid())
+
+
+def test_ctrl_c_while_an_output_is_unpickled(fork: None, caller: None) -> None:
+    """It is neither the item's fault nor does anything come after it."""
+    chain = task(endless, branch=True, throttle=9)
+    outputs = (chain | task(interrupting_at_two, multiprocess=True, throttle=9))(0)
+    assert [next(outputs), next(outputs)] == [0, 1]
+    with pytest.raises(KeyboardInterrupt):
+        next(outputs)
+    assert list(outputs) == []
+    outputs.close()
+
+
+def test_ctrl_c_while_an_output_of_a_failed_run_is_unpickled(fork: None, caller: None) -> None:
+    outputs = (numbers | task(interrupting_at_two_bad_at_ten, multiprocess=True))(100)
+    assert next(outputs) == 0
+    until(lambda: all(counters.alive == 0 for counters in outputs.stats()))
+    assert next(outputs) == 1
+    with pytest.raises(KeyboardInterrupt):
+        next(outputs)
+    with pytest.raises(ValueError, match="ten is bad"):
+        outputs.close()
+
+
+def test_ctrl_c_while_the_arguments_are_pickled(fork: None, caller: None) -> None:
+    outputs = task(same, multiprocess=True)(DumpsWithCtrlC())
+    with pytest.raises(KeyboardInterrupt):
+        next(outputs)
+    assert list(outputs) == []
+    outputs.close()
+
+
+def test_what_the_handler_of_a_signal_raises_comes_out(fork: None, caller: None) -> None:
+    class Enough(BaseException):
+        pass
+
+    def handler(number: int, frame: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        outputs = (numbers | task(interrupting_at_two, multiprocess=True))(100)
+        with pytest.raises(Enough):
+            list(outputs)
+        outputs.close()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_in_another_thread_it_is_the_items_fault(fork: None) -> None:
+    """No handler of a signal runs there."""
+    raised: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            list((numbers | task(exits_when_it_loads, multiprocess=True))(1))
+        except BaseException as exception:
+            raised.append(exception)
+
+    thread = threading.Thread(target=consume)
+    thread.start()
+    thread.join()
+    assert [type(exception) for exception in raised] == [RuntimeError]
+    assert "because of: SystemExit: 3" in raised[0].__notes__
+
+
+class ExitsWhenItLoads:
+    def __reduce__(self) -> Any:
+        return (sys.exit, (3,))
+
+
+def exits_when_it_loads(x: int) -> Any:
+    return ExitsWhenItLoads()
+
+
 def test_the_handler_of_ctrl_c_is_the_users_again(fork: None) -> None:
     def handler(number: int, frame: object) -> None:
         raise AssertionError("nobody has interrupted")
