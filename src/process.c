@@ -333,7 +333,9 @@ int pyper__processes_join(pyper_run *run) {
 
 /* -------------------------------------------------------------------------- a worker's process */
 
+/* For a forked child of a function the run is over. */
 bool pyper__processes_stopped(const pyper_run *run, size_t stage) {
+    if (pyper__run_inherited(run)) return true;
     const pyper__shm *shm = run->child ? run->child->shm : run->processes->shm;
     return atomic_load(&board_at(shm)->stopped) > stage;
 }
@@ -476,7 +478,7 @@ static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     worker->seat.clock = &seat->clock;
     atomic_store(&seat->state, AT_WORK);
     pyper__worker_work(worker);
-    child_left(&child, &stage, seat);
+    if (!pyper__run_inherited(run)) child_left(&child, &stage, seat);
 
     if (run->failure.destroy) run->failure.destroy(run->failure.payload);
     pyper__free(run->failure.data);

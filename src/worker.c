@@ -20,9 +20,19 @@ void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t siz
                  worker->index);
 }
 
+/* ------------------------------------------------------------------- a child of the function */
+
+/* The function has forked, and this is the child: the run is its parent's, and what processes share
+ * must be left alone.  All else is a copy. */
+static bool is_in_fork(const pyper_worker *worker) {
+    const pyper_run *run = worker->run;
+    return (run->child || run->processes) && pyper__run_inherited(run);
+}
+
 /* ----------------------------------------------------------------------------- the loop */
 
 void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message) {
+    if (is_in_fork(worker)) return;
     pyper__run_fail(worker->run, answer, worker->stage, code, message, NULL, NULL);
 }
 
@@ -53,7 +63,9 @@ static bool after_ordered_call(pyper_worker *worker) {
     pyper__queue *output = worker->output;
     int rc;
 #if PYPER__PROCESSES
-    if (output->channel)
+    if (output->channel && is_in_fork(worker))
+        rc = PYPER_ECANCELED;
+    else if (output->channel)
         rc = pyper__send_done(output, worker->ticket, &worker->seat, worker->stage->input);
     else
 #endif
@@ -76,6 +88,7 @@ static inline bool call(pyper_worker *worker, const pyper__task *task, void *ite
 static PYPER__NOINLINE int take_slow(pyper_worker *worker, pyper__queue *input, void **ret_item,
                                      int64_t deadline_ns) {
 #if PYPER__PROCESSES
+    if (input->channel && is_in_fork(worker)) return PYPER_ECANCELED;
     if (input->channel)
         return pyper__receive(worker->run, worker->stage, input, ret_item, &worker->ticket,
                               &worker->seat, deadline_ns, false);
@@ -191,7 +204,8 @@ void pyper__worker_work(pyper_worker *worker) {
     pyper__clock *clock = worker->seat.clock;
     atomic_store_explicit(&clock->started_ns, pyper_now(), memory_order_relaxed);
     work(worker);
-    atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);
+    if (!is_in_fork(worker))
+        atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);
     pyper__worker_current = NULL;
 }
 
@@ -200,6 +214,7 @@ void pyper__worker_main(void *arg) {
     pyper_run *run = worker->run;
     pyper__seat_has_come(run->host);
     pyper__worker_work(worker);
+    if (is_in_fork(worker)) return;
     pyper__run_worker_left(run, worker->stage);
     pyper__run_release(run);
 }
@@ -238,6 +253,7 @@ static inline int after_push(pyper_worker *worker, pyper__queue *output) {
 static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output, *input = worker->stage->input;
 #if PYPER__PROCESSES
+    if (output->channel && is_in_fork(worker)) return PYPER_ECANCELED;
     if (output->channel)
         return pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,
                            &worker->seat, input);
@@ -313,6 +329,7 @@ int pyper_fail(pyper_worker *worker, int code, const char *format, ...) {
 
 int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *payload,
                     void (*destroy)(void *payload)) {
+    if (is_in_fork(worker)) return PYPER_ECANCELED;
     bool first = pyper__run_fail(worker->run, PYPER_EFAILED, worker->stage, code,
                                  message ? message : "failed", payload, destroy);
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
@@ -320,6 +337,7 @@ int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *p
 
 int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const void *data,
                      size_t size) {
+    if (is_in_fork(worker)) return PYPER_ECANCELED;
     bool first = pyper__run_fail_bytes(worker->run, PYPER_EFAILED, worker->stage, code,
                                        message ? message : "failed", data, size);
     return first ? PYPER_EFAILED : PYPER_ECANCELED;

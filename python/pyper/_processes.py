@@ -7,11 +7,13 @@ process does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
@@ -234,7 +236,18 @@ def _main(
         _nothing_chosen()
     task: Task = what if forked else pickle.loads(what)
     plan = Plan((task._child_step(),))
+    pid = os.getpid()
     attach(plan, place, count, task.branch, task.join, index, worker, descriptors.fds)
+    if os.getpid() != pid:
+        _end_fork()
+
+
+def _end_fork() -> None:
+    """End a child that the function has forked: what is to be done at the end is its parent's."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # None, or closed
+            stream.flush()
+    os._exit(0)
 
 
 # ------------------------------------------------------------------------------ failures

@@ -225,6 +225,27 @@ static int report_from_child(step *step, pyper_worker *worker, PyObject *excepti
     return rc;
 }
 
+/* Has the function forked, and this is the child?  A slot of a loop must not ask: it would drive. */
+static bool is_in_fork(pyper_worker *worker) {
+    return !pyper_worker_state(worker) &&
+           pyper_wait_until(pyper_worker_run(worker), PYPER_NOWAIT) == PYPER_EFORKED;
+}
+
+/* The run is the parent's, and has not failed.  SystemExit is how a child ends; anything else
+ * somebody should see.  Takes it. */
+static int report_in_fork(const step *step, PyObject *exception) {
+    bool ends =
+        PyErr_GivenExceptionMatches(exception, PyExc_SystemExit) ||
+        (step->state->cancelled && PyErr_GivenExceptionMatches(exception, step->state->cancelled));
+    if (ends) {
+        Py_DECREF(exception);
+    } else {
+        PyErr_SetRaisedException(exception);
+        PyErr_WriteUnraisable(step->func);
+    }
+    return PYPER_ECANCELED;
+}
+
 /* Is it only that the run was cancelled?  When the interpreter ends a run that a function has
  * started may be cancelled, or may not begin any more, before the function's own run has been
  * told. */
@@ -237,6 +258,7 @@ static bool is_cancelled(const step *step, pyper_worker *worker, PyObject *excep
 
 int failure_report(step *step, pyper_worker *worker) {
     PyObject *exception = PyErr_GetRaisedException();
+    if (is_in_fork(worker)) return report_in_fork(step, exception);
     if (is_cancelled(step, worker, exception)) {
         Py_DECREF(exception);
         return PYPER_ECANCELED;

@@ -36,7 +36,7 @@ from typing import Any
 import pytest
 
 import pyper
-from helpers import PATIENCE, until
+from helpers import PATIENCE, Program, until
 from pyper import task
 
 pytestmark = [
@@ -828,6 +828,89 @@ def test_exceptions_that_cannot_travel(fork: None, func: Any, kind: str, words: 
         list((numbers | task(func, multiprocess=True))(1))
     assert f"in {func.__name__}" in "".join(traceback.format_exception(caught.value))
     assert isinstance(caught.value, pyper.Error)
+
+
+# ------------------------------------------------------------------- children of a function
+
+
+def forking(x: int, how: str) -> int:
+    """Forks; the child goes on in the ways there are, and the parent waits for it."""
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0) == (child, 0)
+    elif how == "exits":
+        sys.exit(0)
+    elif how == "raises":
+        raise ValueError("in the child")
+    return x
+
+
+def forking_and_yielding(x: int) -> Iterator[int]:
+    child = 0
+    try:
+        yield x
+        child = os.fork()
+        yield x
+        yield x
+    finally:
+        if child:
+            assert os.waitpid(child, 0) == (child, 0)
+
+
+def forking_and_reading(data: Iterator[int]) -> int:
+    first = next(data)
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0) == (child, 0)
+    return first + sum(data)
+
+
+@pytest.mark.parametrize("how", ["returns", "exits", "raises"])
+def test_a_forked_child_of_a_worker_has_no_part_in_the_run(method: str, how: str) -> None:
+    options: Any
+    for options in ({}, {"workers": 3, "ordered": True}):
+        forks = task(forking, bind=task.bind(how=how), multiprocess=True, **options)
+        assert list((task(range, branch=True) | forks)(5)) == list(range(5))
+
+
+def test_nor_has_one_of_a_thread_beside_processes(fork: None) -> None:
+    chain = task(range, branch=True) | task(forking, bind=task.bind(how="exits"))
+    assert list((chain | task(same, multiprocess=True))(1)) == [0]
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [("return x", ""), ("sys.exit(0)", ""), ("raise ValueError(x)", "ValueError: 0")],
+)
+def test_what_a_forked_child_of_a_worker_says_and_prints(statement: str, said: str) -> None:
+    program = Program(f"""
+        import multiprocessing, os, sys
+        from pyper import task
+
+        def forking(x):
+            child = os.fork()
+            if not child:
+                print("in the child", flush=False)
+                {statement}
+            assert os.waitpid(child, 0) == (child, 0)
+            return x
+
+        multiprocessing.set_start_method("fork")
+        print(list((task(range, branch=True) | task(forking, multiprocess=True))(1)))
+        """)
+    printed, errors, status = program.end()
+    assert (printed, status) == ("in the child\n[0]", 0)
+    assert errors.splitlines()[-1:] == ([said] if said else [])
+
+
+def test_a_forked_child_of_a_generator_is_refused_its_outputs(fork: None) -> None:
+    chain = numbers | task(forking_and_yielding, branch=True, multiprocess=True, ordered=True)
+    assert list(chain(3)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_forked_child_of_a_join_takes_no_inputs(fork: None) -> None:
+    chain = numbers | task(forking_and_reading, join=True, multiprocess=True)
+    assert list(chain(100)) == [sum(range(100))]
 
 
 # ------------------------------------------------------------------------------ deaths, leaving

@@ -348,6 +348,35 @@ EACH_HOST(blobs_of_all_sizes_arrive_whole) {
     finish(run, p);
 }
 
+/* The function forks.  Its child does whatever functions do, in vain. */
+static int fork_and_go_on(pyper_worker *w, void *item, void *bind) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child > 0) {
+        int status;
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK_EQ(status, 0);
+    } else if (INT(item) % 3 == 0) {
+        return pyper_fail(w, 1, "in the child");
+    } else if (INT(item) % 3 == 1) {
+        pyper_cancel(pyper_worker_run(w));
+        return 0;
+    }
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(a_forked_child_of_a_function_has_no_part_in_the_run) {
+    for (int ordered = 0; ordered < 2; ordered++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                       pyper_task(fork_and_go_on, INTS, .multiprocess = true, .ordered = ordered));
+        pyper_run *run = START(p, PTR(10));
+        for (long i = 0; i < 10; i++) NEXT_IS(run, i);
+        ENDS_WITH(run, 0);
+        finish(run, p);
+    }
+}
+
 /* An item of the kit as its value: destroyed by the sender, made again by the receiver. */
 static int encode_item(void *i, pyper_transfer *to) {
     long value = item_value(i);
