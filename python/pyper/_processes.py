@@ -7,7 +7,10 @@ process does.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import dataclasses
+import enum
 import functools
 import multiprocessing
 import os
@@ -31,12 +34,29 @@ __all__ = [
     "dispatch_table",
     "dump_failure",
     "dumps",
+    "harmless",
     "join",
     "load_failure",
     "loads",
     "newobj",
     "start",
 ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frozen:
+    """Has the methods that dataclasses makes for pickle."""
+
+
+_FieldsOnly = collections.namedtuple("_FieldsOnly", "")
+
+#: Code that pickle runs to take an object to pieces, and that changes nothing (see small.c): that
+#: of named tuples, frozen dataclasses with slots, and enumerations.
+harmless = (
+    _FieldsOnly.__getnewargs__.__code__,  # type: ignore[attr-defined]
+    _Frozen.__getstate__.__code__,  # type: ignore[attr-defined]
+    enum.Enum.__reduce_ex__.__code__,
+)
 
 _Fds = tuple[int, int, int, int]
 

@@ -3,11 +3,12 @@
  *
  * It knows None, bool, int, float, str, bytes, bytearray, tuple, list, dict, set and frozenset,
  * exactly these types; classes by their name; and of all other objects what pickle knows: the
- * answer of copyreg's and their own __reduce_ex__(), as far as it says "call this with these, then
- * set that".  An object has no small form if it takes more than SMALL_MAX bytes, or if pickle would
- * have to see to it that something that is in it twice is in it twice at the other end: whatever
- * can be changed, or can contain what can be changed, must be referred to from one place only.
- * Cycles are refused by that, too.  What has no small form is pickled.
+ * answer of their __reduce_ex__(), as far as it says "call this with these, then set that".  An
+ * object has no small form if it takes more than SMALL_MAX bytes, or if pickle would have to see to
+ * it that something that is in it twice is in it twice at the other end: whatever can be changed, or
+ * can contain what can be changed, must be referred to from one place only.  Cycles are refused by
+ * that, too.  What has no small form is pickled; so nothing is called here that pickle must not call
+ * once more, and what is reduced by code of the program's own has no small form (is_plain()).
  *
  * Each value begins with a byte that says what it is.
  *   'N' 'T' 'F'   None, True, False
@@ -29,8 +30,13 @@
 
 /* ----------------------------------------------------------------------------------- names */
 
-/* Direct-mapped, by the address of an object or a hash of its name: what comes later takes the
- * place.  Synchronization: lock. */
+/* The methods (and the one attribute) by which an object says what is to be pickled of it. */
+enum { REDUCE_EX, REDUCE, GETNEWARGS_EX, GETNEWARGS, GETSTATE, DICT, HOOKS };
+static const char *const hooks[HOOKS] = {"__reduce_ex__",  "__reduce__",   "__getnewargs_ex__",
+                                         "__getnewargs__", "__getstate__", "__dict__"};
+
+/* The tables are direct-mapped, by the address of an object or a hash of its name: what comes later
+ * takes the place.  Synchronization: lock; hook and harmless are set by names_new(). */
 #define NAMES 64
 
 struct name {
@@ -40,6 +46,8 @@ struct name {
 };
 
 struct names {
+    PyObject *hook[HOOKS]; /* their names */
+    PyObject *harmless;    /* pyper._processes.harmless */
     short_lock lock;
     struct name by_object[NAMES], by_text[NAMES];
 };
@@ -51,11 +59,24 @@ static void name_clear(struct name *name) {
 }
 
 struct names *names_new(void) {
-    return PyMem_RawCalloc(1, sizeof(struct names));
+    struct names *names = PyMem_RawCalloc(1, sizeof *names);
+    if (!names) return NULL;
+    bool made = true;
+    for (int i = 0; made && i < HOOKS; i++)
+        made = (names->hook[i] = PyUnicode_InternFromString(hooks[i])) != NULL;
+    PyObject *module = made ? PyImport_ImportModule("pyper._processes") : NULL;
+    if (module) names->harmless = PyObject_GetAttrString(module, "harmless");
+    Py_XDECREF(module);
+    if (names->harmless) return names;
+    PyErr_Clear();
+    names_free(names);
+    return NULL;
 }
 
 void names_free(struct names *names) {
     if (!names) return;
+    for (int i = 0; i < HOOKS; i++) Py_XDECREF(names->hook[i]);
+    Py_XDECREF(names->harmless);
     for (int i = 0; i < NAMES; i++) {
         name_clear(&names->by_object[i]);
         name_clear(&names->by_text[i]);
@@ -269,14 +290,66 @@ static bool write_set(writer *w, char kind, PyObject *set) {
     return written && PySet_GET_SIZE(set) == count && !PyErr_Occurred();
 }
 
-/* What __reduce_ex__() has answered, if it is simple. */
-static bool write_answer(writer *w, PyTypeObject *type, PyObject *answer) {
+/* What a type has by this name: a new reference, or NULL (no exception). */
+static PyObject *look_up(PyTypeObject *type, PyObject *name) {
+#if PY_VERSION_HEX >= 0x030D0000
+    return _PyType_LookupRef(type, name);
+#else
+    return Py_XNewRef(_PyType_Lookup(type, name));
+#endif
+}
+
+/* Is a hook that was found in `type` written in C, and meant for this very type or for all?  One for
+ * subclasses, too, may call what they have of their own. */
+static bool is_plain_hook(const struct names *names, PyTypeObject *type, int which,
+                          PyObject *hook) {
+    if (which == DICT) return Py_IS_TYPE(hook, &PyGetSetDescr_Type);
+    if (PyFunction_Check(hook)) {
+        PyObject *code = PyFunction_GET_CODE(hook);
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names->harmless); i++)
+            if (PyTuple_GET_ITEM(names->harmless, i) == code) return true;
+    }
+    if (!Py_IS_TYPE(hook, &PyMethodDescr_Type)) return false;
+    return which > REDUCE || PyDescr_TYPE(hook) == type || PyDescr_TYPE(hook) == &PyBaseObject_Type;
+}
+
+/* The __dict__ of `value`, or NULL: it has none, or that has a hook in it.  *ret_plain is set to
+ * whether it has not. */
+static PyObject *plain_dict(const struct names *names, PyObject *value, bool *ret_plain) {
+    *ret_plain = true;
+    if (Py_TYPE(value)->tp_dictoffset == 0) return NULL;
+    PyObject *dict = PyObject_GenericGetDict(value, NULL);
+    *ret_plain = dict && PyDict_CheckExact(dict);
+    for (int i = 0; *ret_plain && i < DICT; i++)
+        *ret_plain = PyDict_Contains(dict, names->hook[i]) == 0;
+    if (!*ret_plain) Py_CLEAR(dict);
+    return dict;
+}
+
+/* Does no code of the program's run when `value` is taken to pieces?  If there is no small form
+ * after all, pickle does that again, and what changes something would have changed it twice. */
+static bool is_plain(const struct names *names, PyObject *value) {
+    PyTypeObject *type = Py_TYPE(value);
+    if (type->tp_getattro != PyObject_GenericGetAttr) return false;
+    if (PyList_Check(value) || PyDict_Check(value)) return false; /* they are iterated as well */
+    for (int i = 0; i < HOOKS; i++) {
+        PyObject *hook = look_up(type, names->hook[i]);
+        bool plain = !hook || is_plain_hook(names, type, i, hook);
+        Py_XDECREF(hook);
+        if (!plain) return false;
+    }
+    return true;
+}
+
+/* What __reduce_ex__() has answered, if it is simple.  `dict` is the object's own, or NULL. */
+static bool write_answer(writer *w, PyTypeObject *type, PyObject *dict, PyObject *answer) {
     Py_ssize_t count = PyTuple_CheckExact(answer) ? PyTuple_GET_SIZE(answer) : 0;
     if (count < 2 || count > 5) return false;
     for (Py_ssize_t i = 3; i < count; i++)
         if (PyTuple_GET_ITEM(answer, i) != Py_None) return false;
     PyObject *func = PyTuple_GET_ITEM(answer, 0), *args = PyTuple_GET_ITEM(answer, 1);
     if (!PyTuple_CheckExact(args)) return false;
+    if (Py_REFCNT(args) > 1 && !has_only_atoms(args)) return false;
     bool is_new = func == w->state->newobj;
     if (is_new) {
         if (PyTuple_GET_SIZE(args) == 0 || PyTuple_GET_ITEM(args, 0) != (PyObject *)type)
@@ -286,20 +359,28 @@ static bool write_answer(writer *w, PyTypeObject *type, PyObject *answer) {
     if (!write_mark(w, is_new ? 'o' : 'r') || !write_global(w, func) ||
         !write_elements(w, args, is_new))
         return false;
-    /* A state is the object's own, or has just been made. */
-    return count == 2 ? write_mark(w, 'N') : write_value(w, PyTuple_GET_ITEM(answer, 2), ANY);
+    if (count == 2) return write_mark(w, 'N');
+    /* Who may refer to the state: the answer; and if it is the object's own, that and we. */
+    PyObject *state = PyTuple_GET_ITEM(answer, 2);
+    return write_value(w, state, state == dict ? 3 : 1);
 }
 
 /* Any other object: as pickle would. */
 static bool write_object(writer *w, PyObject *value) {
     PyTypeObject *type = Py_TYPE(value);
+    if (PyType_Check(value)) return false; /* a class is no instance, whatever its metaclass says */
     /* Memory of its own crosses out of band, see crossing.c. */
     if (type->tp_as_buffer && type->tp_as_buffer->bf_getbuffer) return false;
     module_state *state = w->state;
     if (PyDict_Contains(state->dispatch_table, (PyObject *)type) != 0) return false;
-    PyObject *answer = PyObject_CallMethodOneArg(value, state->name_reduce_ex, state->five);
-    bool written = answer && write_answer(w, type, answer);
+    if (!is_plain(w->names, value)) return false;
+    bool plain;
+    PyObject *dict = plain_dict(w->names, value, &plain);
+    PyObject *answer =
+        plain ? PyObject_CallMethodOneArg(value, state->name_reduce_ex, state->five) : NULL;
+    bool written = answer && write_answer(w, type, dict, answer);
     Py_XDECREF(answer);
+    Py_XDECREF(dict);
     forget_error();
     return written && !PyErr_Occurred();
 }

@@ -5,6 +5,7 @@ The functions of the tasks stand at the top level of this module: a worker finds
 
 from __future__ import annotations
 
+import abc
 import collections
 import contextlib
 import copyreg
@@ -512,6 +513,145 @@ def test_objects_of_all_kinds(method: str) -> None:
 def test_pickles_methods_are_used(fork: None) -> None:
     (result,) = task(same, multiprocess=True)(Stateful())
     assert result.crossed == 2
+
+
+class HasShared:
+    """Its state is something that others may have as well."""
+
+    def __init__(self, shared: dict[str, int]) -> None:
+        self.shared = shared
+
+    def __getstate__(self) -> dict[str, int]:
+        return self.shared
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.shared = state
+
+
+class SharesByHook:
+    """The same, by an attribute of its own and by a tuple that it keeps."""
+
+    def __init__(self, shared: tuple[Any, ...]) -> None:
+        self.shared = shared
+
+    def __reduce__(self) -> Any:
+        return (SharesByHook._made, self.shared)
+
+    @staticmethod
+    def _made(*shared: Any) -> SharesByHook:
+        return SharesByHook(shared)
+
+
+def test_what_two_states_share_they_share_at_the_other_end(fork: None) -> None:
+    pipeline = task(same, multiprocess=True)
+    shared = {"one": 1}
+    ((first, second),) = pipeline([HasShared(shared), HasShared(shared)])
+    assert first.shared is second.shared
+    inside = ([1],)
+    ((one, other),) = pipeline([SharesByHook(inside), SharesByHook(inside)])
+    assert one.shared[0] is other.shared[0]
+    errors = [ValueError([1]), ValueError()]
+    errors[1].args = errors[0].args
+    ((left, right),) = pipeline(errors)
+    assert left.args[0] is right.args[0]
+    point = Point(1, 2)
+    ((again, names),) = pipeline((point, point.__dict__))
+    assert again.__dict__ == names == {"x": 1, "y": 2}
+
+
+class Consumed:
+    """Is empty once it has been reduced."""
+
+    def __init__(self, n: int) -> None:
+        self.numbers = iter(range(n))
+
+    def __reduce__(self) -> Any:
+        return (list, (list(self.numbers),))
+
+
+class CountsItsReductions:
+    """Says by each hook of pickle's how often it was asked."""
+
+    asked = 0
+
+    def _ask(self) -> int:
+        type(self).asked += 1
+        return type(self).asked
+
+
+class ByGetState(CountsItsReductions):
+    def __getstate__(self) -> dict[str, Any]:
+        return {"asked": self._ask(), "much": list(range(200))}
+
+
+class ByNewArgs(CountsItsReductions):
+    def __new__(cls, asked: int = 0) -> ByNewArgs:
+        made = super().__new__(cls)
+        made.__dict__["asked"] = asked
+        return made
+
+    def __init__(self, *_: int) -> None:
+        self.much = list(range(200))
+
+    def __getnewargs__(self) -> tuple[int]:
+        return (self._ask(),)
+
+
+class ByAttributes(CountsItsReductions):
+    """Asked for what it has, it counts."""
+
+    def __init__(self) -> None:
+        self.much = list(range(200))
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__reduce_ex__":
+            object.__getattribute__(self, "_ask")()
+        return object.__getattribute__(self, name)
+
+
+class ByItself(CountsItsReductions):
+    """Only the object has the hook, not its class."""
+
+    def __init__(self) -> None:
+        self.__dict__["__reduce_ex__"] = self.reduce
+
+    def reduce(self, protocol: int) -> Any:
+        return (list, ([self._ask(), *range(200)],))
+
+
+class Iterated(list[int]):
+    asked = 0
+
+    def __iter__(self) -> Iterator[int]:
+        type(self).asked += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("n", [10, 100])
+def test_what_is_reduced_is_reduced_once(fork: None, n: int) -> None:
+    outputs = task(same, multiprocess=True)(Consumed(n))  # nobody else may refer to it
+    assert list(outputs) == [list(range(n))]
+
+
+@pytest.mark.parametrize("kind", [ByGetState, ByNewArgs, ByAttributes, ByItself, Iterated])
+def test_each_hook_is_called_once(fork: None, kind: Any) -> None:
+    kind.asked = 0
+    for _ in task(id, multiprocess=True)(kind()):
+        pass
+    assert kind.asked == 1
+
+
+class Foo(abc.ABC):  # noqa: B024
+    """A class whose instances are reduced by something that would take the class as well."""
+
+    def __reduce_ex__(self, protocol: Any = 4) -> Any:
+        return (Foo, ())
+
+
+def test_a_class_with_a_metaclass_stays_a_class(fork: None) -> None:
+    assert list(task(same, multiprocess=True)(Foo)) == [Foo]
+    ((again,),) = task(same, multiprocess=True)([Foo])
+    assert again is Foo
 
 
 def reduce_to_eleven(x: SpeaksForItself) -> Any:
