@@ -210,15 +210,20 @@ def join(process: BaseProcess) -> int | None:
     """Wait for a process that is ending; returns its exit code, or minus the signal.
 
     None if that cannot be known: SIGCHLD is ignored, or another part of the program has waited for
-    it.  multiprocessing would never call such a process ended.
+    it.  multiprocessing would never call such a process ended.  The program may also have closed
+    it, which it can find with multiprocessing.active_children(): closed it says nothing any more.
     """
-    seen = _exit_code(process)
-    process.join()
-    if process.exitcode is None:
-        process._popen.returncode = 0 if seen is None else seen  # type: ignore[attr-defined]
-    else:
-        seen = process.exitcode
-    process.close()
+    popen = process._popen  # type: ignore[attr-defined]  # None: it is closed
+    try:
+        seen = _exit_code(process)
+        process.join()
+        if process.exitcode is None:
+            popen.returncode = 0 if seen is None else seen
+        else:
+            seen = process.exitcode
+        process.close()
+    except (AttributeError, ValueError):  # it is closed by now, so its end has been seen
+        return popen.returncode if popen else None
     return seen
 
 
@@ -288,20 +293,26 @@ class _RemoteTraceback(Exception):  # noqa: N818 - shown by its name
 
 
 def dump_failure(exception: BaseException) -> bytes:
-    """An exception as bytes: itself if pickle can, its words in any case, and its traceback."""
+    """An exception as bytes: itself if pickle can, its words in any case, and its traceback.
+
+    Whatever its own methods raise, SystemExit too: it is the exception that somebody must be told.
+    """
     process = f"in process {multiprocessing.current_process().name} ({os.getpid()})"
     text = f"{process}:\n{''.join(traceback.format_exception(exception))}"
-    notes = [str(note) for note in getattr(exception, "__notes__", ())]
     try:
         message = str(exception)
-    except Exception:
+    except BaseException:
         message = "(its str() raises)"
+    try:
+        notes = [str(note) for note in getattr(exception, "__notes__", ())]
+    except BaseException:
+        notes = []
     words = (type(exception).__qualname__, message, text, notes)
     try:
         pickled = dumps(exception, protocol=5)
         if type(loads(pickled)) is not type(exception):
             pickled = b""
-    except Exception:
+    except BaseException:
         pickled = b""
     return dumps((pickled, *words), protocol=5)
 

@@ -70,6 +70,34 @@ static int refuse(pyper_transfer *transfer, const char *format, const char *type
     return rc;
 }
 
+/* The types of the arguments of a call, which are (args, kwargs): a new string, or NULL. */
+static PyObject *types_of_arguments(PyObject *args, PyObject *kwargs) {
+    PyObject *all = PySequence_List(args), *value, *key, *types = PyUnicode_FromString("");
+    Py_ssize_t at = 0;
+    while (all && PyDict_Next(kwargs, &at, &key, &value))
+        if (PyList_Append(all, value) < 0) Py_CLEAR(all);
+    for (Py_ssize_t i = 0; all && types && i < PyList_GET_SIZE(all); i++)
+        Py_SETREF(types, PyUnicode_FromFormat("%U%s%s", types, i > 0 ? ", " : "",
+                                              Py_TYPE(PyList_GET_ITEM(all, i))->tp_name));
+    Py_XDECREF(all);
+    return types;
+}
+
+/* As refuse(), of the argument of a run: what the caller knows of it is what he has called with. */
+static int refuse_arguments(pyper_transfer *transfer, PyObject *item) {
+    PyObject *raised = PyErr_GetRaisedException();
+    PyObject *types = types_of_arguments(PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1));
+    const char *text = types ? PyUnicode_AsUTF8(types) : NULL;
+    PyErr_Clear();
+    PyErr_SetRaisedException(raised);
+    int rc = refuse(transfer,
+                    "task '%s': the arguments of the call (%s) cannot be pickled, so they cannot "
+                    "go to a task with multiprocess=True",
+                    text ? text : "");
+    Py_XDECREF(types);
+    return rc;
+}
+
 /* -------------------------------------------------------------------------------- encoding */
 
 /* Room for an item encoded as `kind` and `size` further bytes. */
@@ -229,6 +257,7 @@ static int encode(void *memory, pyper_transfer *to) {
     if (rc > 0) return 0;
     if (rc == 0) rc = encode_pickled(python->plan->state, item, to);
     if (rc >= 0 || !PyErr_Occurred()) return rc;
+    if (!python->child && !python->begun) return refuse_arguments(to, item);
     return refuse(to,
                   "task '%s': an item of type %s cannot be pickled, so it cannot go to "
                   "or come from a task with multiprocess=True",

@@ -25,6 +25,7 @@ static PyObject *start(python_run *python, const pyper_process *process) {
 int process_start(void *host_data, const pyper_process *process, void **ret_process,
                   int64_t *ret_pid) {
     python_run *python = host_data;
+    python->begun = true;
     PyObject *started = start(python, process);
     PyObject *object;
     long long pid;

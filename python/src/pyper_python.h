@@ -309,6 +309,7 @@ struct python_run {
     atomic_size_t alive; /* worker threads that may still call a function */
     atomic_int noted;    /* further failures that were noted at the first */
     bool child;          /* this is a worker's process; never changes */
+    bool begun;          /* a process is being started: only then the call's arguments have gone */
     atomic_bool told;    /* a failure in another process has been raised */
 
     /* What else was raised, as a list of notes, until a failure in another process has become an

@@ -37,6 +37,7 @@ from typing import Any
 import pytest
 
 import pyper
+import pyper._processes as _processes
 from helpers import PATIENCE, Program, until
 from pyper import task
 
@@ -192,6 +193,25 @@ class Unpicklable(Exception):
     def __init__(self) -> None:
         super().__init__("with a lock")
         self.lock = threading.Lock()
+
+
+class LeavesWhenPickled(Exception):
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class LeavesWhenUnpickled(Exception):
+    def __reduce__(self) -> Any:
+        return (sys.exit, (3,))
+
+
+class LeavesWhenRead(Unpicklable):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def raise_and_leave(x: int, kind: type[Exception]) -> int:
+    raise kind() if kind is LeavesWhenRead else kind("its words")
 
 
 def raise_picky(x: int) -> int:
@@ -835,7 +855,7 @@ def test_async_functions_are_refused() -> None:
     [
         (numbers | task(make_lock, multiprocess=True), "make_lock", "lock"),
         (numbers | task(make_lock) | task(same, multiprocess=True), "make_lock", "lock"),
-        (task(same, multiprocess=True), "same", "tuple"),
+        (task(same, multiprocess=True), "same", r"arguments of the call \(_thread\.lock\)"),
     ],
 )
 def test_items_that_cannot_be_pickled_end_the_run(
@@ -968,6 +988,24 @@ def test_exceptions_that_cannot_travel(fork: None, func: Any, kind: str, words: 
         list((numbers | task(func, multiprocess=True))(1))
     assert f"in {func.__name__}" in "".join(traceback.format_exception(caught.value))
     assert isinstance(caught.value, pyper.Error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (LeavesWhenPickled, "its words"),
+        (LeavesWhenUnpickled, "its words"),
+        (LeavesWhenRead, r"\(its str\(\) raises\)"),
+    ],
+)
+def test_what_an_exception_raises_itself_does_not_hide_it(
+    fork: None, kind: type[Exception], words: str
+) -> None:
+    leaves = task(raise_and_leave, bind=task.bind(kind=kind), multiprocess=True)
+    with pytest.raises(pyper.RemoteError, match=rf"{kind.__name__}: {words}") as caught:
+        list((numbers | leaves)(1))
+    assert "in raise_and_leave" in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__notes__ == ["in task 'raise_and_leave' (2 of 2)"]
 
 
 # ------------------------------------------------------------------- children of a function
@@ -1123,6 +1161,31 @@ def test_others_may_wait_for_the_processes(tmp_path: Path, chosen: str, handler:
     assert known if chosen == "forkserver" else known or unknown
     if handler == "signal.SIG_IGN":
         assert known == (chosen == "forkserver")
+
+
+def die_quietly() -> None:
+    os._exit(3)
+
+
+def test_a_process_that_the_program_has_closed_is_joined_quietly(fork: None) -> None:
+    for closes in (False, True):
+        process = multiprocessing.get_context("fork").Process(target=die_quietly)
+        process.start()
+        if closes:
+            process.join()
+            process.close()
+        assert _processes.join(process) == (None if closes else 3)
+
+
+def test_a_process_may_be_closed_while_it_is_joined(fork: None) -> None:
+    class ClosedInBetween(multiprocessing.get_context("fork").Process):  # type: ignore[misc]
+        def join(self, timeout: float | None = None) -> None:
+            super().join(timeout)
+            self.close()
+
+    process = ClosedInBetween(target=die_quietly)
+    process.start()
+    assert _processes.join(process) == 3
 
 
 def test_an_idle_worker_may_die(fork: None) -> None:
