@@ -9,19 +9,22 @@
 /* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
 #define BUDGET 256
 
-/* An address of its own for each thread. */
-static _Thread_local char this_thread;
-
 /* --------------------------------------------------------------------------------- the driver */
 
+/* The calling thread.  Not the address of something of its own: when it has ended the next thread
+ * may get the same memory, and would be taken for the driver. */
+static inline uint64_t this_thread(void) {
+    return pyper__likely(pyper__thread_number) ? pyper__thread_number : pyper__number_thread();
+}
+
 static bool is_driver(const pyper__loop *loop) {
-    return atomic_load_explicit(&loop->owner, memory_order_relaxed) == &this_thread;
+    return atomic_load_explicit(&loop->owner, memory_order_relaxed) == this_thread();
 }
 
 /* Become the driver if nobody is; says whether it took that (give it back with leave_driving()). */
 static bool take_driving(pyper__loop *loop) {
-    const void *nobody = NULL;
-    return atomic_compare_exchange_strong(&loop->owner, &nobody, &this_thread);
+    uint64_t nobody = 0;
+    return atomic_compare_exchange_strong(&loop->owner, &nobody, this_thread());
 }
 
 static bool loop_is_asleep(const pyper__loop *loop) {
@@ -37,7 +40,7 @@ static void unwatch(pyper__watch *watch) {
 static void leave_driving(pyper__loop *loop) {
     unwatch(&loop->outputs);
     unwatch(&loop->end);
-    atomic_store(&loop->owner, NULL);
+    atomic_store(&loop->owner, 0);
     pyper__event_notify_all(loop->outputs.event);
     pyper__event_notify_all(loop->end.event);
 }
@@ -573,7 +576,7 @@ static int drive_until(pyper__loop *loop, bool (*ready)(const void *), pyper__wa
 }
 
 static bool nobody_drives(const pyper_run *run) {
-    return !run->loop->yours && atomic_load(&run->loop->owner) == NULL;
+    return !run->loop->yours && atomic_load(&run->loop->owner) == 0;
 }
 
 static bool output_or_nobody(const void *arg) {
@@ -655,7 +658,7 @@ int pyper__loop_pop(pyper__loop *loop, void **ret_item, int64_t deadline_ns) {
 
 /* The calling thread is the driver now: see pyper_drive(). */
 static void become_driver(pyper__loop *loop) {
-    atomic_store(&loop->owner, &this_thread);
+    atomic_store(&loop->owner, this_thread());
 }
 
 int pyper_fd(pyper_run *run) {
@@ -753,7 +756,7 @@ static void drive_abandoned(pyper__loop *loop) {
 }
 
 void pyper__loop_abandon(pyper__loop *loop) {
-    if (loop->yours) atomic_store(&loop->owner, NULL);
+    if (loop->yours) atomic_store(&loop->owner, 0);
     atomic_store(&loop->abandoned, true);
     pyper__run_enter(loop->run);
     pyper__waker_wake(&loop->waker);

@@ -30,9 +30,8 @@
  * Synchronization
  *   run, crews, count, host_slots, yours   set by create, never change.
  *   waker      see park.h.
- *   owner      atomic; whose thread the driver is (the address of a variable of that thread), or
- *              NULL.  Who finds NULL may take it (compare and swap: acquires what the last driver
- *              has left).
+ *   owner      atomic; which thread the driver is (its number, see os.h), or 0.  Who finds 0 may
+ *              take it (compare and swap: acquires what the last driver has left).
  *   posts      under posts_lock; any_posts is a hint of it, atomic.
  *   abandoned  atomic, only false -> true: nobody holds the run any more.  Then whoever posts
  *              drives.
@@ -109,7 +108,7 @@ typedef struct pyper__loop {
     bool host_slots; /* slots are carried by the host */
     size_t count;    /* of crews */
     pyper__crew *crews;
-    _Atomic(const void *) owner;
+    _Atomic uint64_t owner;
     _Atomic bool abandoned;
 
     pyper__lock posts_lock;

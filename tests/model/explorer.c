@@ -272,10 +272,6 @@ int model_thread(const char *name, void (*entry)(void *arg), void *arg, unsigned
     return number;
 }
 
-const void *model_self(void) {
-    return &model.threads[model.current];
-}
-
 void model_interrupt(int times) {
     model.interrupts = times;
 }

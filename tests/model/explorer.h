@@ -67,9 +67,6 @@ void model_await_end_of(int thread);
 void model_interrupt(int times);
 void model_fail_allocations(int times);
 
-/* An address of its own for each thread. */
-const void *model_self(void);
-
 /* A random number below n, of the run's seed (--random only). */
 uint64_t model_random(uint64_t n);
 

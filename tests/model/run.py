@@ -64,9 +64,6 @@ ONE_THREAD: Edits = (
     # Time stands still.
     ("park.c", "#define SOON_NS 50000", "#define SOON_NS (-1)"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 32"),
-    # The explorer's threads are all on one of the system's.
-    ("loop.c", "static _Thread_local char this_thread;",
-     "const void *model_self(void);\n#define this_thread (*(const char *)model_self())"),
 )  # fmt: skip
 
 # The queue's model takes the lock for granted: park's model is about it.

@@ -662,6 +662,38 @@ EACH_HOST(operations_may_be_completed_by_the_driver) {
     elsewhere_end(&e);
 }
 
+/* Threads of a test one after the other: they have the same memory, as a rule. */
+static void drive_once(void *run) {
+    CHECK_EQ(pyper_drive(run), 0);
+}
+
+static void complete_from_outside(void *arg) {
+    operation *op = elsewhere_take(arg);
+    CHECK_EQ(pyper_emit(op->worker, PTR(INT(op->item) + 1)), PYPER_KEPT);
+    pyper_done(op->worker, 0);
+    free(op);
+}
+
+EACH_HOST(a_thread_that_comes_after_the_driver_is_not_taken_for_it) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p = pyper_task(begin, .async = true, .bind = &e);
+    pyper_run *run = START(p, PTR(1), .loop = true);
+    void (*const one_after_the_other[])(void *) = {drive_once, complete_from_outside};
+    void *const args[] = {run, &e};
+    for (int i = 0; i < 2; i++) {
+        thread t;
+        thread_start(&t, one_after_the_other[i], args[i]);
+        thread_join(&t);
+    }
+    void *out;
+    CHECK_EQ(loop_take(run, &out), 1);
+    CHECK_EQ(INT(out), 2);
+    CHECK_EQ(loop_take(run, &out), 0);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
 EACH_HOST(a_cancelled_run_says_so_to_the_loop) {
     elsewhere e;
     elsewhere_begin(&e, 0, NULL);
