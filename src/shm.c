@@ -49,7 +49,9 @@ _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
 
 /* As much address space as twice the machine's memory: it costs nothing until it is used.  Where
  * the address space of a process is limited (ulimit -v), an eighth of the limit: the rest is for
- * the stacks of threads, for other runs, and for everybody else. */
+ * the stacks of threads, for other runs, and for everybody else.  Never more than a file may have
+ * (ulimit -f), though that may be too little: who asks for more gets SIGXFSZ, which ends a process
+ * that has no handler for it.  To make pages within the file's size raises nothing. */
 static uint64_t space_to_reserve(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
     uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
@@ -58,6 +60,8 @@ static uint64_t space_to_reserve(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
         while (size > SPACE_MIN && size > limit.rlim_cur / 8) size /= 2;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0)
+        while (size > limit.rlim_cur) size /= 2;
     return size;
 }
 

@@ -187,10 +187,10 @@ static bool no_memory(int rc, const char *message) {
     return rc == PYPER_ENOMEM && strstr(message, "memory") != NULL;
 }
 
-/* The limit on the size of files is one on shared memory: the system refuses it, as a machine that
- * has no more. */
+/* The limit on the size of files is one on shared memory.  Who goes beyond it is killed, by
+ * SIGXFSZ: so nobody may try. */
 static void refuse_shared_memory(void) {
-    signal(SIGXFSZ, SIG_IGN);
+    signal(SIGXFSZ, SIG_DFL);
     for (int k = 0; k < KINDS; k++)
         if (strchr(kinds[k], 'p')) step_by_step(kinds[k], RLIMIT_FSIZE, 0, 8 << 20, no_memory);
 }
