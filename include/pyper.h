@@ -572,7 +572,7 @@ PYPER_API int pyper_try_next(pyper_run *run, void **ret_item);
 typedef struct pyper_task_stats {
     const char *name;   /* valid as long as the run */
     int64_t workers;    /* how many the task has */
-    int64_t alive;      /* how many of them have not left yet */
+    int64_t alive;      /* how many of them have been started and have not left yet */
     int64_t items_in;   /* inputs handed to a call, or to a reader that pulls */
     int64_t items_out;  /* outputs emitted */
     int64_t queued;     /* outputs emitted that nobody has started on */
@@ -583,8 +583,8 @@ typedef struct pyper_task_stats {
 
 /* Read the counters of the first `count` tasks into `ret_stats`.
  *
- * Returns how many tasks the run has (0 for NULL, or if it could not be started).  May be called at
- * any moment of the run and after it.  Thread safety: shared. */
+ * Returns how many tasks the run has (0 for NULL, or if the run failed before its first worker was
+ * to be started).  May be called at any moment of the run and after it.  Thread safety: shared. */
 PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t count,
                                   size_t stats_size);
 #define pyper_stats(run, ret_stats, count)                                                         \

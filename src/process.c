@@ -551,9 +551,15 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
 
 /* ----------------------------------------------------------------------------------- starting */
 
+/* Has its worker counted itself out, before the process ended? */
+static bool has_left(const struct pyper__processes *all, const struct process *process) {
+    const struct post *post = &board_at(all->shm)->posts[process->stage];
+    return atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state) == LEFT;
+}
+
 static int start_process(pyper_run *run, pyper_worker *worker, struct process *process) {
     struct pyper__processes *all = run->processes;
-    const pyper__stage *stage = worker->stage;
+    pyper__stage *stage = worker->stage;
     const pyper_host *host = run->host;
     process->stage = stage->index;
     process->worker = worker->index;
@@ -580,6 +586,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     }
     process->pidfd = pidfd_open_(process->pid);
     all->count++;
+    stage->started++;
     /* ESRCH: it has ended already, and somebody has waited for it (as Python does for all children
      * now and then).  The supervisor knows it by its missing descriptor. */
     if (process->pidfd >= 0 || errno == ESRCH) return 0;
@@ -593,6 +600,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     } else {
         waitpid(process->pid, NULL, 0);
     }
+    if (!has_left(all, process)) stage->started--;
     return rc;
 }
 

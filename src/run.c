@@ -356,20 +356,29 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
             pyper_worker *worker = &run->stages[i].workers[k];
             atomic_fetch_add(&run->refs, 1);
             atomic_fetch_add(&run->alive, 1);
-            if (worker->slot) {
+            int rc = 0;
+            if (worker->slot)
                 pyper__slot_enlist(worker);
-                continue;
-            }
-            int rc = pyper__thread_carry(worker);
+            else
+                rc = pyper__thread_carry(worker);
             if (rc < 0) {
                 atomic_fetch_sub(&run->alive, 1);
                 atomic_fetch_sub(&run->refs, 1);
                 *ret_worker = worker;
                 return rc;
             }
+            run->stages[i].started++;
         }
     }
     return 0;
+}
+
+/* Some workers could not be started: they will not leave, either. */
+static void count_unstarted_out(pyper_run *run) {
+    for (size_t i = 0; i < run->count; i++) {
+        pyper__stage *stage = &run->stages[i];
+        atomic_fetch_sub(stage->alive, stage->task->workers - stage->started);
+    }
 }
 
 /* What only the start can tell, of the first task: a code, and what is wrong with it. */
@@ -439,6 +448,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
             snprintf(text, sizeof text, "the processes could not be looked after: %s",
                      pyper_strerror(rc));
         pyper__run_fail(run, rc, unstarted ? unstarted->stage : NULL, rc, text, NULL, NULL);
+        count_unstarted_out(run);
     }
     open_gate(run);
 }

@@ -428,6 +428,14 @@ KIT int make_items(pyper_worker *w, void *item, void *bind) {
         CHECK(untouched == &ends_with);                                                            \
     } while (0)
 
+/* All workers have left: so the statistics say, also of those that could not be started. */
+KIT void nobody_is_alive(pyper_run *run) {
+    pyper_task_stats stats[8];
+    size_t count = pyper_stats(run, stats, 8);
+    CHECK_LE(count, 8);
+    for (size_t i = 0; i < count; i++) CHECK_EQ(stats[i].alive, 0);
+}
+
 /* Take whatever comes; returns the code of the end. */
 KIT int drain(pyper_run *run, long *ret_count, long *ret_sum) {
     long count = 0, sum_of = 0;

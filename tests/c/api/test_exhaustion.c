@@ -57,6 +57,7 @@ static int run(const char *kind, char ret_message[600]) {
         ENDS_WITH(run, rc);
         CHECK(*pyper_error_message(run));
     }
+    nobody_is_alive(run);
     snprintf(ret_message, 600, "%s", pyper_error_message(run));
     close_both(run, p);
     CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);

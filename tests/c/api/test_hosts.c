@@ -120,6 +120,7 @@ BOTH_HOSTS(a_thread_that_does_not_start_fails_the_run) {
             CHECK(*pyper_error_message(run));
             CHECK_EQ(atomic_load(&record->started), k - 1);
         }
+        nobody_is_alive(run);
         close_both(run, p);
         CHECK_EQ(atomic_load(&record->released), 1);
     }

@@ -1318,6 +1318,7 @@ TEST(a_process_that_cannot_be_started_fails_the_run) {
     ENDS_WITH(run, PYPER_EPROCESS);
     CHECK_HAS(pyper_error_message(run), "worker 3 of 3 could not be started");
     CHECK_EQ(s.joined, 2);
+    nobody_is_alive(run);
     finish(run, p);
 }
 
@@ -1336,6 +1337,7 @@ static void start_with_few_descriptors(pyper_pipeline *p, bool loop, long at_lea
         if (rc < 0) {
             ENDS_WITH(run, PYPER_EMFILE);
             CHECK_HAS(pyper_error_message(run), "no file descriptors are left");
+            nobody_is_alive(run);
             refused++;
         }
         CHECK_EQ(pyper_close(run), 0);

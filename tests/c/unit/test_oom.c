@@ -52,6 +52,7 @@ static int everything(long n, bool read) {
     pyper_cancel(run);
     pyper_run *mine = pyper_run_ref(run);
     CHECK_EQ(pyper_close(run), 0);
+    nobody_is_alive(run);
     pyper_run_unref(mine);
     pyper_unref(p);
     tally_wait(&released, 1);
@@ -129,6 +130,24 @@ TEST(a_thread_that_fails_to_start_is_named) {
     CHECK_EQ(pyper_failed(run), PYPER_ETHREAD);
     CHECK_HAS(pyper_error_message(run), "crowd");
     close_both(run, p);
+}
+
+/* In each kind of task, and in the supervisor of the processes (which are started first). */
+TEST(workers_that_could_not_be_started_are_not_alive) {
+    for (long at = 1; at <= 5; at++) {
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, .type = &pyper_type_int),
+            pyper_task(pass, .multiprocess = true, .workers = 2, .type = &pyper_type_int),
+            pyper_task(pass, .async = true, .workers = 2), pyper_task(pass),
+            pyper_task(pass, .workers = 3));
+        atomic_store(&pyper__fail_thread_at, at);
+        pyper_run *run = pyper_start(p, PTR(5));
+        atomic_store(&pyper__fail_thread_at, -1);
+        ENDS_WITH(run, PYPER_ETHREAD);
+        CHECK_EQ(pyper_task_count(p), pyper_stats(run, NULL, 0));
+        nobody_is_alive(run);
+        close_both(run, p);
+    }
 }
 
 /* The argument is taken also when nothing can be started. */
