@@ -668,7 +668,9 @@ typedef struct pyper_attach_options {
     void *host_data;
 } pyper_attach_options;
 
-/* Be a worker: returns when it is done, 0 or a PYPER_E... code if it could not begin.  When the
+/* Be a worker: returns when it is done, 0 or a PYPER_E... code if it could not begin (PYPER_EINVAL
+ * also for NULL).  Then the run has been told why, unless the memory that the processes share could
+ * not be had: let the process end, and the run says that it ended before it could begin.  When the
  * process that started the run dies, this one ends at once, by _exit().  Blocks: yes. */
 PYPER_API int pyper_attach_from(const pyper_attach_options *options);
 #define pyper_attach(...)                                                                          \

@@ -416,8 +416,10 @@ static int start_following(int caller) {
     return rc;
 }
 
-/* Be a worker, or tell the run why not.  Everything of `options` is known to be sound. */
-static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
+/* Be a worker: 0; or a code, and the run has been told why not.  Everything of `options` is known
+ * to be sound.  fds[2] belongs to the follower if there is one, and to the caller after a failure;
+ * so the follower comes last, for it lives as long as the process. */
+static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     struct board *board = board_at(shm);
     size_t index = (size_t)options->task;
     struct post *post = &board->posts[index];
@@ -426,12 +428,11 @@ static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     struct pyper__child child = {.shm = shm, .bell = options->fds[1], .stage = index};
     child.waker.state = &board->loop_state;
     child.waker.bell[0] = child.waker.bell[1] = options->fds[3];
-    int rc = start_following(options->fds[2]);
     size_t name = strlen(post->name) + 1;
     pyper_run *run = pyper__alloc(sizeof *run);
     pyper__task *task = pyper__alloc(sizeof *task + name);
     pyper_worker *worker = pyper__alloc(sizeof *worker);
-    if (rc == 0 && (!run || !task || !worker)) rc = PYPER_ENOMEM;
+    int rc = run && task && worker ? start_following(options->fds[2]) : PYPER_ENOMEM;
     if (rc < 0) {
         pyper__free(run);
         pyper__free(task);
@@ -440,7 +441,7 @@ static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
         snprintf(message, sizeof message, "worker %" PRId64 " of %" PRId64 " could not begin: %s",
                  options->worker + 1, post->workers, pyper_strerror(rc));
         child_fail(&child, rc, index, rc, message, NULL, 0);
-        return;
+        return rc;
     }
     pyper__channel input, output;
     pyper__channel_attach(&input, shm, post->input, &child.waker, options->worker);
@@ -485,6 +486,7 @@ static void be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     pyper__free(worker);
     pyper__free(task);
     pyper__free(run);
+    return 0;
 }
 
 static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
@@ -496,24 +498,20 @@ static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
 }
 
 int pyper_attach_from(const pyper_attach_options *given) {
-    pyper_attach_options options = {.size = sizeof options};
+    pyper_attach_options options = {.size = sizeof options, .fds = {-1, -1, -1, -1}};
+    if (!given) return PYPER_EINVAL;
     memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
     pyper__shm *shm = NULL;
     pyper__watch_forks();
     int rc = pyper__shm_attach(options.fds[0], &shm);
     if (rc == 0) shm->crossed = true;
     if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;
-    if (rc < 0) {
-        pyper__shm_unref(shm);
-        for (int i = 1; i < PYPER_PROCESS_FDS; i++) close(options.fds[i]);
-        return rc;
-    }
-    /* options.fds[2] belongs to the follower from here on, which lives as long as the process. */
-    be_worker(&options, shm);
-    close(options.fds[1]);
-    close(options.fds[3]);
+    if (rc == 0) rc = be_worker(&options, shm);
+    close_(&options.fds[1]);
+    close_(&options.fds[3]);
+    if (rc < 0) close_(&options.fds[2]);
     pyper__shm_unref(shm);
-    return 0;
+    return rc;
 }
 
 static int bell_of_loop(const struct pyper__processes *all) {

@@ -1416,8 +1416,15 @@ TEST(a_process_that_has_gone_already_has_died) {
 }
 
 TEST(attaching_to_nothing_is_refused) {
+    CHECK_EQ(pyper_attach_from(NULL), PYPER_EINVAL);
+    long descriptors = check_entries("/proc/self/fd");
     int fds[PYPER_PROCESS_FDS] = {dup(0), dup(0), dup(0), dup(0)};
     CHECK_EQ(pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .fn = pass,
                           .input_type = &pyper_type_int, .output_type = &pyper_type_int),
              PYPER_EINVAL);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
+    /* Of one that is too old to have any descriptors none is taken. */
+    const pyper_attach_options nothing = {.size = sizeof nothing.size};
+    CHECK_EQ(pyper_attach_from(&nothing), PYPER_EINVAL);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
 }

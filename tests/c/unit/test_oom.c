@@ -338,3 +338,81 @@ EACH_HOST(each_allocation_of_a_run_in_processes_fails_once) {
 EACH_HOST(each_allocation_of_a_run_in_processes_fails_and_all_that_follow) {
     each_allocation(everything_in_processes, 20, true, true, true);
 }
+
+/* ------------------------------------------------------- processes that a host has started */
+
+/* Which allocation or thread a process does not get; and how it has ended. */
+typedef struct short_host {
+    long no_alloc, no_thread;
+    pid_t pid;
+    int status;
+} short_host;
+
+enum { ATTACHED = 20 }; /* the exit status of a process that pyper_attach() said 0 to */
+
+/* What was open before is open after it: but for its descriptors, one of which is kept by the thread
+ * that follows the caller, if it began. */
+static int attach_with_too_little(const short_host *host, const pyper_process *process) {
+    int fds[PYPER_PROCESS_FDS];
+    long descriptors = check_entries("/proc/self/fd"), allocs = atomic_load(&pyper__allocs_live);
+    for (int i = 0; i < PYPER_PROCESS_FDS; i++) fds[i] = dup(process->fds[i]);
+    atomic_store(&pyper__fail_alloc_at, host->no_alloc);
+    atomic_store(&pyper__fail_thread_at, host->no_thread);
+    int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .task = process->task,
+                          .worker = process->worker, .fn = pass, .input_type = &pyper_type_int,
+                          .output_type = &pyper_type_int);
+    atomic_store(&pyper__fail_alloc_at, -1);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors + (rc == 0));
+    if (rc < 0) CHECK_EQ(atomic_load(&pyper__allocs_live), allocs);
+    return rc;
+}
+
+static int start_with_too_little(void *host_data, const pyper_process *process, void **ret_process,
+                                 int64_t *ret_pid) {
+    short_host *host = host_data;
+    host->pid = fork();
+    if (host->pid == 0) _exit(ATTACHED - attach_with_too_little(host, process));
+    *ret_process = host;
+    *ret_pid = host->pid;
+    return host->pid < 0 ? PYPER_EPROCESS : 0;
+}
+
+static void join_with_too_little(void *host_data, void *process, int *ret_status) {
+    short_host *host = host_data;
+    CHECK(process == host);
+    CHECK_EQ(waitpid(host->pid, &host->status, 0), host->pid);
+    CHECK(WIFEXITED(host->status));
+    *ret_status = host->status = WEXITSTATUS(host->status);
+}
+
+static const pyper_host too_little = {.size = sizeof too_little,
+                                      .start_process = start_with_too_little,
+                                      .join_process = join_with_too_little};
+
+/* Returns what pyper_attach() has said, and the run: the same, unless the process could not even tell
+ * (it did not get to the shared memory). */
+static int attach_short_of(long alloc, long thread, bool can_tell) {
+    short_host host = {.no_alloc = alloc, .no_thread = thread};
+    pyper_pipeline *p = pyper_task(pass, .multiprocess = true, .type = &pyper_type_int);
+    pyper_run *run =
+        pyper_start(p, PTR(5), .type = &pyper_type_int, .host = &too_little, .host_data = &host);
+    int rc = drain(run, NULL, NULL), said = ATTACHED - host.status;
+    if (said < 0) {
+        CHECK_EQ(rc, can_tell ? said : PYPER_EDIED);
+        CHECK_HAS(pyper_error_message(run),
+                  can_tell ? "worker 1 of 1 could not begin" : "before it could begin");
+    } else {
+        CHECK_EQ(rc, 0);
+    }
+    close_both(run, p);
+    return said;
+}
+
+TEST(a_process_that_cannot_begin_says_so_and_keeps_nothing) {
+    long at = 1;
+    while (attach_short_of(at, -1, at > 1) == PYPER_ENOMEM) at++;
+    CHECK_GE(at, 5);
+    CHECK_EQ(attach_short_of(at, -1, true), 0);
+    CHECK_EQ(attach_short_of(-1, 1, true), PYPER_ETHREAD);
+    CHECK_EQ(attach_short_of(-1, -1, true), 0);
+}
