@@ -299,7 +299,7 @@ typedef struct pyper_start_options {
     pyper_pipeline *pipeline;    /* shared: the run adds a reference */
     void *argument;              /* handed to the first task's function */
     const pyper_item_type *type; /* of `argument`; NULL: nothing to destroy */
-    const pyper_host *host;      /* NULL: plain threads; borrowed until host->release is called */
+    const pyper_host *host;      /* NULL: plain threads; copied */
     void *host_data;             /* handed to each callback of the host */
     bool loop; /* an event loop of yours drives the run: pyper_fd(), pyper_drive() */
 } pyper_start_options;
@@ -663,8 +663,8 @@ typedef struct pyper_attach_options {
     void *bind;                         /* borrowed for the call */
     const pyper_item_type *input_type;  /* of the inputs */
     const pyper_item_type *output_type; /* of the outputs */
-    const pyper_host *host;             /* of this process; its callbacks for threads and
-                                         * processes, and `release`, are not called */
+    const pyper_host *host;             /* of this process, copied; its callbacks for threads
+                                         * and processes, and `release`, are not called */
     void *host_data;
 } pyper_attach_options;
 
@@ -688,7 +688,8 @@ PYPER_API int pyper_attach_from(const pyper_attach_options *options);
  *    calling `detached` whenever it is about to wait, and (if `exclusive`) now and then when other
  *    threads of the library want it.  It never waits for the token with a lock of its own held.
  *
- * No callback is ever called with a lock of the library held.  Zero-initialise, set `size`. */
+ * No callback is ever called with a lock of the library held.  Zero-initialise, set `size`: what
+ * a shorter table of an older host does not have is NULL. */
 struct pyper_host {
     size_t size; /* sizeof(pyper_host) */
 

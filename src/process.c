@@ -466,8 +466,7 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     atomic_init(&run->handles, 1);
     run->child = &child;
     atomic_init(&run->gate_open, true);
-    run->host = options->host;
-    run->host_data = options->host_data;
+    pyper__run_set_host(run, options->host, options->host_data);
     run->forks = atomic_load(&pyper__forks);
     pyper__seat_init(&run->callers, run->host, run->host_data);
 

@@ -453,6 +453,19 @@ static void start(pyper_run *run, const pyper_start_options *options) {
     open_gate(run);
 }
 
+/* The table of an older host is shorter than ours: what he does not know is not there. */
+static pyper_host complete(const pyper_host *host) {
+    pyper_host all = {.size = sizeof all};
+    if (host) memcpy(&all, host, host->size < sizeof all ? host->size : sizeof all);
+    return all;
+}
+
+void pyper__run_set_host(pyper_run *run, const pyper_host *host, void *host_data) {
+    run->own_host = complete(host);
+    run->host = host ? &run->own_host : NULL;
+    run->host_data = host_data;
+}
+
 pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_start_options options = {.size = sizeof options};
     if (given) memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
@@ -460,16 +473,15 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_run *run = pyper__alloc(sizeof *run);
     if (!run) {
         destroy_argument(&options);
-        if (options.host && options.host->release)
-            options.host->release(options.host_data, &out_of_memory);
+        pyper_host host = complete(options.host);
+        if (host.release) host.release(options.host_data, &out_of_memory);
         return &out_of_memory;
     }
     atomic_init(&run->refs, 1);
     atomic_init(&run->handles, 1);
     atomic_init(&run->alive, 1);
     run->pipeline = pyper_ref(options.pipeline);
-    run->host = options.host;
-    run->host_data = options.host_data;
+    pyper__run_set_host(run, options.host, options.host_data);
     run->forks = atomic_load(&pyper__forks);
     pyper__event_init(&run->gate);
     pyper__event_init(&run->done);

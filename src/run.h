@@ -14,8 +14,8 @@
  *     in the queues.
  *
  * Synchronization
- *   pipeline, host, host_data, stages, queues, outputs, forks, processes, child   set by start
- *              before any worker runs.
+ *   pipeline, host, host_data, own_host, stages, queues, outputs, forks, processes, child   set by
+ *              start before any worker runs.
  *   refs       atomic; one for all handles together, one for each worker that has been started.
  *   handles    atomic; the references of users; the last one to go cancels the run.
  *   alive      atomic; workers that have not left, and one for pyper_start() itself.
@@ -48,7 +48,7 @@ struct pyper_run {
     _Atomic int64_t refs;
     _Atomic int64_t handles;
     pyper_pipeline *pipeline;
-    const pyper_host *host;
+    const pyper_host *host; /* own_host, or NULL */
     void *host_data;
     uint32_t forks; /* pyper__forks when the run was started */
 
@@ -84,7 +84,11 @@ struct pyper_run {
     struct pyper__processes *processes; /* of a run with process workers; see process.h */
     struct pyper__child *child;         /* this is the run as a worker's process sees it */
     struct pyper__loop *loop; /* set by start before any worker runs; NULL: all is threads */
+    pyper_host own_host;
 };
+
+/* Give the run a host, or none (NULL). */
+void pyper__run_set_host(pyper_run *run, const pyper_host *host, void *host_data);
 
 /* Record a failure and stop the run, unless one was recorded before; says whether it was this one.
  * `answer` is what pyper_next() will return, `stage` the one to blame or NULL.  Takes payload when

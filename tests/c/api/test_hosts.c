@@ -608,6 +608,43 @@ TEST(a_host_with_nothing_at_all) {
     close_both(run, p);
 }
 
+/* A table is copied, as far as its size says. */
+static int never_start(void *host_data, const char *name, void (*entry)(void *), void *arg,
+                       void **ret_thread) {
+    CHECK_FAIL("not a part of the table");
+    return -1;
+}
+
+static void never_release(void *host_data, pyper_run *run) {
+    CHECK_FAIL("not a part of the table");
+}
+
+TEST(a_host_with_a_shorter_table_has_nothing_beyond_it) {
+    const pyper_host host = {.size = offsetof(pyper_host, start_thread),
+                             .start_thread = never_start,
+                             .release = never_release};
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass));
+    pyper_run *run = start_with(NULL, &host, p, PTR(100), NULL);
+    long count;
+    CHECK_EQ(drain(run, &count, NULL), 0);
+    CHECK_EQ(count, 100);
+    close_both(run, p);
+}
+
+BOTH_HOSTS(a_host_s_table_may_go_when_the_run_has_been_started) {
+    kit_host *record = kit_host_new();
+    pyper_host host = *this_host();
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .throttle = 2),
+                                   pyper_task(pass, .workers = 3, .ordered = true));
+    pyper_run *run = start_with(record, &host, p, PTR(100), NULL);
+    host = (pyper_host){0};
+    for (long i = 0; i < 100; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    CHECK_EQ(atomic_load(&record->joined), 4);
+    CHECK_EQ(atomic_load(&record->released), 1);
+}
+
 /* Threads of the host's, but no token. */
 TEST(a_host_with_threads_but_no_token) {
     kit_host *record = kit_host_new();

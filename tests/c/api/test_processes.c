@@ -1248,6 +1248,15 @@ typedef struct starter {
     long started, joined;
 } starter;
 
+static int never_detached(void *host_data, int (*call)(void *arg), void *arg) {
+    CHECK_FAIL("not a part of the table");
+    return -1;
+}
+
+/* Of an older header. */
+static const pyper_host short_host = {.size = offsetof(pyper_host, detached),
+                                      .detached = never_detached};
+
 /* As an interpreter would: the child knows nothing but the descriptors and the numbers. */
 static int start_process(void *host_data, const pyper_process *process, void **ret_process,
                          int64_t *ret_pid) {
@@ -1259,7 +1268,7 @@ static int start_process(void *host_data, const pyper_process *process, void **r
         int rc = pyper_attach(.fds = {fds[0], fds[1], fds[2], fds[3]}, .task = process->task,
                               .worker = process->worker, .fn = multiply, .bind = process->bind,
                               .input_type = &pyper_type_int, .output_type = &pyper_type_int,
-                              .host_data = host_data);
+                              .host = &short_host, .host_data = host_data);
         _exit(rc < 0 ? 9 : 0);
     }
     for (int i = 0; i < PYPER_PROCESS_FDS; i++) close(fds[i]);
