@@ -168,11 +168,9 @@ int pyper__channel_try_done(pyper__channel *channel, int64_t ticket, pyper__chan
 bool pyper__channel_may_try_again(const void *wait);
 void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat);
 
-/* What is in the shared memory is no record: somebody has written there who should not have. */
-enum { PYPER__BROKEN = -1001 };
-
-/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED, PYPER__AGAIN (empty) or
- * PYPER__BROKEN.  What has been popped must be released before this consumer pops again. */
+/* Take the first record and its extent: 1, 0 (end), PYPER_ECANCELED, PYPER__AGAIN (empty), or
+ * PYPER__BROKEN: what is in the shared memory is no record, for somebody has written there who
+ * should not have.  What has been popped must be released before this consumer pops again. */
 int pyper__channel_try_pop(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket);
 
 /* The same, but wait for one.  Returns as pyper__queue_pop(), or PYPER__BROKEN. */

@@ -93,8 +93,9 @@ struct pyper__claims;
 
 enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
 
-/* Answers of the functions below that are not errors. */
-enum { PYPER__AGAIN = -1000, PYPER__TAKEN = -1001 };
+/* Answers of the functions of all edges that are not codes of pyper.h.  They are told apart also
+ * where one may come from either kind of edge. */
+enum { PYPER__AGAIN = -1000, PYPER__TAKEN = -1001, PYPER__BROKEN = -1002 };
 
 typedef struct pyper__queue {
     /* Set by init. */
