@@ -35,8 +35,8 @@
  *    Processes.
  *  - Signal handlers: nothing here may be called from one.
  *  - From a task's function you may start, read and close other runs.  Of the function's own run
- *    you may call pyper_cancel(); pyper_next() and pyper_close() would wait for their own caller
- *    and answer PYPER_EDEADLK.
+ *    you may call pyper_cancel() and pyper_stats(); pyper_next() and pyper_close() would wait for
+ *    their own caller and answer PYPER_EDEADLK.
  *  - From an item's destroy function: do not call anything that waits.
  *  - Nothing can end a function that neither emits, pulls nor returns: closing such a run waits
  *    until it does.
@@ -340,13 +340,15 @@ extern "C" {
  * were in the queue before a failure come first.
  *
  * Returns 1 and sets *ret_item; 0 at the end of the stream (again and again);
- *         PYPER_EFAILED: a task's function failed (see pyper_error_message());
+ *         PYPER_EFAILED: a task's function failed, or an item could not be encoded or decoded (see
+ *         pyper_error_message());
  *         PYPER_ECANCELED: somebody cancelled the run;
  *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
  *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED; PYPER_EINVAL,
- *         PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE: the run could not be started,
- *         or ran out of memory underway;
- *         PYPER_EDIED: a process worker died (see pyper_error_message()).
+ *         PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE, PYPER_ENOTSUP: the run could
+ *         not be started, or ran out of memory underway;
+ *         PYPER_EDIED: a process worker died (see pyper_error_message()); or what a host's
+ *         start_slot has returned.
  * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
  * Blocks: yes.  Thread safety: shared (each output goes to one caller). */
 PYPER_API int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns);
@@ -462,8 +464,9 @@ PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *messa
  * shared. */
 PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
-/* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1).  The run
- * is borrowed.  Thread safety: shared. */
+/* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1), and the
+ * name of the task.  The run is borrowed; the name is valid as long as the run, in a process worker
+ * as long as the worker, where it is cut to 63 bytes, between characters.  Thread safety: shared. */
 PYPER_API pyper_run *pyper_worker_run(const pyper_worker *worker);
 PYPER_API size_t pyper_worker_task(const pyper_worker *worker);
 PYPER_API int64_t pyper_worker_index(const pyper_worker *worker);
@@ -542,7 +545,8 @@ PYPER_API int pyper_try_pull(pyper_worker *worker, void **ret_item);
 
 /* pyper_emit() for asynchronous tasks that would rather keep an item themselves.
  *
- * Returns 0; PYPER_EAGAIN: no room, you will be resumed; else as pyper_emit().
+ * Returns 0; PYPER_EAGAIN: no room, you will be resumed; PYPER_EINVAL: the task is not asynchronous
+ * (this does not fail the run); else as pyper_emit(), but never PYPER_KEPT.
  * Ownership: takes `item`, unless it returns PYPER_EAGAIN.  Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_emit(pyper_worker *worker, void *item);
 
@@ -581,10 +585,13 @@ typedef struct pyper_task_stats {
     int64_t blocked_ns; /* time they waited for room in the output queue */
 } pyper_task_stats;
 
-/* Read the counters of the first `count` tasks into `ret_stats`.
+/* Read the counters of the first `count` tasks into `ret_stats`, records of `stats_size` bytes
+ * each.  That is the caller's sizeof(pyper_task_stats), filled in by the macro: if the library is
+ * older or newer than the caller's header, as much is written as both know.
  *
- * Returns how many tasks the run has (0 for NULL, or if the run failed before its first worker was
- * to be started).  May be called at any moment of the run and after it.  Thread safety: shared. */
+ * Returns how many tasks the run has (0 for NULL, if the run failed before its first worker was to
+ * be started, and in a process worker).  May be called at any moment of the run and after it, also
+ * by the run's own functions.  Thread safety: shared. */
 PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t count,
                                   size_t stats_size);
 #define pyper_stats(run, ret_stats, count)                                                         \
@@ -624,9 +631,9 @@ PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
 
 /* For `decode`: keep the memory of an item.  What `data` points to (and now *ret_data) is yours,
  * without a copy: writable, seen by no other process, a forked child has its own.  It stays until
- * pyper_kept_release(), which may be called by any thread, also after the end of the run.  Returns
- * NULL if that cannot be had or is not worth it (items below 64 KiB): then copy.  Ownership:
- * returns owned. */
+ * pyper_kept_release(), which may be called by any thread, also after the end of the run, and
+ * accepts NULL.  Returns NULL if that cannot be had or is not worth it (items below 64 KiB): then
+ * copy.  Ownership: returns owned. */
 typedef struct pyper_kept pyper_kept;
 PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);
 PYPER_API void pyper_kept_release(pyper_kept *kept);

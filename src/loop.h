@@ -121,15 +121,15 @@ typedef struct pyper__loop {
 } pyper__loop;
 
 /* Create the loop of a run that has asynchronous tasks, or one of the user's (`yours`): 0 or
- * PYPER_ENOMEM.  Does nothing for other runs.  Its queues and workers are there, nobody works
- * yet. */
+ * PYPER_ENOMEM or PYPER_EMFILE.  Does nothing for other runs.  Its queues and workers are there,
+ * nobody works yet. */
 int pyper__loop_create(pyper_run *run, bool yours);
 void pyper__loop_free(pyper__loop *loop);
 
 /* The worker's slot takes part from now on. */
 void pyper__slot_enlist(pyper_worker *worker);
 
-/* Wait for an output, as pyper__queue_pop_slow(); drives meanwhile, unless somebody else does. */
+/* Wait for an output, as pyper__queue_pop(); drives meanwhile, unless somebody else does. */
 int pyper__loop_pop(pyper__loop *loop, void **ret_item, int64_t deadline_ns);
 
 /* Wait until all workers have left: 0, PYPER_ETIMEDOUT, PYPER_EINTR. */

@@ -52,7 +52,8 @@
  * is free, which is what pyper_next() pays for each item.
  *
  * Held for a few instructions; never while user code runs, the host is called, or the thread waits
- * for anything else.  No thread holds two. */
+ * for anything that takes longer (a lock between processes, an owner on its way out: see below).
+ * No thread holds two. */
 typedef struct pyper__lock {
     _Atomic uint32_t word;
 } pyper__lock;
@@ -176,7 +177,8 @@ typedef struct pyper__waker {
     int bell[2];
 } pyper__waker;
 
-/* `state` is where the state lies, NULL: in the waker itself.  0 or PYPER_ENOMEM. */
+/* `state` is where the state lies, NULL: in the waker itself.  0, PYPER_ENOMEM or
+ * PYPER_EMFILE. */
 int pyper__waker_init(pyper__waker *waker, _Atomic int *state);
 void pyper__waker_fini(pyper__waker *waker);
 

@@ -26,7 +26,7 @@
 bool pyper__processes_wanted(const pyper_pipeline *pipeline);
 
 /* Make the board and the channels, nobody working yet; the queues have been made.
- * 0, PYPER_ENOMEM or PYPER_ENOTSUP; pyper__processes_free() either way. */
+ * 0, PYPER_ENOMEM, PYPER_EMFILE or PYPER_ENOTSUP; pyper__processes_free() either way. */
 int pyper__processes_create(pyper_run *run);
 
 /* Start the processes and the supervisor: 0, or the code of the worker that could not be started

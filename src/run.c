@@ -287,8 +287,8 @@ static int choose_places(pyper__stage *stage) {
     return drawn ? pyper__slots_create(output, true) : 0;
 }
 
-/* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM or PYPER_EMFILE; clear()
- * either way. */
+/* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM, PYPER_EMFILE or
+ * PYPER_ENOTSUP; clear() either way. */
 static int furnish(pyper_run *run, const pyper_start_options *options) {
     size_t count = run->pipeline->count;
     run->stages = pyper__alloc(count * sizeof *run->stages);

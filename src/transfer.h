@@ -25,8 +25,7 @@ int pyper__send_done(pyper__queue *output, int64_t ticket, pyper__seat *seat, py
 
 /* Take the next item of the channel of `input` and decode it; waits for one.
  *
- * Returns as pyper__queue_pop_slow(), or PYPER_EFAILED (it could not be decoded: the run has
- * failed). */
+ * Returns as pyper__queue_pop(), or PYPER_EFAILED (it could not be decoded: the run has failed). */
 int pyper__receive(pyper_run *run, const pyper__stage *stage, pyper__queue *input, void **ret_item,
                    int64_t *ret_ticket, pyper__seat *seat, int64_t deadline_ns, bool interruptible);
 
