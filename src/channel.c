@@ -14,9 +14,6 @@
 #define CHUNK_FIRST ((uint64_t)4096)
 #define CHUNK ((uint64_t)65536)
 
-/* A bound beyond this is none, and leaves room for the sums of counters. */
-#define LIMIT_MAX (INT64_MAX / 4)
-
 /* With several lanes so many items are taken from one before the next has its turn. */
 #define TURN 64
 
@@ -127,10 +124,6 @@ struct pyper__channel_shared {
 
 /* ------------------------------------------------------------------------------- life time */
 
-static uint64_t align(uint64_t size) {
-    return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
-}
-
 /* An order has one lane, which its producers share. */
 static int64_t lanes_of(const pyper__channel_shape *shape) {
     return shape->order_window > 0 ? 1 : shape->producers;
@@ -142,7 +135,8 @@ static int64_t hands_of(const pyper__channel_shape *shape) {
 
 static uint64_t size_of_order(const pyper__channel_shape *shape) {
     if (shape->order_window == 0) return 0;
-    return align(sizeof(struct order) + (uint64_t)shape->order_window * sizeof(struct ticket));
+    return pyper__shm_align(sizeof(struct order) +
+                            (uint64_t)shape->order_window * sizeof(struct ticket));
 }
 
 static uint64_t size_of_lanes(const pyper__channel_shape *shape) {
@@ -200,7 +194,7 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
                         const pyper__channel_shape *shape) {
     pyper__channel_attach(channel, shm, offset, NULL, 0);
     struct pyper__channel_shared *shared = channel->shared;
-    bool bounded = shape->throttle > 0 && shape->throttle < LIMIT_MAX;
+    bool bounded = shape->throttle > 0 && shape->throttle < PYPER__LIMIT_MAX;
     shared->limit = bounded ? shape->throttle : INT64_MAX;
     shared->block = bounded && shape->throttle >= 4 ? shape->throttle / 4 : 1;
     shared->lanes = lanes_of(shape);

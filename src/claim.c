@@ -22,13 +22,9 @@
  * long; and who goes to sleep looks at what each of the others has claimed. */
 #define WORKERS_MAX 32
 
-static int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 int pyper__claims_create(pyper__queue *queue, int64_t workers, int64_t window) {
-    int64_t most = least(PYPER__CLAIM_MAX, queue->limit / 4 / workers);
-    if (window > 0) most = least(most, window / 4 / workers);
+    int64_t most = pyper__least(PYPER__CLAIM_MAX, queue->limit / 4 / workers);
+    if (window > 0) most = pyper__least(most, window / 4 / workers);
     if (most < LEAST || workers > WORKERS_MAX ||
         !pyper__event_let_notify_lightly(&queue->items, true))
         return 0;
@@ -93,7 +89,7 @@ static int64_t how_many_more_locked(pyper__queue *queue, const pyper__claim *cla
     int share = queue->claims->share;
     if ((queue->seen - head) >> share < wanted && !queue->slots)
         queue->seen = atomic_load(&queue->tail);
-    return least((queue->seen - head) >> share, wanted);
+    return pyper__least((queue->seen - head) >> share, wanted);
 }
 
 /* The owner has nothing: 1, or as pyper__queue_try_pop(). */
@@ -159,7 +155,7 @@ static void measure(const pyper__queue *queue, pyper__claim *claim, const pyper_
     int64_t now = pyper_now(), took = now - claim->since_ns;
     if (should_stand_back(queue, claim, took, seat)) now = stand_back(queue, claim, now);
     if (took < SHORT_NS && claim->claimed == claim->pace)
-        claim->pace = least(claim->pace * 2, claims->most);
+        claim->pace = pyper__least(claim->pace * 2, claims->most);
     else if (took > MUCH_TOO_LONG_NS)
         claim->pace = 1;
     else if (took > LONG_NS)

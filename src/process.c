@@ -126,9 +126,7 @@ struct pyper__child {
 };
 
 static void ring(int bell) {
-    uint64_t one = 1;
-    /* It fails only when the count is about to overflow: then the supervisor is awake. */
-    while (write(bell, &one, sizeof one) < 0 && errno == EINTR) continue;
+    pyper__bell_ring((const int[2]){bell, bell});
 }
 
 static int pidfd_open_(pid_t pid) {
@@ -155,10 +153,6 @@ bool pyper__processes_wanted(const pyper_pipeline *pipeline) {
 static bool crosses(const pyper_pipeline *pipeline, size_t edge) {
     return (edge > 0 && pipeline->tasks[edge - 1]->multiprocess) ||
            (edge < pipeline->count && pipeline->tasks[edge]->multiprocess);
-}
-
-static uint64_t align(uint64_t size) {
-    return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
 }
 
 static int64_t crowd(const pyper__task *task) {
@@ -193,7 +187,7 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
     for (size_t i = 0; i < count; i++)
         if (pipeline->tasks[i]->multiprocess) seats += pipeline->tasks[i]->workers;
     uint64_t seats_at =
-        PYPER__SHM_FIRST + align(sizeof(struct board) + count * sizeof(struct post));
+        PYPER__SHM_FIRST + pyper__shm_align(sizeof(struct board) + count * sizeof(struct post));
     uint64_t channels_at = seats_at + (uint64_t)seats * sizeof(struct seat);
     uint64_t size = channels_at - PYPER__SHM_FIRST;
     for (size_t i = 0; i <= count; i++) size += size_of_channel(pipeline, i);

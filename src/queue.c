@@ -89,12 +89,6 @@ static void next_chunk(pyper__queue *queue) {
 
 /* ------------------------------------------------------------------------------ life time */
 
-#define LIMIT_MAX (INT64_MAX / 4)
-
-static int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 /* Half of the places would do; a quarter lets both ends run without waiting for each other.  What
  * has begun uncounted makes both less, so that who waits is woken in time. */
 void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack) {
@@ -106,8 +100,7 @@ void pyper__queue_expect_slack(pyper__queue *queue, int64_t slack) {
 
 int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers,
                       bool many_consumers, int64_t order_window, const pyper_item_type *type) {
-    /* A bound beyond LIMIT_MAX is none, and leaves room for the sums of counters. */
-    bool bounded = throttle > 0 && throttle < LIMIT_MAX;
+    bool bounded = throttle > 0 && throttle < PYPER__LIMIT_MAX;
     queue->limit = bounded ? throttle : INT64_MAX;
     pyper__queue_expect_slack(queue, 0);
     queue->many_producers = many_producers;
@@ -151,7 +144,7 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
 
 /* What was seen has to fit into a chunk. */
 static int64_t look_ahead(const pyper__queue *queue) {
-    return least(queue->claims ? LOOK_AHEAD_CLAIMING : LOOK_AHEAD, PYPER__CHUNK_SLOTS);
+    return pyper__least(queue->claims ? LOOK_AHEAD_CLAIMING : LOOK_AHEAD, PYPER__CHUNK_SLOTS);
 }
 
 /* What can be popped, from `head` on, ends here; or further on. */
@@ -267,7 +260,7 @@ int64_t pyper__queue_pushed(pyper__queue *queue) {
     if (queue->slots) return pyper__slots_pushed(queue);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (queue->limit == INT64_MAX) return tail;
-    return least(tail, pyper__queue_started(queue) + queue->limit);
+    return pyper__least(tail, pyper__queue_started(queue) + queue->limit);
 }
 
 int64_t pyper__queue_popped(const pyper__queue *queue) {
@@ -312,8 +305,8 @@ void pyper__queue_give_back(pyper__queue *queue, int64_t begun) {
 
 /* The item that takes head to give_at is popped with care. */
 static void allow_pops(pyper__queue *queue, int64_t head) {
-    int64_t until = least(queue->seen, queue->pop_end);
-    if (!queue->claims) until = least(until, queue->give_at - 1);
+    int64_t until = pyper__least(queue->seen, queue->pop_end);
+    if (!queue->claims) until = pyper__least(until, queue->give_at - 1);
     if (until <= head) return; /* as it is */
     atomic_store(&queue->pop_until, until);
     if (atomic_load(&queue->state) == PYPER__CANCELLED) atomic_store(&queue->pop_until, 0);
@@ -343,7 +336,7 @@ static bool has_room(pyper__queue *queue, int64_t tail) {
 }
 
 static void allow_pushes(pyper__queue *queue) {
-    int64_t until = least(queue->room_until, queue->push_end);
+    int64_t until = pyper__least(queue->room_until, queue->push_end);
     if (queue->many_producers) {
         queue->shared_until = until;
         return;

@@ -93,6 +93,13 @@ struct pyper__claims;
 
 enum { PYPER__OPEN, PYPER__ENDED, PYPER__CANCELLED };
 
+/* A bound beyond this is none, of any edge: so there is room for the sums of counters. */
+#define PYPER__LIMIT_MAX (INT64_MAX / 4)
+
+static inline int64_t pyper__least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 /* Answers of the functions of all edges that are not codes of pyper.h.  They are told apart also
  * where one may come from either kind of edge. */
 enum { PYPER__AGAIN = -1000, PYPER__TAKEN = -1001, PYPER__BROKEN = -1002 };

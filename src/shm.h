@@ -53,6 +53,11 @@ void pyper__shm_unref(pyper__shm *shm); /* NULL is accepted */
 
 #define PYPER__SHM_FIRST ((uint64_t)4096)
 
+/* As many bytes, or a few more, so that what comes behind them begins on a cache line. */
+static inline uint64_t pyper__shm_align(uint64_t size) {
+    return (size + PYPER__CACHE_LINE - 1) / PYPER__CACHE_LINE * PYPER__CACHE_LINE;
+}
+
 static inline void *pyper__shm_at(const pyper__shm *shm, uint64_t offset) {
     return shm->base + offset;
 }

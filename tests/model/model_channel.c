@@ -48,7 +48,7 @@ static void make_channel(pyper__channel_shape shape) {
     state.shm.base = state.memory;
     state.shm.size = state.shm.space = MEMORY;
     struct heap *heap = (struct heap *)(void *)state.memory;
-    uint64_t size = align(pyper__channel_size(&shape));
+    uint64_t size = pyper__shm_align(pyper__channel_size(&shape));
     heap->top = PYPER__SHM_FIRST + size;
     heap->made = MEMORY;
     MODEL_CHECK(pyper__channel_init(&state.doors[0], &state.shm, PYPER__SHM_FIRST, &shape) == 0);
