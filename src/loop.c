@@ -222,6 +222,49 @@ static int emit(pyper__slot *slot, void *item) {
     return kept ? PYPER_KEPT : 0;
 }
 
+/* ---------------------------------------------------------------- what others do for a slot */
+
+static void touch(pyper__slot *slot) {
+    pyper__loop *loop = slot->crew->loop;
+    if (slot->touched) return;
+    slot->touched = true;
+    slot->next_touched = NULL;
+    *loop->last_touched = slot;
+    loop->last_touched = &slot->next_touched;
+}
+
+static void carry_out(pyper__post *post) {
+    pyper__slot *slot = post->slot;
+    touch(slot);
+    if (post->done) { /* it is a part of the slot */
+        slot->done = true;
+        slot->rc = post->rc;
+        return;
+    }
+    emit(slot, post->item);
+    /* He was told that it is kept, and may wait until it has left; or for ever, if it was refused
+     * and nobody told him. */
+    slot->wants = true;
+    if (slot->list == &slot->crew->starved) leave_list(slot);
+    pyper__free(post);
+}
+
+/* Carry out what other threads have posted.  Nobody is called for it who might emit or end in turn:
+ * so this may be done inside of a call, too.  The slots go on later. */
+static void take_posts(pyper__loop *loop) {
+    if (!atomic_load(&loop->any_posts)) return;
+    pyper__lock_take(&loop->posts_lock);
+    pyper__post *post = loop->posts.first;
+    loop->posts.first = loop->posts.last = NULL;
+    atomic_store(&loop->any_posts, false);
+    pyper__lock_give(&loop->posts_lock);
+    while (post) {
+        pyper__post *next = post->next;
+        carry_out(post);
+        post = next;
+    }
+}
+
 /* ------------------------------------------------------------------------ a slot's steps, in C */
 
 /* What is under way is over for good. */
@@ -331,6 +374,7 @@ static void step(pyper__slot *slot) {
     pyper__crew *crew = slot->crew;
     leave_list(slot);
     for (;;) {
+        take_posts(crew->loop); /* what came before an end has to be seen before it */
         int rc = empty_hand(slot);
         if (rc < 0 && rc != PYPER__AGAIN) destroy_hand(slot);
         if (rc == PYPER__AGAIN) {
@@ -474,37 +518,26 @@ static void tell(pyper__crew *crew) {
     }
 }
 
-/* What other threads have done for slots. */
-static void take_posts(pyper__loop *loop) {
-    if (!atomic_load(&loop->any_posts)) return;
-    pyper__lock_take(&loop->posts_lock);
-    pyper__post *post = loop->posts.first;
-    loop->posts.first = loop->posts.last = NULL;
-    atomic_store(&loop->any_posts, false);
-    pyper__lock_give(&loop->posts_lock);
-    while (post) {
-        pyper__post *next = post->next;
-        pyper__slot *slot = post->slot;
-        if (post->done) {
-            slot->done = true;
-            slot->rc = post->rc;
-            step(slot);
-        } else {
-            /* He was told that it is kept, and may wait until it has left; or for ever, if it was
-             * refused and nobody told him. */
-            emit(slot, post->item);
-            slot->wants = true;
-            pyper__free(post);
-            if (!slot->list) step(slot); /* else it goes on when the list is served */
-        }
-        post = next;
+/* Let those go on for whom other threads have done something. */
+static void serve_touched(pyper__loop *loop) {
+    take_posts(loop);
+    pyper__slot *slot = loop->touched;
+    loop->touched = NULL;
+    loop->last_touched = &loop->touched;
+    while (slot) {
+        pyper__slot *next = slot->next_touched;
+        slot->touched = false;
+        /* If it waits for room and has not ended it goes on when the list is served.  A host's goes
+         * on by itself. */
+        if (!slot->left && !loop->host_slots && (slot->done || !slot->list)) step(slot);
+        slot = next;
     }
 }
 
 /* One look at everything. */
 static void look(pyper__loop *loop) {
     pyper_run *run = loop->run;
-    take_posts(loop);
+    serve_touched(loop);
     for (size_t i = loop->count; i-- > 0;) {
         pyper__crew *crew = &loop->crews[i];
         if (!crew->told && pyper__run_stopped(run, crew->stage->index)) tell(crew);
@@ -788,7 +821,8 @@ static void post(pyper__loop *loop, pyper__post *post) {
 int pyper__slot_emit(pyper_worker *worker, void *item) {
     pyper__slot *slot = worker->slot;
     pyper__loop *loop = slot->crew->loop;
-    if (is_driver(loop) && (slot->calling || !atomic_load(&loop->any_posts))) {
+    if (is_driver(loop)) {
+        take_posts(loop); /* those for this slot came first */
         int rc = emit(slot, item);
         if (rc == PYPER_KEPT) {
             slot->wants = true;
@@ -904,6 +938,7 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
         return PYPER_EINVAL;
     }
     come(slot);
+    take_posts(slot->crew->loop); /* as above */
     for (;;) {
         if (!worker->stage->task->branch && slot->emitted > 0)
             return pyper__worker_refuse(worker, item, PYPER_EINVAL);
@@ -980,6 +1015,7 @@ int pyper__loop_create(pyper_run *run, bool yours) {
     run->loop = loop;
     loop->run = run;
     loop->yours = yours;
+    loop->last_touched = &loop->touched;
     loop->host_slots = run->host && run->host->start_slot;
     loop->outputs.event = pyper__edge_items(&run->queues[run->count]);
     loop->end.event = &run->done;

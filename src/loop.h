@@ -10,7 +10,9 @@
  *
  * Both ends of a queue that belong to an asynchronous stage are the driver's own, so they need no
  * lock.  What other threads do for a slot (an operation completed elsewhere) they post; the driver
- * carries it out.  A slot never sleeps: it is put into one of its crew's two lists, and the loop
+ * carries it out, at the latest before it emits for a slot itself or finds that an operation has
+ * ended: so outputs keep the order in which they were emitted, by whomever, and all of them come
+ * before the end.  A slot never sleeps: it is put into one of its crew's two lists, and the loop
  * counts itself in at the queue's event (park.h), which then wakes the loop.
  *
  * Where the next stage (or the one before) is of processes, the edge is a channel: an item is
@@ -87,6 +89,8 @@ typedef struct pyper__slot {
     bool done;       /* pyper_done() has been called */
     bool wants;      /* the operation is to be resumed when its hand is empty */
     bool left;
+    bool touched; /* other threads' posts have changed it: it is to be looked at */
+    struct pyper__slot *next_touched; /* in the loop's list of those */
 } pyper__slot;
 
 typedef struct pyper__crew {
@@ -114,6 +118,7 @@ typedef struct pyper__loop {
     pyper__lock posts_lock;
     pyper__posts posts;
     _Atomic bool any_posts;
+    pyper__slot *touched, **last_touched; /* in the order of the posts */
 
     pyper__watch outputs, end; /* the caller's: his queue, and the end of the run */
     bool caller_waits;

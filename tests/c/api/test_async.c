@@ -1034,3 +1034,92 @@ EACH_HOST(a_join_with_many_inputs_lets_the_driver_go) {
     ENDS_WITH(run, 0);
     close_both(run, p);
 }
+
+/* ------------------------------------------- Other threads on behalf of a function under way */
+
+typedef struct emission {
+    pyper_worker *worker;
+    void *item;
+    bool done; /* is that all? */
+} emission;
+
+static void emit_for(void *arg) {
+    emission *e = arg;
+    CHECK_EQ(pyper_emit(e->worker, e->item), PYPER_KEPT);
+    if (e->done) pyper_done(e->worker, 0);
+}
+
+/* Emit by a thread that has ended when this returns. */
+static void let_emit(emission e) {
+    thread other;
+    thread_start(&other, emit_for, &e);
+    thread_join(&other);
+}
+
+static int end_by_returning(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    let_emit((emission){w, item, false});
+    return 0;
+}
+
+static int end_by_done(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    let_emit((emission){w, item, false});
+    pyper_done(w, 0);
+    return PYPER_PENDING;
+}
+
+static int end_by_another_thread(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    let_emit((emission){w, item, true});
+    return PYPER_PENDING;
+}
+
+EACH_HOST(an_output_by_another_thread_counts_however_the_operation_ends) {
+    static const pyper_fn fns[] = {end_by_returning, end_by_done, end_by_another_thread};
+    for (int i = 0; i < 3; i++) {
+        for (int64_t throttle = 0; throttle <= 1; throttle++) {
+            pyper_pipeline *p =
+                pyper_pipe(pyper_task(count_up, .branch = true),
+                           pyper_task(fns[i], .async = true, .workers = 2, .throttle = throttle));
+            pyper_run *run = START(p, PTR(10));
+            long count, total;
+            CHECK_EQ(drain(run, &count, &total), 0);
+            CHECK_EQ(count, 10);
+            CHECK_EQ(total, 10 * 9 / 2);
+            close_both(run, p);
+        }
+    }
+}
+
+static int emit_in_turns(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < 6; i += 2) {
+        let_emit((emission){w, PTR(INT(item) * 6 + i), false});
+        CHECK_GE(pyper_emit(w, PTR(INT(item) * 6 + i + 1)), 0);
+    }
+    return 0;
+}
+
+/* The same, but it asks for room. */
+static int try_in_turns(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    for (long i = 0; i < 6; i += 2) {
+        let_emit((emission){w, PTR(INT(item) * 6 + i), false});
+        CHECK_EQ(pyper_try_emit(w, PTR(INT(item) * 6 + i + 1)), 0);
+    }
+    return 0;
+}
+
+EACH_HOST(outputs_leave_in_the_order_of_the_calls_whichever_thread_made_them) {
+    for (int64_t throttle = 0; throttle <= 3; throttle++) {
+        pyper_pipeline *p =
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(throttle ? emit_in_turns : try_in_turns, .async = true,
+                                  .branch = true, .throttle = throttle));
+        pyper_run *run = START(p, PTR(20));
+        for (long i = 0; i < 20 * 6; i++) NEXT_IS(run, i);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}

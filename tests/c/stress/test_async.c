@@ -113,3 +113,63 @@ EACH_HOST(random_async_pipelines) {
     pthread_mutex_unlock(&pool.lock);
     for (int i = 0; i < 3; i++) thread_join(&threads[i]);
 }
+
+/* A thread of an operation's own that emits until it is told that it is over; whoever tells it ends
+ * the operation, under the same lock. */
+static struct stream {
+    pthread_mutex_t lock;
+    pyper_worker *worker;
+    bool over;
+    thread thread;
+} streams[3];
+
+static bool emit_one(struct stream *s) {
+    pthread_mutex_lock(&s->lock);
+    bool over = s->over;
+    if (!over) pyper_emit(s->worker, item_new(0));
+    pthread_mutex_unlock(&s->lock);
+    return !over;
+}
+
+static void keep_emitting(void *arg) {
+    while (emit_one(arg)) continue;
+}
+
+static int begin_stream(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    struct stream *s = &streams[item_deliver(item)];
+    s->worker = w;
+    s->over = false;
+    *pyper_worker_state(w) = s;
+    thread_start(&s->thread, keep_emitting, s);
+    return PYPER_PENDING;
+}
+
+static void end_stream(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    struct stream *s = *pyper_worker_state(w);
+    pthread_mutex_lock(&s->lock);
+    s->over = true;
+    pthread_mutex_unlock(&s->lock);
+    pyper_done(w, PYPER_ECANCELED);
+}
+
+/* (kit_settled() finds what was not destroyed.) */
+TEST(operations_that_are_fed_by_other_threads_can_be_cancelled) {
+    for (int i = 0; i < 3; i++) pthread_mutex_init(&streams[i].lock, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(make_items, .branch = true, .type = &item_type),
+                   pyper_task(begin_stream, .async = true, .branch = true, .workers = 3,
+                              .cancel = end_stream, .type = &item_type));
+    for (long i = 0, n = check_times(100); i < n; i++) {
+        pyper_run *run = START(p, PTR(3));
+        for (int k = 0; k < 30; k++) {
+            void *out;
+            CHECK_EQ(pyper_next(run, &out), 1);
+            item_deliver(out);
+        }
+        CHECK_EQ(pyper_close(run), 0);
+        for (int k = 0; k < 3; k++) thread_join(&streams[k].thread);
+    }
+    pyper_unref(p);
+}
