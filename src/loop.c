@@ -8,6 +8,8 @@
 
 /* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
 #define BUDGET 256
+/* And so many posts: who posts faster than they can be carried out would keep the driver for ever. */
+#define POSTS 1024
 
 /* --------------------------------------------------------------------------------- the driver */
 
@@ -235,6 +237,7 @@ static void touch(pyper__slot *slot) {
 
 static void carry_out(pyper__post *post) {
     pyper__slot *slot = post->slot;
+    slot->carried++;
     touch(slot);
     if (post->done) { /* it is a part of the slot */
         slot->done = true;
@@ -249,20 +252,28 @@ static void carry_out(pyper__post *post) {
     pyper__free(post);
 }
 
-/* Carry out what other threads have posted.  Nobody is called for it who might emit or end in turn:
- * so this may be done inside of a call, too.  The slots go on later. */
-static void take_posts(pyper__loop *loop) {
-    if (!atomic_load(&loop->any_posts)) return;
-    pyper__lock_take(&loop->posts_lock);
-    pyper__post *post = loop->posts.first;
-    loop->posts.first = loop->posts.last = NULL;
-    atomic_store(&loop->any_posts, false);
-    pyper__lock_give(&loop->posts_lock);
-    while (post) {
-        pyper__post *next = post->next;
-        carry_out(post);
-        post = next;
+/* Carry out the next post, if there is one.  Nobody is called for it who might emit or end in turn:
+ * so this may be done inside of a call, too.  The slot goes on later. */
+static bool take_post(pyper__loop *loop) {
+    if (!loop->taken && atomic_load(&loop->any_posts)) {
+        pyper__lock_take(&loop->posts_lock);
+        loop->taken = loop->posts.first;
+        loop->posts.first = loop->posts.last = NULL;
+        atomic_store(&loop->any_posts, false);
+        pyper__lock_give(&loop->posts_lock);
     }
+    pyper__post *post = loop->taken;
+    if (!post) return false;
+    loop->taken = post->next;
+    loop->carried++;
+    carry_out(post);
+    return true;
+}
+
+/* Whatever other threads have done for this slot up to now comes before what happens next to it. */
+static void catch_up(pyper__slot *slot) {
+    int64_t upto = atomic_load(&slot->posted);
+    while (slot->carried < upto) take_post(slot->crew->loop);
 }
 
 /* ------------------------------------------------------------------------ a slot's steps, in C */
@@ -374,7 +385,8 @@ static void step(pyper__slot *slot) {
     pyper__crew *crew = slot->crew;
     leave_list(slot);
     for (;;) {
-        take_posts(crew->loop); /* what came before an end has to be seen before it */
+        /* (If nothing is to happen, it may be somebody who posts all the time.) */
+        if (slot->operating && (slot->done || (slot->wants && resumes_with(slot)))) catch_up(slot);
         int rc = empty_hand(slot);
         if (rc < 0 && rc != PYPER__AGAIN) destroy_hand(slot);
         if (rc == PYPER__AGAIN) {
@@ -520,7 +532,7 @@ static void tell(pyper__crew *crew) {
 
 /* Let those go on for whom other threads have done something. */
 static void serve_touched(pyper__loop *loop) {
-    take_posts(loop);
+    while (loop->carried < POSTS && take_post(loop)) continue;
     pyper__slot *slot = loop->touched;
     loop->touched = NULL;
     loop->last_touched = &loop->touched;
@@ -564,14 +576,15 @@ static bool all_left(const void *arg) {
 /* Look until there is nothing more to do or the slice is over; says whether there is more. */
 static bool drive(pyper__loop *loop) {
     loop->budget = BUDGET;
+    loop->carried = 0;
     do {
         atomic_store(loop->waker.state, PYPER__DRIVEN);
         look(loop);
-        if (loop->budget <= 0) {
+        if (loop->budget <= 0 || loop->carried >= POSTS) {
             atomic_store(loop->waker.state, PYPER__WOKEN);
             return true;
         }
-    } while (atomic_load(loop->waker.state) == PYPER__WOKEN);
+    } while (loop->taken || atomic_load(loop->waker.state) == PYPER__WOKEN);
     return false;
 }
 
@@ -812,6 +825,7 @@ static void post(pyper__loop *loop, pyper__post *post) {
         loop->posts.first = post;
     loop->posts.last = post;
     atomic_store(&loop->any_posts, true);
+    atomic_fetch_add(&post->slot->posted, 1);
     pyper__lock_give(&loop->posts_lock);
     pyper__waker_wake(&loop->waker);
     if (atomic_load(&loop->abandoned)) drive_abandoned(loop);
@@ -822,7 +836,7 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
     pyper__slot *slot = worker->slot;
     pyper__loop *loop = slot->crew->loop;
     if (is_driver(loop)) {
-        take_posts(loop); /* those for this slot came first */
+        catch_up(slot);
         int rc = emit(slot, item);
         if (rc == PYPER_KEPT) {
             slot->wants = true;
@@ -938,7 +952,7 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
         return PYPER_EINVAL;
     }
     come(slot);
-    take_posts(slot->crew->loop); /* as above */
+    catch_up(slot);
     for (;;) {
         if (!worker->stage->task->branch && slot->emitted > 0)
             return pyper__worker_refuse(worker, item, PYPER_EINVAL);

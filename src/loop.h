@@ -26,15 +26,16 @@
  *     thousands costs what it uses.
  *   - An item that finds no room stays in its slot's hand, in order, and the slot takes no other
  *     input until it has gone.
- *   - Driving ends after a bounded number of calls of user code, with the bell rung if there is
- *     more.
+ *   - Driving ends after a bounded number of calls of user code, and of posts, with the bell rung if
+ *     there is more.
  *
  * Synchronization
  *   run, crews, count, host_slots, yours   set by create, never change.
  *   waker      see park.h.
  *   owner      atomic; which thread the driver is (its number, see os.h), or 0.  Who finds 0 may
  *              take it (compare and swap: acquires what the last driver has left).
- *   posts      under posts_lock; any_posts is a hint of it, atomic.
+ *   posts      under posts_lock; any_posts is a hint of it, atomic.  A slot's `posted` is
+ *              atomic: grows under the lock, and is read by the driver without it.
  *   abandoned  atomic, only false -> true: nobody holds the run any more.  Then whoever posts
  *              drives.
  *   everything else, and all of crews, slots, and the ends of their queues: the driver's own. */
@@ -89,7 +90,9 @@ typedef struct pyper__slot {
     bool done;       /* pyper_done() has been called */
     bool wants;      /* the operation is to be resumed when its hand is empty */
     bool left;
-    bool touched; /* other threads' posts have changed it: it is to be looked at */
+    _Atomic int64_t posted; /* how many posts there were for it, */
+    int64_t carried;        /* and how many of them have been carried out */
+    bool touched;           /* other threads' posts have changed it: it is to be looked at */
     struct pyper__slot *next_touched; /* in the loop's list of those */
 } pyper__slot;
 
@@ -118,11 +121,13 @@ typedef struct pyper__loop {
     pyper__lock posts_lock;
     pyper__posts posts;
     _Atomic bool any_posts;
+    pyper__post *taken;                   /* out of `posts`, and not carried out yet */
     pyper__slot *touched, **last_touched; /* in the order of the posts */
 
     pyper__watch outputs, end; /* the caller's: his queue, and the end of the run */
     bool caller_waits;
-    int64_t budget; /* calls of user code left in this slice */
+    int64_t budget;  /* calls of user code left in this slice */
+    int64_t carried; /* posts carried out in this slice */
 } pyper__loop;
 
 /* Create the loop of a run that has asynchronous tasks, or one of the user's (`yours`): 0 or

@@ -173,3 +173,34 @@ TEST(operations_that_are_fed_by_other_threads_can_be_cancelled) {
     }
     pyper_unref(p);
 }
+
+/* Each operation has a thread that emits until it is told that it is enough. */
+static _Atomic bool enough;
+
+static void emit_until_enough(void *worker) {
+    while (!atomic_load(&enough)) pyper_emit(worker, PTR(1));
+    pyper_done(worker, 0);
+}
+
+static int begin_flood(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    thread_start((thread *)bind + INT(item), emit_until_enough, w);
+    return PYPER_PENDING;
+}
+
+TEST(outputs_reach_the_caller_while_other_threads_keep_emitting) {
+    thread threads[4];
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true),
+        pyper_task(begin_flood, .async = true, .branch = true, .workers = 4, .bind = threads));
+    for (long i = 0, n = check_times(5); i < n; i++) {
+        atomic_store(&enough, false);
+        pyper_run *run = START(p, PTR(4));
+        for (int k = 0; k < 10; k++) NEXT_IS(run, 1);
+        atomic_store(&enough, true);
+        CHECK_EQ(drain(run, NULL, NULL), 0);
+        CHECK_EQ(pyper_close(run), 0);
+        for (int k = 0; k < 4; k++) thread_join(&threads[k]);
+    }
+    pyper_unref(p);
+}
