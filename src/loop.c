@@ -353,9 +353,12 @@ static pyper_fn resumes_with(const pyper__slot *slot) {
     return task->resume ? task->resume : task->join ? task->fn : NULL;
 }
 
-/* The next input: as pyper__queue_try_pop(), or PYPER_EFAILED (it could not be decoded). */
+/* The next input: as pyper__queue_try_pop(), or PYPER_EFAILED (it could not be decoded).  None once
+ * the crew has been told to stop, though its input may not have been cancelled yet: who begins after
+ * that would not be told any more. */
 static int pop(pyper_worker *worker, void **ret_item) {
     pyper__queue *input = worker->stage->input;
+    if (worker->slot->crew->told) return PYPER_ECANCELED;
 #if PYPER__PROCESSES
     if (input->channel)
         return pyper__try_receive(worker->run, worker->stage, input, ret_item, &worker->ticket);
@@ -953,6 +956,9 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
     }
     come(slot);
     catch_up(slot);
+    /* It waited for room when the others were told, and is told now.  (The output may still be open,
+     * see stop() in run.c.) */
+    if (slot->crew->told) return pyper__worker_refuse(worker, item, PYPER_ECANCELED);
     for (;;) {
         if (!worker->stage->task->branch && slot->emitted > 0)
             return pyper__worker_refuse(worker, item, PYPER_EINVAL);

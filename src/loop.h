@@ -105,7 +105,7 @@ typedef struct pyper__crew {
     int64_t due;   /* host's slots resumed for an input that they have not come to yet */
     pyper__waiters starved, blocked;
     pyper__watch items, places;
-    bool told; /* that the stage is to stop */
+    bool told; /* that the stage is to stop: nobody begins any more */
 } pyper__crew;
 
 typedef struct pyper__loop {

@@ -204,3 +204,45 @@ TEST(outputs_reach_the_caller_while_other_threads_keep_emitting) {
     }
     pyper_unref(p);
 }
+
+/* Every eighth operation goes on until it is told that it is over. */
+static int begin_some(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return INT(item) % 8 == 7 ? PYPER_PENDING : pyper_emit(w, item);
+}
+
+static void end_at_once(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    CHECK(pyper_cancelled(w));
+    pyper_done(w, PYPER_ECANCELED);
+}
+
+typedef struct leaving {
+    pyper_run *run;
+    tally taken;
+    long after; /* so many outputs */
+} leaving;
+
+static void cancel_after(void *arg) {
+    leaving *l = arg;
+    tally_wait(&l->taken, l->after);
+    pyper_cancel(l->run);
+}
+
+/* Stopping a run takes a while, the more tasks the longer, and its driver may look in between. */
+TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
+    uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
+                   pyper_task(begin_some, .async = true, .workers = 10000, .cancel = end_at_once));
+    for (int i = 0; i < 30; i++) p = pyper_pipe(p, pyper_task(pass));
+    for (long i = 0, n = check_times(300); i < n; i++) {
+        leaving l = {START(p), TALLY, random_below(&seed, 300)};
+        thread other;
+        thread_start(&other, cancel_after, &l);
+        for (void *out; pyper_next(l.run, &out) > 0;) tally_add(&l.taken, 1);
+        thread_join(&other);
+        CHECK_EQ(pyper_close(l.run), 0);
+    }
+    pyper_unref(p);
+}
