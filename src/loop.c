@@ -383,50 +383,73 @@ static int begin_next(pyper__slot *slot) {
     return 1;
 }
 
+/* Is it to be told that the run is over?  That is for operations which wait for something else than
+ * the library: at once, or when what they waited for here has come to nothing. */
+static bool is_to_be_told(const pyper__slot *slot) {
+    return slot->crew->told && !slot->told && slot->worker->stage->task->cancel;
+}
+
+static void tell_operation(pyper__slot *slot) {
+    const pyper__task *task = slot->worker->stage->task;
+    const pyper_worker *outer = pyper__worker_current;
+    pyper__worker_current = slot->worker;
+    slot->told = true;
+    slot->calling = true;
+    task->cancel(slot->worker, task->bind);
+    slot->calling = false;
+    pyper__worker_current = outer;
+}
+
+/* Go on with an operation whose hand is empty.  False: it waits, for whatever it is, or has left. */
+static bool go_on(pyper__slot *slot) {
+    pyper_fn resume = slot->wants ? resumes_with(slot) : NULL;
+    bool telling = is_to_be_told(slot);
+    /* (If nothing is to happen, there may be somebody who posts all the time.) */
+    if (slot->done || resume || telling) catch_up(slot);
+    if (slot->hand.first) return true;
+    if (slot->done) {
+        if (judge(slot)) return true;
+        leave(slot);
+        return false;
+    }
+    if (resume)
+        call(slot, resume, NULL);
+    else if (telling)
+        tell_operation(slot);
+    else
+        return false;
+    return !slot->list; /* else it has pulled in vain, and waits */
+}
+
+/* Go on with a slot that has no operation, or has ended it.  As go_on(). */
+static bool take_up(pyper__slot *slot) {
+    pyper__crew *crew = slot->crew;
+    int rc = finish(slot);
+    if (rc == PYPER__AGAIN) {
+        wait_for(slot, &crew->blocked);
+        return false;
+    }
+    if (rc == 0 && crew->loop->budget <= 0 && !crew->stage->task->join) {
+        enter_list(slot, &crew->starved); /* others, too, want a turn */
+        return false;
+    }
+    rc = rc < 0 ? 0 : begin_next(slot);
+    if (rc == PYPER__AGAIN) wait_for(slot, &crew->starved);
+    if (rc == 0) leave(slot);
+    return rc == 1 && !slot->list;
+}
+
 /* Go on with the slot as far as it goes without waiting. */
 static void step(pyper__slot *slot) {
-    pyper__crew *crew = slot->crew;
     leave_list(slot);
-    for (;;) {
-        /* (If nothing is to happen, it may be somebody who posts all the time.) */
-        if (slot->operating && (slot->done || (slot->wants && resumes_with(slot)))) catch_up(slot);
+    do {
         int rc = empty_hand(slot);
-        if (rc < 0 && rc != PYPER__AGAIN) destroy_hand(slot);
         if (rc == PYPER__AGAIN) {
-            wait_for(slot, &crew->blocked);
+            wait_for(slot, &slot->crew->blocked);
             return;
         }
-        if (slot->operating && slot->done && !judge(slot)) {
-            leave(slot);
-            return;
-        }
-        if (slot->operating) {
-            pyper_fn resume = slot->wants ? resumes_with(slot) : NULL;
-            if (!resume) return;
-            call(slot, resume, NULL);
-            if (slot->list) return; /* it has pulled in vain, and waits */
-            continue;
-        }
-        rc = finish(slot);
-        if (rc == PYPER__AGAIN) {
-            wait_for(slot, &crew->blocked);
-            return;
-        }
-        if (rc == 0 && crew->loop->budget <= 0 && !crew->stage->task->join) {
-            enter_list(slot, &crew->starved); /* others, too, want a turn */
-            return;
-        }
-        rc = rc < 0 ? 0 : begin_next(slot);
-        if (rc == 0) {
-            leave(slot);
-            return;
-        }
-        if (rc == PYPER__AGAIN) {
-            wait_for(slot, &crew->starved);
-            return;
-        }
-        if (slot->list) return;
-    }
+        if (rc < 0) destroy_hand(slot);
+    } while (slot->operating ? go_on(slot) : take_up(slot));
 }
 
 /* ----------------------------------------------------------------------------------- driving */
@@ -511,25 +534,18 @@ static void serve_blocked(pyper__crew *crew) {
     } while (watch(&crew->places));
 }
 
-/* The stage has been told to stop: tell the operations under way that do not wait here. */
+/* The stage has been told to stop: so are those who do not wait here.  The others find out when they
+ * go on. */
 static void tell(pyper__crew *crew) {
     pyper__loop *loop = crew->loop;
-    const pyper__task *task = crew->stage->task;
-    const pyper_worker *outer = pyper__worker_current;
     crew->told = true;
     for (int64_t k = 0; k < crew->fresh; k++) {
         pyper__slot *slot = &crew->slots[k];
         if (slot->left || slot->list || slot->resumed) continue;
-        if (loop->host_slots) {
+        if (loop->host_slots)
             loop->run->host->cancel_slot(loop->run->host_data, slot->worker);
-        } else if (slot->operating && !slot->done && task->cancel) {
-            pyper__worker_current = slot->worker;
-            slot->calling = true;
-            task->cancel(slot->worker, task->bind);
-            slot->calling = false;
-            pyper__worker_current = outer;
-            if (slot->done) step(slot);
-        }
+        else
+            step(slot);
     }
 }
 

@@ -89,6 +89,7 @@ typedef struct pyper__slot {
     bool calling;    /* its function is being called */
     bool done;       /* pyper_done() has been called */
     bool wants;      /* the operation is to be resumed when its hand is empty */
+    bool told;       /* its cancel has been called */
     bool left;
     _Atomic int64_t posted; /* how many posts there were for it, */
     int64_t carried;        /* and how many of them have been carried out */

@@ -1123,3 +1123,65 @@ EACH_HOST(outputs_leave_in_the_order_of_the_calls_whichever_thread_made_them) {
         close_both(run, p);
     }
 }
+
+/* ------------------------------- Kept for an operation that waits for something else as well */
+
+static long resumed_times, told_times;
+
+static int emit_until_kept(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (long i = 0; (rc = pyper_emit(w, PTR(i))) == 0; i++) continue;
+    CHECK_EQ(rc, PYPER_KEPT);
+    return PYPER_PENDING;
+}
+
+static int emit_and_stay(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    CHECK_GE(pyper_emit(w, item), 0);
+    return PYPER_PENDING;
+}
+
+static int stay(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    resumed_times++;
+    return PYPER_PENDING;
+}
+
+static void end_when_told(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    CHECK(pyper_cancelled(w));
+    told_times++;
+    pyper_done(w, PYPER_ECANCELED);
+}
+
+EACH_HOST(an_operation_with_a_kept_item_is_told_when_the_run_is_over) {
+    for (int resume = 0; resume < 2; resume++) {
+        resumed_times = told_times = 0;
+        pyper_pipeline *p =
+            pyper_task(emit_until_kept, .async = true, .branch = true, .throttle = 2,
+                       .resume = resume ? stay : NULL, .cancel = end_when_told);
+        pyper_run *run = START(p, NULL);
+        NEXT_IS(run, 0);
+        CHECK_EQ(pyper_close(run), 0);
+        pyper_unref(p);
+        CHECK_LE(resumed_times, resume);
+        CHECK_EQ(told_times, 1);
+    }
+}
+
+EACH_HOST(operations_that_wait_after_their_output_are_told_whether_it_has_left_or_not) {
+    told_times = 0;
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true),
+                                   pyper_task(emit_and_stay, .async = true, .throttle = 1,
+                                              .workers = 3, .cancel = end_when_told));
+    pyper_run *run = START(p, PTR(3), .loop = true);
+    for (pyper_task_stats stats[2] = {0}; stats[1].items_in < 3;) {
+        CHECK(readable(pyper_fd(run), -1));
+        CHECK_EQ(pyper_drive(run), 0);
+        CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    }
+    CHECK_EQ(pyper_close(run), 0);
+    CHECK_EQ(told_times, 3);
+    pyper_unref(p);
+}
