@@ -295,6 +295,13 @@ static void leave(pyper__slot *slot) {
     pyper__run_release(worker->run);
 }
 
+/* Does it wait in the right list?  It has asked in vain for an input, or for room: but then it may
+ * have ended, or kept an item that has to leave first. */
+static bool waits(const pyper__slot *slot) {
+    if (!slot->list || slot->done) return false;
+    return !slot->hand.first || slot->list == &slot->crew->blocked;
+}
+
 /* Wait in the list until the loop finds that it may go on. */
 static void wait_for(pyper__slot *slot, pyper__waiters *list) {
     pyper__edge_settle(slot->worker->stage->input);
@@ -418,7 +425,7 @@ static bool go_on(pyper__slot *slot) {
         tell_operation(slot);
     else
         return false;
-    return !slot->list; /* else it has pulled in vain, and waits */
+    return !waits(slot);
 }
 
 /* Go on with a slot that has no operation, or has ended it.  As go_on(). */
@@ -436,13 +443,13 @@ static bool take_up(pyper__slot *slot) {
     rc = rc < 0 ? 0 : begin_next(slot);
     if (rc == PYPER__AGAIN) wait_for(slot, &crew->starved);
     if (rc == 0) leave(slot);
-    return rc == 1 && !slot->list;
+    return rc == 1 && !waits(slot);
 }
 
 /* Go on with the slot as far as it goes without waiting. */
 static void step(pyper__slot *slot) {
-    leave_list(slot);
     do {
+        leave_list(slot);
         int rc = empty_hand(slot);
         if (rc == PYPER__AGAIN) {
             wait_for(slot, &slot->crew->blocked);
@@ -560,7 +567,7 @@ static void serve_touched(pyper__loop *loop) {
         slot->touched = false;
         /* If it waits for room and has not ended it goes on when the list is served.  A host's goes
          * on by itself. */
-        if (!slot->left && !loop->host_slots && (slot->done || !slot->list)) step(slot);
+        if (!slot->left && !loop->host_slots && !waits(slot)) step(slot);
         slot = next;
     }
 }
@@ -860,7 +867,8 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
         if (rc == PYPER_KEPT) {
             slot->wants = true;
             /* Outside of a step nobody else would put it where the room is waited for. */
-            if (!slot->calling && !slot->list) {
+            if (!slot->calling && !waits(slot)) {
+                leave_list(slot);
                 enter_list(slot, &slot->crew->blocked);
                 pyper__waker_wake(&loop->waker);
             }
@@ -978,7 +986,8 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
     for (;;) {
         if (!worker->stage->task->branch && slot->emitted > 0)
             return pyper__worker_refuse(worker, item, PYPER_EINVAL);
-        int rc = slot->hand.first ? PYPER__AGAIN : push(slot, item);
+        int rc = empty_hand(slot);
+        if (rc == 0) rc = push(slot, item);
         if (rc == 0) {
             slot->emitted++;
             return 0;

@@ -1185,3 +1185,100 @@ EACH_HOST(operations_that_wait_after_their_output_are_told_whether_it_has_left_o
     CHECK_EQ(told_times, 3);
     pyper_unref(p);
 }
+
+/* --------------------------------------------------------- Asking in vain, and then leaving */
+
+static long room_for;
+
+static int try_until_full(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    while ((rc = pyper_try_emit(w, PTR(room_for))) == 0) room_for++;
+    CHECK_EQ(rc, PYPER_EAGAIN);
+    return 0;
+}
+
+EACH_HOST(an_operation_that_finds_no_room_may_end_without_its_item) {
+    room_for = 0;
+    pyper_pipeline *p = pyper_task(try_until_full, .async = true, .branch = true, .throttle = 2);
+    pyper_run *run = START(p, NULL);
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0);
+    CHECK_GE(room_for, 2);
+    for (long i = 0; i < room_for; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}
+
+/* Takes what is there, and does not wait for more. */
+static int take_and_leave(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    void *x;
+    while (pyper_try_pull(w, &x) > 0) continue;
+    return 0;
+}
+
+EACH_HOST(a_join_that_pulls_in_vain_may_leave_and_ends_the_tasks_before) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(begin, .async = true, .bind = &e, .cancel = give_up),
+        pyper_task(take_and_leave, .async = true, .join = true, .branch = true, .workers = 2));
+    pyper_run *run = START(p, PTR(1));
+    ENDS_WITH(run, 0);
+    CHECK_EQ(pyper_failed(run), 0);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
+
+/* Emits more than there is room for, and asks for room when the next task has taken what it could. */
+static int keep_one_and_try(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    long *next = (long *)pyper_worker_state(w);
+    if (*next == 0) {
+        while (pyper_emit(w, PTR((*next)++)) == 0) continue;
+        all_asleep();
+    }
+    while (*next < 10) {
+        int rc = pyper_try_emit(w, PTR(*next));
+        if (rc == PYPER_EAGAIN) return PYPER_PENDING;
+        CHECK_EQ(rc, 0);
+        ++*next;
+    }
+    return 0;
+}
+
+EACH_HOST(who_has_kept_an_item_may_ask_for_room_for_the_next) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(keep_one_and_try, .async = true, .branch = true,
+                                              .throttle = 2, .resume = keep_one_and_try),
+                                   pyper_task(pass));
+    pyper_run *run = START(p, NULL);
+    for (long i = 0; i < 10; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+}
+
+/* Pulls until there is nothing more, and then emits more than there is room for. */
+static int total_and_more(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    void *x;
+    int rc;
+    while ((rc = pyper_try_pull(w, &x)) > 0) continue;
+    if (rc != PYPER_EAGAIN) return rc;
+    bool *emitted = (bool *)pyper_worker_state(w);
+    for (long i = 0; i < 5 && !*emitted; i++) CHECK_GE(pyper_emit(w, PTR(i)), 0);
+    *emitted = true;
+    return PYPER_PENDING;
+}
+
+/* The input comes to no end before all outputs have been taken. */
+EACH_HOST(what_a_join_that_waits_for_an_input_has_kept_leaves_when_there_is_room) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(begin, .async = true, .branch = true, .bind = &e, .cancel = give_up),
+        pyper_task(total_and_more, .async = true, .join = true, .branch = true, .throttle = 2));
+    pyper_run *run = START(p, PTR(1));
+    for (long i = 0; i < 5; i++) NEXT_IS(run, i);
+    close_both(run, p);
+    elsewhere_end(&e);
+}
