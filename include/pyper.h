@@ -505,7 +505,8 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  *
  * Outputs never wait.  What finds no room (`throttle`, or out of turn with `ordered`) stays in the
  * operation's hand, and its worker takes no other input until it has gone: so for a task without
- * `branch` the bound is exact.  pyper_emit() says PYPER_KEPT when it has kept the item; with
+ * `branch` the bound is exact.  An operation's outputs leave in the order of the calls that emit
+ * them, from whatever threads.  pyper_emit() says PYPER_KEPT when it has kept the item; with
  * `branch` or `join` an operation that then emits no more until `resume` is called keeps the bound,
  * too: at every moment generated <= started + throttle + workers.
  *
@@ -515,9 +516,15 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  * 0.
  *
  * Stopping.  When the run (or this part of it) is over, operations that wait for the library are
- * resumed and get PYPER_ECANCELED from whatever they call; for those that wait for something else
- * `cancel` is called once.  Either way each operation ends as ever, with pyper_done() or by a
- * return; the run ends when all have. */
+ * resumed and get PYPER_ECANCELED from whatever they call; for those that wait for something else,
+ * then or when they have been resumed, `cancel` is called once.  Either way each operation ends as
+ * ever, with pyper_done() or by a return; the run ends when all have.
+ *
+ * `cancel` is not called any more when pyper_done() has returned.  But a pyper_done() on another
+ * thread may begin and return while `cancel` runs, and `cancel` may begin while that call is under
+ * way.  So if another thread frees the operation after pyper_done(), let it take the operation out
+ * of pyper_worker_state() before that (set it to NULL), under a lock of yours that outlives the
+ * operation; and let `cancel` look there, and use what it finds, under the same lock. */
 enum {
     PYPER_KEPT = 1,   /* pyper_emit(): the item will leave when there is room */
     PYPER_PENDING = 2 /* fn and resume: the operation goes on, pyper_done() will be called */
@@ -545,6 +552,7 @@ PYPER_API int pyper_try_pull(pyper_worker *worker, void **ret_item);
 
 /* pyper_emit() for asynchronous tasks that would rather keep an item themselves.
  *
+ * What the operation has kept leaves first.
  * Returns 0; PYPER_EAGAIN: no room, you will be resumed; PYPER_EINVAL: the task is not asynchronous
  * (this does not fail the run); else as pyper_emit(), but never PYPER_KEPT.
  * Ownership: takes `item`, unless it returns PYPER_EAGAIN.  Blocks: no.  Thread safety: driver. */

@@ -1282,3 +1282,42 @@ EACH_HOST(what_a_join_that_waits_for_an_input_has_kept_leaves_when_there_is_room
     close_both(run, p);
     elsewhere_end(&e);
 }
+
+/* ------------------------------------------------------------------ Ended, and told no more */
+
+static struct {
+    pyper_worker *worker[5];
+    bool ended[5];
+    int begun;
+} group;
+
+static int join_group(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    group.worker[group.begun] = w;
+    *pyper_worker_state(w) = &group.ended[group.begun++];
+    return PYPER_PENDING;
+}
+
+/* Whoever of the group is told first ends all of it. */
+static void end_group(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    CHECK(!*(bool *)*pyper_worker_state(w));
+    for (int i = 0; i < group.begun; i++) {
+        CHECK(!group.ended[i]);
+        group.ended[i] = true;
+        pyper_done(group.worker[i], PYPER_ECANCELED);
+    }
+}
+
+EACH_HOST(nobody_is_told_after_his_operation_was_ended_by_another) {
+    memset(&group, 0, sizeof group);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_up, .branch = true),
+                   pyper_task(join_group, .async = true, .workers = 5, .cancel = end_group));
+    pyper_run *run = START(p, PTR(5));
+    void *out;
+    while (group.begun < 5)
+        CHECK_EQ(pyper_next_until(run, &out, pyper_now() + 1000000), PYPER_ETIMEDOUT);
+    close_both(run, p);
+    CHECK(group.ended[0] && group.ended[4]);
+}

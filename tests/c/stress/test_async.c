@@ -119,7 +119,7 @@ EACH_HOST(random_async_pipelines) {
 static struct stream {
     pthread_mutex_t lock;
     pyper_worker *worker;
-    bool over;
+    bool begun, over;
     thread thread;
 } streams[3];
 
@@ -139,6 +139,7 @@ static int begin_stream(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     struct stream *s = &streams[item_deliver(item)];
     s->worker = w;
+    s->begun = true;
     s->over = false;
     *pyper_worker_state(w) = s;
     thread_start(&s->thread, keep_emitting, s);
@@ -169,7 +170,10 @@ TEST(operations_that_are_fed_by_other_threads_can_be_cancelled) {
             item_deliver(out);
         }
         CHECK_EQ(pyper_close(run), 0);
-        for (int k = 0; k < 3; k++) thread_join(&streams[k].thread);
+        for (int k = 0; k < 3; k++) {
+            if (streams[k].begun) thread_join(&streams[k].thread);
+            streams[k].begun = false;
+        }
     }
     pyper_unref(p);
 }
@@ -243,6 +247,87 @@ TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
         for (void *out; pyper_next(l.run, &out) > 0;) tally_add(&l.taken, 1);
         thread_join(&other);
         CHECK_EQ(pyper_close(l.run), 0);
+    }
+    pyper_unref(p);
+}
+
+/* Operations that know whether pyper_done() has returned: a program might have freed them by then. */
+typedef struct request {
+    struct request *next, *next_made;
+    pyper_worker *worker;
+    _Atomic bool finished;
+} request;
+
+static struct desk {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    request *first, *made;
+    bool stop;
+} desk = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static int make_request(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    request *r = calloc(1, sizeof *r);
+    CHECK(r != NULL);
+    r->worker = w;
+    *pyper_worker_state(w) = r;
+    pthread_mutex_lock(&desk.lock);
+    r->next = desk.first;
+    desk.first = r;
+    r->next_made = desk.made;
+    desk.made = r;
+    pthread_cond_signal(&desk.changed);
+    pthread_mutex_unlock(&desk.lock);
+    return PYPER_PENDING;
+}
+
+static request *take_request(void) {
+    pthread_mutex_lock(&desk.lock);
+    while (!desk.stop && !desk.first) pthread_cond_wait(&desk.changed, &desk.lock);
+    request *r = desk.first;
+    if (r) desk.first = r->next;
+    pthread_mutex_unlock(&desk.lock);
+    return r;
+}
+
+static void answer_requests(void *arg) {
+    (void)arg;
+    for (request *r; (r = take_request());) {
+        pyper_emit(r->worker, PTR(1));
+        pyper_done(r->worker, 0);
+        atomic_store(&r->finished, true);
+    }
+}
+
+static void hurry(pyper_worker *w, void *bind) {
+    kit_in_task(w);
+    request *r = *pyper_worker_state(w);
+    CHECK(!atomic_load(&r->finished));
+}
+
+TEST(nobody_is_told_that_the_run_is_over_after_his_pyper_done_has_returned) {
+    uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
+    thread threads[2];
+    for (int i = 0; i < 2; i++) thread_start(&threads[i], answer_requests, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
+                   pyper_task(make_request, .async = true, .workers = 16, .cancel = hurry));
+    for (long i = 0, n = check_times(300); i < n; i++) {
+        leaving l = {START(p), TALLY, random_below(&seed, 300)};
+        thread other;
+        thread_start(&other, cancel_after, &l);
+        for (void *out; pyper_next(l.run, &out) > 0;) tally_add(&l.taken, 1);
+        thread_join(&other);
+        CHECK_EQ(pyper_close(l.run), 0);
+    }
+    pthread_mutex_lock(&desk.lock);
+    desk.stop = true;
+    pthread_cond_broadcast(&desk.changed);
+    pthread_mutex_unlock(&desk.lock);
+    for (int i = 0; i < 2; i++) thread_join(&threads[i]);
+    for (request *r; (r = desk.made);) {
+        desk.made = r->next_made;
+        free(r);
     }
     pyper_unref(p);
 }
