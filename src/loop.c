@@ -308,17 +308,26 @@ static void wait_for(pyper__slot *slot, pyper__waiters *list) {
     enter_list(slot, list);
 }
 
+/* Around every call of a slot's function. */
+static void enter_call(pyper__slot *slot) {
+    slot->worker->outer = pyper__worker_current;
+    pyper__worker_current = slot->worker;
+    slot->calling = true;
+}
+
+static void leave_call(pyper__slot *slot) {
+    slot->calling = false;
+    pyper__worker_current = slot->worker->outer;
+}
+
 /* Call fn or resume.  What it answered is in slot->done and slot->rc, unless it is pending. */
 static void call(pyper__slot *slot, pyper_fn fn, void *item) {
     pyper__loop *loop = slot->crew->loop;
-    const pyper_worker *outer = pyper__worker_current;
-    pyper__worker_current = slot->worker;
     loop->budget--;
-    slot->calling = true;
     slot->wants = false;
+    enter_call(slot);
     int rc = fn(slot->worker, item, slot->worker->stage->task->bind);
-    slot->calling = false;
-    pyper__worker_current = outer;
+    leave_call(slot);
     if (slot->done) return;
     if (rc == PYPER_PENDING) return;
     slot->done = true;
@@ -398,13 +407,10 @@ static bool is_to_be_told(const pyper__slot *slot) {
 
 static void tell_operation(pyper__slot *slot) {
     const pyper__task *task = slot->worker->stage->task;
-    const pyper_worker *outer = pyper__worker_current;
-    pyper__worker_current = slot->worker;
     slot->told = true;
-    slot->calling = true;
+    enter_call(slot);
     task->cancel(slot->worker, task->bind);
-    slot->calling = false;
-    pyper__worker_current = outer;
+    leave_call(slot);
 }
 
 /* Go on with an operation whose hand is empty.  False: it waits, for whatever it is, or has left. */

@@ -12,6 +12,7 @@
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
  *   ticket, emitted, near   the worker's own.
  *   slot                 set before the worker starts.
+ *   outer                written and read by the thread that calls the function, during the call.
  *   seat                 see park.h. */
 struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
@@ -28,6 +29,8 @@ struct pyper_worker {
     void *thread;
     bool has_thread;
     struct pyper__slot *slot; /* what carries it on an event loop (loop.h); NULL: a thread does */
+    const struct pyper_worker
+        *outer; /* whose function has made its thread drive the loop, if any */
 };
 
 /* What a worker says of its function: it failed; its answer was negative (judge finds out why). */
@@ -55,12 +58,15 @@ void pyper__worker_work(pyper_worker *worker);
 /* What to call it: its task, and its number if it is not the only one. */
 void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size);
 
-/* The worker that the calling thread carries, if any. */
+/* The worker whose function the calling thread is in, if any: the innermost, for a function may take
+ * the outputs of another run, and so call its asynchronous functions; see `outer`. */
 extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 
-/* Is the calling thread a worker of this run? */
+/* Is the calling thread in a function of this run? */
 static inline bool pyper__worker_is_inside(const pyper_run *run) {
-    return pyper__worker_current && pyper__worker_current->run == run;
+    const pyper_worker *worker = pyper__worker_current;
+    while (worker && worker->run != run) worker = worker->outer;
+    return worker != NULL;
 }
 
 #endif

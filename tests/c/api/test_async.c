@@ -1321,3 +1321,38 @@ EACH_HOST(nobody_is_told_after_his_operation_was_ended_by_another) {
     close_both(run, p);
     CHECK(group.ended[0] && group.ended[4]);
 }
+
+/* ---------------------------------------------------------------------- A run inside a run */
+
+/* Asks the run that its own run's caller works for. */
+static int ask_outer_run(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_run *outer = bind;
+    void *out;
+    CHECK_EQ(pyper_next(outer, &out), PYPER_EDEADLK);
+    CHECK_EQ(pyper_wait_until(outer, PYPER_FOREVER), PYPER_EDEADLK);
+    CHECK_EQ(pyper_next(pyper_worker_run(w), &out), PYPER_EDEADLK);
+    return pyper_emit(w, item);
+}
+
+static int run_another(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_pipeline *p = pyper_task(ask_outer_run, .async = true, .bind = pyper_worker_run(w));
+    pyper_run *run = START(p, item);
+    NEXT_IS(run, INT(item));
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    void *out;
+    CHECK_EQ(pyper_next(pyper_worker_run(w), &out), PYPER_EDEADLK);
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(an_async_function_cannot_wait_for_the_run_that_waits_for_its_own) {
+    for (int async = 0; async < 2; async++) {
+        pyper_pipeline *p = pyper_task(run_another, .async = async);
+        pyper_run *run = START(p, PTR(3));
+        NEXT_IS(run, 3);
+        ENDS_WITH(run, 0);
+        close_both(run, p);
+    }
+}
