@@ -83,6 +83,13 @@ PyObject *processes_attach(PyObject *module, PyObject *args) {
                           .host = &host_child, .host_data = python);
     python_run_unref(python);
     if (rc == 0) Py_RETURN_NONE;
+    if (rc != PYPER_EINVAL) {
+        /* The run says what there was too little of, or that this process ended too soon. */
+        PyObject *status = PyLong_FromLong(1);
+        if (status) PyErr_SetObject(PyExc_SystemExit, status);
+        Py_XDECREF(status);
+        return NULL;
+    }
     return PyErr_Format(PyExc_RuntimeError, "task '%U': a worker cannot begin: %s", step->name,
                         pyper_strerror(rc));
 }
