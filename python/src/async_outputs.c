@@ -129,6 +129,10 @@ static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_val
     int phase = atomic_load_explicit(&self->phase, memory_order_acquire);
     if (phase == OVER) return nothing_more(self, has_waited);
     if (phase == STARTING && start(self) < 0) return PYGEN_ERROR;
+    if (check_pending(self) < 0) {
+        outputs_stop(self);
+        return PYGEN_ERROR;
+    }
     if (turn_is_over(&self->turn)) {
         *ret_value = Py_NewRef(Py_None);
         return PYGEN_NEXT;
@@ -139,7 +143,7 @@ static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_val
         *ret_value = item;
         return PYGEN_RETURN;
     }
-    if (check_pending(self) < 0) {
+    if (check_pending(self) < 0) { /* while that was decoded, say */
         outputs_stop(self);
         return PYGEN_ERROR;
     }

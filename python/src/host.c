@@ -26,9 +26,19 @@ void python_run_ref(python_run *self) {
     atomic_fetch_add(&self->references, 1);
 }
 
+/* An exception is for whoever comes next, and nobody will. */
+static void tell_pending(python_run *self) {
+    PyObject *raised = PyErr_GetRaisedException(), *pending = atomic_load(&self->pending);
+    if (pending) {
+        PyErr_SetRaisedException(pending);
+        PyErr_WriteUnraisable(NULL);
+    }
+    if (raised) PyErr_SetRaisedException(raised);
+}
+
 void python_run_unref(python_run *self) {
     if (atomic_fetch_sub(&self->references, 1) > 1) return;
-    Py_XDECREF(atomic_load(&self->pending));
+    tell_pending(self);
     Py_XDECREF(atomic_load(&self->start_error));
     Py_XDECREF(atomic_load(&self->notes));
     names_free(atomic_load(&self->names));
