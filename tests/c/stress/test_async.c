@@ -251,17 +251,19 @@ TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
     pyper_unref(p);
 }
 
-/* Operations that know whether pyper_done() has returned: a program might have freed them by then. */
+/* Operations in memory of their own, which is freed when pyper_done() has returned: as pyper.h says,
+ * whoever ends one takes it out of pyper_worker_state() before, under a lock that `cancel` takes as
+ * well. */
 typedef struct request {
-    struct request *next, *next_made;
+    struct request *next;
     pyper_worker *worker;
-    _Atomic bool finished;
+    bool hurry;
 } request;
 
 static struct desk {
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    request *first, *made;
+    request *first;
     bool stop;
 } desk = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
@@ -274,8 +276,6 @@ static int make_request(pyper_worker *w, void *item, void *bind) {
     pthread_mutex_lock(&desk.lock);
     r->next = desk.first;
     desk.first = r;
-    r->next_made = desk.made;
-    desk.made = r;
     pthread_cond_signal(&desk.changed);
     pthread_mutex_unlock(&desk.lock);
     return PYPER_PENDING;
@@ -285,7 +285,10 @@ static request *take_request(void) {
     pthread_mutex_lock(&desk.lock);
     while (!desk.stop && !desk.first) pthread_cond_wait(&desk.changed, &desk.lock);
     request *r = desk.first;
-    if (r) desk.first = r->next;
+    if (r) {
+        desk.first = r->next;
+        *pyper_worker_state(r->worker) = NULL;
+    }
     pthread_mutex_unlock(&desk.lock);
     return r;
 }
@@ -295,17 +298,22 @@ static void answer_requests(void *arg) {
     for (request *r; (r = take_request());) {
         pyper_emit(r->worker, PTR(1));
         pyper_done(r->worker, 0);
-        atomic_store(&r->finished, true);
+        free(r);
     }
 }
 
 static void hurry(pyper_worker *w, void *bind) {
     kit_in_task(w);
+    pthread_mutex_lock(&desk.lock);
     request *r = *pyper_worker_state(w);
-    CHECK(!atomic_load(&r->finished));
+    if (r) {
+        CHECK(r->worker == w && !r->hurry);
+        r->hurry = true;
+    }
+    pthread_mutex_unlock(&desk.lock);
 }
 
-TEST(nobody_is_told_that_the_run_is_over_after_his_pyper_done_has_returned) {
+TEST(operations_may_be_freed_when_they_are_done_while_the_run_is_being_cancelled) {
     uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
     thread threads[2];
     for (int i = 0; i < 2; i++) thread_start(&threads[i], answer_requests, NULL);
@@ -325,9 +333,5 @@ TEST(nobody_is_told_that_the_run_is_over_after_his_pyper_done_has_returned) {
     pthread_cond_broadcast(&desk.changed);
     pthread_mutex_unlock(&desk.lock);
     for (int i = 0; i < 2; i++) thread_join(&threads[i]);
-    for (request *r; (r = desk.made);) {
-        desk.made = r->next_made;
-        free(r);
-    }
     pyper_unref(p);
 }
