@@ -240,7 +240,7 @@ TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
         pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
                    pyper_task(begin_some, .async = true, .workers = 10000, .cancel = end_at_once));
     for (int i = 0; i < 30; i++) p = pyper_pipe(p, pyper_task(pass));
-    for (long i = 0, n = check_times(300); i < n; i++) {
+    for (long i = 0, n = check_times(100); i < n; i++) {
         leaving l = {START(p), TALLY, random_below(&seed, 300)};
         thread other;
         thread_start(&other, cancel_after, &l);
@@ -320,7 +320,7 @@ TEST(operations_may_be_freed_when_they_are_done_while_the_run_is_being_cancelled
     pyper_pipeline *p =
         pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
                    pyper_task(make_request, .async = true, .workers = 16, .cancel = hurry));
-    for (long i = 0, n = check_times(300); i < n; i++) {
+    for (long i = 0, n = check_times(100); i < n; i++) {
         leaving l = {START(p), TALLY, random_below(&seed, 300)};
         thread other;
         thread_start(&other, cancel_after, &l);
