@@ -17,8 +17,8 @@ How far each scenario is explored (which is printed, with the number of states):
   at random               whole runs, too large for either; from a seed that is printed
 
 Each scenario is explored with store buffers.  What happens with memory in one order happens with
-them, too, where each store reaches memory at once; so that alone is for what runs at random, and for
---all.
+them, too, where each store reaches memory at once; so that alone is for what runs at random, and
+for --all.
 
 Then each of the mistakes in the file `mutations` is made in a copy, and the explorer has to find
 it, within two pre-emptions; those that only store buffers show must not be found without them.
