@@ -371,7 +371,8 @@ PYPER_API int pyper_wait_until(pyper_run *run, int64_t deadline_ns);
 /* Cancel the run, wait until nothing of it is left, and give up my reference.
  *
  * Returns 0; PYPER_EDEADLK when called by one of the run's own functions, PYPER_EFORKED in a
- * forked child: in both the reference is given up and nothing is waited for;
+ * forked child: in both the reference is given up (it must not be the one that somebody is just
+ * using, in pyper_next() or pyper_drive()) and nothing is waited for;
  * PYPER_EINTR: the host's wait was interrupted: the run is cancelled, my reference is kept, call
  * again or call pyper_run_unref().
  * NULL is accepted.  Blocks: yes, until the calls in progress return.  Thread safety: shared. */
@@ -543,6 +544,7 @@ PYPER_API void **pyper_worker_state(pyper_worker *worker);
 
 /* pyper_pull() without waiting, for tasks with `join` and `async`.
  *
+ * (An operation waits for one thing: for an input or for room, whichever it has asked for last.)
  * Returns 1 and sets *ret_item; 0 when the inputs are complete; PYPER_EAGAIN: nothing is there, you
  * will be resumed; PYPER_ECANCELED and PYPER_EFAILED as there; PYPER_EINVAL: the task is not
  * asynchronous, or has no `join`.

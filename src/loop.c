@@ -305,6 +305,7 @@ static bool waits(const pyper__slot *slot) {
 /* Wait in the list until the loop finds that it may go on. */
 static void wait_for(pyper__slot *slot, pyper__waiters *list) {
     pyper__edge_settle(slot->worker->stage->input);
+    leave_list(slot);
     enter_list(slot, list);
 }
 
@@ -910,8 +911,9 @@ void **pyper_worker_state(pyper_worker *worker) {
 }
 
 /* A host's slot has come to what it was resumed for. */
-static void come(pyper__slot *slot) {
-    leave_list(slot);
+static void come(pyper__slot *slot, pyper__waiters *asks) {
+    /* Who waits for the other thing does so until he has asked for this in vain. */
+    if (slot->list == asks || slot->crew->loop->host_slots) leave_list(slot);
     if (!slot->resumed) return;
     slot->resumed = false;
     slot->crew->due--;
@@ -927,6 +929,7 @@ static int wait_as_slot(pyper__slot *slot, pyper__waiters *list, pyper__watch *w
                     : inputs(slot->worker->stage->input) > 0)
             return 0;
     } while (watch(what));
+    leave_list(slot);
     enter_list(slot, list);
     return PYPER_EAGAIN;
 }
@@ -942,13 +945,12 @@ static int end_call(pyper__slot *slot) {
     }
 }
 
-int pyper_try_pull(pyper_worker *worker, void **ret_item) {
+static int try_pull(pyper_worker *worker, void **ret_item) {
     pyper__slot *slot = worker->slot;
-    if (!slot) return PYPER_EINVAL;
     pyper__crew *crew = slot->crew;
     bool join = worker->stage->task->join, host = crew->loop->host_slots;
     if (!join && !host) return PYPER_EINVAL;
-    come(slot);
+    come(slot, &crew->starved);
     if (host) {
         int rc = end_call(slot);
         if (rc < 0) return rc;
@@ -978,13 +980,26 @@ int pyper_try_pull(pyper_worker *worker, void **ret_item) {
     }
 }
 
-int pyper_try_emit(pyper_worker *worker, void *item) {
+/* Outside of a call a slot that waited, and waits no longer in the right list, is looked at again. */
+static void see_to(pyper__slot *slot, bool waited) {
+    pyper__loop *loop = slot->crew->loop;
+    if (!waited || slot->calling || loop->host_slots || waits(slot)) return;
+    touch(slot);
+    pyper__waker_wake(&loop->waker);
+}
+
+int pyper_try_pull(pyper_worker *worker, void **ret_item) {
     pyper__slot *slot = worker->slot;
-    if (!slot) {
-        pyper__worker_refuse(worker, item, PYPER_ECANCELED);
-        return PYPER_EINVAL;
-    }
-    come(slot);
+    if (!slot) return PYPER_EINVAL;
+    bool waited = slot->list != NULL;
+    int rc = try_pull(worker, ret_item);
+    see_to(slot, waited);
+    return rc;
+}
+
+static int try_emit(pyper_worker *worker, void *item) {
+    pyper__slot *slot = worker->slot;
+    come(slot, &slot->crew->blocked);
     catch_up(slot);
     /* It waited for room when the others were told, and is told now.  (The output may still be open,
      * see stop() in run.c.) */
@@ -1005,12 +1020,24 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
     }
 }
 
+int pyper_try_emit(pyper_worker *worker, void *item) {
+    pyper__slot *slot = worker->slot;
+    if (!slot) {
+        pyper__worker_refuse(worker, item, PYPER_ECANCELED);
+        return PYPER_EINVAL;
+    }
+    bool waited = slot->list != NULL;
+    int rc = try_emit(worker, item);
+    see_to(slot, waited);
+    return rc;
+}
+
 void pyper_slot_left(pyper_worker *worker) {
     pyper__slot *slot = worker->slot;
     if (!slot || slot->left) return;
     pyper__loop *loop = slot->crew->loop;
     if (!is_driver(loop)) become_driver(loop);
-    come(slot);
+    come(slot, slot->list);
     leave(slot);
 }
 

@@ -1283,6 +1283,117 @@ EACH_HOST(what_a_join_that_waits_for_an_input_has_kept_leaves_when_there_is_room
     elsewhere_end(&e);
 }
 
+/* Emits one more number each time that the other one has asked in vain as often. */
+typedef struct asking {
+    tally asked, may_end;
+    pyper_worker *worker; /* the driver's */
+    long sum;
+} asking;
+
+static int one_each_time(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    asking *a = bind;
+    for (long i = 1; i <= 3; i++) {
+        tally_wait(&a->asked, i);
+        if (pyper_emit(w, PTR(i)) < 0) return PYPER_ECANCELED;
+    }
+    tally_wait(&a->may_end, 1);
+    return 0;
+}
+
+static int pull_all_there_is(pyper_worker *w, asking *a) {
+    void *x;
+    int rc;
+    while ((rc = pyper_try_pull(w, &x)) > 0) a->sum += INT(x);
+    return rc;
+}
+
+static int say_that_it_waits(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    asking *a = bind;
+    int rc = pull_all_there_is(w, a);
+    if (rc != PYPER_EAGAIN) return rc;
+    CHECK_EQ(pyper_try_emit(w, PTR(1)), 0);
+    if (tally_add(&a->asked, 1) == 4) tally_add(&a->may_end, 1);
+    return PYPER_PENDING;
+}
+
+/* It goes on when there is an input, and not again and again. */
+TEST(who_waits_for_an_input_may_emit_meanwhile) {
+    asking a = {TALLY, TALLY, NULL, 0};
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(one_each_time, .branch = true, .bind = &a),
+        pyper_task(say_that_it_waits, .async = true, .join = true, .branch = true, .bind = &a));
+    pyper_run *run = START(p, NULL);
+    long count;
+    CHECK_EQ(drain(run, &count, NULL), 0);
+    CHECK_EQ(count, tally_count(&a.asked));
+    CHECK_EQ(a.sum, 6);
+    close_both(run, p);
+}
+
+static int wait_for_inputs(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    asking *a = bind;
+    a->worker = w;
+    int rc = pull_all_there_is(w, a);
+    if (rc == 0) return pyper_emit(w, PTR(a->sum)) < 0 ? PYPER_ECANCELED : 0;
+    if (rc == PYPER_EAGAIN) tally_add(&a->asked, 1);
+    return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+}
+
+static void drive_until_it_has_asked(pyper_run *run, asking *a) {
+    while (tally_count(&a->asked) == 0) {
+        struct pollfd bell = {.fd = pyper_fd(run), .events = POLLIN};
+        CHECK_EQ(poll(&bell, 1, -1), 1);
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+}
+
+/* Its program, on the driver's thread, emits for it between two calls. */
+TEST(who_waits_for_an_input_is_not_forgotten_when_something_is_emitted_for_it) {
+    asking a = {TALLY, TALLY, NULL, 0};
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(one_each_time, .branch = true, .bind = &a),
+        pyper_task(wait_for_inputs, .async = true, .join = true, .branch = true, .bind = &a));
+    pyper_run *run = START(p, NULL, .loop = true);
+    drive_until_it_has_asked(run, &a);
+    CHECK_EQ(pyper_try_emit(a.worker, PTR(100)), 0);
+    tally_add(&a.may_end, 1);
+    tally_add(&a.asked, 3);
+    void *out;
+    CHECK_EQ(loop_take(run, &out), 1);
+    CHECK_EQ(INT(out), 100);
+    CHECK_EQ(loop_take(run, &out), 1);
+    CHECK_EQ(INT(out), 6);
+    CHECK_EQ(loop_take(run, &out), 0);
+    close_both(run, p);
+}
+
+/* The same where the program asks for an input, although an output waits for room. */
+TEST(what_was_kept_is_not_forgotten_when_an_input_is_asked_for) {
+    asking a = {TALLY, TALLY, NULL, 0};
+    pyper_pipeline *p = pyper_pipe(pyper_task(one_each_time, .branch = true, .bind = &a),
+                                   pyper_task(wait_for_inputs, .async = true, .join = true,
+                                              .branch = true, .throttle = 1, .bind = &a));
+    pyper_run *run = START(p, NULL, .loop = true);
+    drive_until_it_has_asked(run, &a);
+    CHECK_EQ(pyper_emit(a.worker, PTR(101)), 0);
+    CHECK_EQ(pyper_emit(a.worker, PTR(102)), PYPER_KEPT);
+    CHECK_EQ(pyper_emit(a.worker, PTR(103)), PYPER_KEPT);
+    void *x, *out;
+    CHECK_EQ(pyper_try_pull(a.worker, &x), PYPER_EAGAIN);
+    tally_add(&a.may_end, 1);
+    tally_add(&a.asked, 3);
+    const long expected[] = {101, 102, 103, 6};
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(loop_take(run, &out), 1);
+        CHECK_EQ(INT(out), expected[i]);
+    }
+    CHECK_EQ(loop_take(run, &out), 0);
+    close_both(run, p);
+}
+
 /* ------------------------------------------------------------------ Ended, and told no more */
 
 static struct {
