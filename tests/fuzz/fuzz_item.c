@@ -67,9 +67,9 @@ pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data) {
     }
     abort();
 }
-void python_run_keep_raised(python_run *unused, bool started) {
-    (void)unused, (void)started;
-    PyErr_Clear();
+void python_run_keep_pending(python_run *unused, PyObject *exception) {
+    (void)unused;
+    Py_DECREF(exception);
 }
 void pyper_kept_release(pyper_kept *kept) {
     if (kept) free(kept->copy);
@@ -90,10 +90,7 @@ PyObject *failure_dump(module_state *unused, PyObject *exception) {
 /* ------------------------------------------------------------------------------------ the target */
 
 static const char setup[] =
-    "import sys, types\n"
-    "sys.modules['pyper'] = types.ModuleType('pyper')\n"
-    "sys.modules['pyper._processes'] = types.ModuleType('pyper._processes')\n"
-    "sys.modules['pyper._processes'].harmless = ()\n"
+    "import types\n"
     "m = types.ModuleType('m')\n"
     "class Point:\n"
     "    def __init__(self, x=0, y=0): self.x, self.y = x, y\n"

@@ -7,7 +7,7 @@ import gc
 import logging
 import re
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -71,3 +71,14 @@ async def arange(n: int) -> AsyncGenerator[int, None]:
         yield i
         if i % 7 == 0:
             await asyncio.sleep(0)
+
+
+def gated() -> tuple[asyncio.Event, Callable[[int], Coroutine[Any, Any, int]]]:
+    """A gate, and a function of the loop that runs which returns its input once that is open."""
+    gate = asyncio.Event()
+
+    async def waits(x: int) -> int:
+        await gate.wait()
+        return x
+
+    return gate, waits

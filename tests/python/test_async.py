@@ -25,7 +25,7 @@ import pytest
 
 import pyper
 from helpers import PATIENCE, Counted, none_alive, until
-from on_loop import ainc, ainc_later, arange, collect, nothing_said, run
+from on_loop import ainc, ainc_later, arange, collect, gated, nothing_said, run
 from pyper import AsyncOutputs, AsyncPipeline, Pipeline, task
 
 __all__ = ["nothing_said"]  # a fixture for every test here
@@ -341,11 +341,7 @@ def test_several_readers_share_the_inputs_of_an_async_join() -> None:
 
 def test_a_reader_that_gives_up_leaves_the_others_waiting() -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        async def waits(x: int) -> int:
-            await gate.wait()
-            return x
+        gate, waits = gated()
 
         async def patient(data: AsyncIterator[int]) -> list[int]:
             waiting = asyncio.ensure_future(collect(data))
@@ -361,11 +357,7 @@ def test_a_reader_that_gives_up_leaves_the_others_waiting() -> None:
 
 def test_reads_that_are_given_up_leave_nothing_behind() -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        async def waits(x: int) -> int:
-            await gate.wait()
-            return x
+        gate, waits = gated()
 
         async def impatient(data: AsyncIterator[int]) -> int:
             waiting = asyncio.ensure_future(collect(data))
@@ -422,11 +414,7 @@ def test_who_still_waits_for_inputs_when_the_call_ends_is_told_so(end: str) -> N
 
 def test_an_async_join_may_emit_while_others_read() -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        async def waits(x: int) -> int:
-            await gate.wait()
-            return x
+        gate, waits = gated()
 
         async def emits(data: AsyncIterator[int]) -> AsyncIterator[int]:
             reading = asyncio.ensure_future(anext(data))
@@ -1135,11 +1123,7 @@ def test_a_join_that_has_outlasted_a_timeout_ends_with_its_run(then: str) -> Non
 
 def test_a_timeout_around_one_output_loses_nothing() -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        async def waits(x: int) -> int:
-            await gate.wait()
-            return x
+        gate, waits = gated()
 
         async with (numbers(3) | task(waits))() as outputs:
             with pytest.raises(TimeoutError):
@@ -1152,11 +1136,7 @@ def test_a_timeout_around_one_output_loses_nothing() -> None:
 
 def test_waits_that_are_given_up_leave_nothing_behind() -> None:
     async def main() -> None:
-        gate = asyncio.Event()
-
-        async def waits(x: int) -> int:
-            await gate.wait()
-            return x
+        gate, waits = gated()
 
         async with (numbers(3) | task(waits))() as outputs:
             waiting = asyncio.ensure_future(collect(outputs))  # who does not give up

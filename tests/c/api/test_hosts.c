@@ -598,14 +598,18 @@ TEST(a_host_without_threads_of_its_own) {
     CHECK_EQ(atomic_load(&record->started), 0);
 }
 
-TEST(a_host_with_nothing_at_all) {
-    const pyper_host host = {.size = sizeof host};
+static void run_with_plain_threads(const pyper_host *host) {
     pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass));
-    pyper_run *run = start_with(NULL, &host, p, PTR(100), NULL);
+    pyper_run *run = start_with(NULL, host, p, PTR(100), NULL);
     long count;
     CHECK_EQ(drain(run, &count, NULL), 0);
     CHECK_EQ(count, 100);
     close_both(run, p);
+}
+
+TEST(a_host_with_nothing_at_all) {
+    const pyper_host host = {.size = sizeof host};
+    run_with_plain_threads(&host);
 }
 
 /* A table is copied, as far as its size says. */
@@ -623,12 +627,7 @@ TEST(a_host_with_a_shorter_table_has_nothing_beyond_it) {
     const pyper_host host = {.size = offsetof(pyper_host, start_thread),
                              .start_thread = never_start,
                              .release = never_release};
-    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true), pyper_task(pass));
-    pyper_run *run = start_with(NULL, &host, p, PTR(100), NULL);
-    long count;
-    CHECK_EQ(drain(run, &count, NULL), 0);
-    CHECK_EQ(count, 100);
-    close_both(run, p);
+    run_with_plain_threads(&host);
 }
 
 BOTH_HOSTS(a_host_s_table_may_go_when_the_run_has_been_started) {

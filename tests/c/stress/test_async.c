@@ -233,13 +233,9 @@ static void cancel_after(void *arg) {
     pyper_cancel(l->run);
 }
 
-/* Stopping a run takes a while, the more tasks the longer, and its driver may look in between. */
-TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
+/* Runs that are cancelled from another thread, each after some outputs. */
+static void cancel_many(pyper_pipeline *p) {
     uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
-                   pyper_task(begin_some, .async = true, .workers = 10000, .cancel = end_at_once));
-    for (int i = 0; i < 30; i++) p = pyper_pipe(p, pyper_task(pass));
     for (long i = 0, n = check_times(100); i < n; i++) {
         leaving l = {START(p), TALLY, random_below(&seed, 300)};
         thread other;
@@ -248,6 +244,15 @@ TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
         thread_join(&other);
         CHECK_EQ(pyper_close(l.run), 0);
     }
+}
+
+/* Stopping a run takes a while, the more tasks the longer, and its driver may look in between. */
+TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
+                   pyper_task(begin_some, .async = true, .workers = 10000, .cancel = end_at_once));
+    for (int i = 0; i < 30; i++) p = pyper_pipe(p, pyper_task(pass));
+    cancel_many(p);
     pyper_unref(p);
 }
 
@@ -314,20 +319,12 @@ static void hurry(pyper_worker *w, void *bind) {
 }
 
 TEST(operations_may_be_freed_when_they_are_done_while_the_run_is_being_cancelled) {
-    uint64_t seed = (uint64_t)check_environment("PYPER_TEST_SEED", 1);
     thread threads[2];
     for (int i = 0; i < 2; i++) thread_start(&threads[i], answer_requests, NULL);
     pyper_pipeline *p =
         pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 100),
                    pyper_task(make_request, .async = true, .workers = 16, .cancel = hurry));
-    for (long i = 0, n = check_times(100); i < n; i++) {
-        leaving l = {START(p), TALLY, random_below(&seed, 300)};
-        thread other;
-        thread_start(&other, cancel_after, &l);
-        for (void *out; pyper_next(l.run, &out) > 0;) tally_add(&l.taken, 1);
-        thread_join(&other);
-        CHECK_EQ(pyper_close(l.run), 0);
-    }
+    cancel_many(p);
     pthread_mutex_lock(&desk.lock);
     desk.stop = true;
     pthread_cond_broadcast(&desk.changed);
