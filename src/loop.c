@@ -62,20 +62,7 @@ static int clock_of(const pyper__slot *slot, const pyper__waiters *list) {
     return list == &slot->crew->starved ? PYPER__STARVED : PYPER__BLOCKED;
 }
 
-/* Put the slot at the end of a list of its crew. */
-static void enter_list(pyper__slot *slot, pyper__waiters *list) {
-    assert(!slot->list && !slot->left);
-    slot->list = list;
-    slot->next = NULL;
-    slot->previous = list->last;
-    if (list->last)
-        list->last->next = slot;
-    else
-        list->first = slot;
-    list->last = slot;
-    pyper__seat_begin_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
-}
-
+/* Out of the list that it is in, if any. */
 static void leave_list(pyper__slot *slot) {
     pyper__waiters *list = slot->list;
     if (!list) return;
@@ -89,6 +76,21 @@ static void leave_list(pyper__slot *slot) {
         list->last = slot->previous;
     slot->list = NULL;
     pyper__seat_end_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
+}
+
+/* Put the slot at the end of a list of its crew, and of no other one. */
+static void enter_list(pyper__slot *slot, pyper__waiters *list) {
+    assert(!slot->left);
+    leave_list(slot);
+    slot->list = list;
+    slot->next = NULL;
+    slot->previous = list->last;
+    if (list->last)
+        list->last->next = slot;
+    else
+        list->first = slot;
+    list->last = slot;
+    pyper__seat_begin_wait(&slot->worker->seat, clock_of(slot, list), pyper_now());
 }
 
 /* pyper__edge_state() as those who wait must read it: seq_cst, and with what is still to come in
@@ -305,7 +307,6 @@ static bool waits(const pyper__slot *slot) {
 /* Wait in the list until the loop finds that it may go on. */
 static void wait_for(pyper__slot *slot, pyper__waiters *list) {
     pyper__edge_settle(slot->worker->stage->input);
-    leave_list(slot);
     enter_list(slot, list);
 }
 
@@ -875,7 +876,6 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
             slot->wants = true;
             /* Outside of a step nobody else would put it where the room is waited for. */
             if (!slot->calling && !waits(slot)) {
-                leave_list(slot);
                 enter_list(slot, &slot->crew->blocked);
                 pyper__waker_wake(&loop->waker);
             }
@@ -929,7 +929,6 @@ static int wait_as_slot(pyper__slot *slot, pyper__waiters *list, pyper__watch *w
                     : inputs(slot->worker->stage->input) > 0)
             return 0;
     } while (watch(what));
-    leave_list(slot);
     enter_list(slot, list);
     return PYPER_EAGAIN;
 }

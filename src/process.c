@@ -689,7 +689,7 @@ void pyper__processes_hear(pyper_run *run) {
     uint64_t stage = board->failure.stage < run->count ? board->failure.stage : run->count - 1;
     bool has_data = offset && pyper__shm_holds(shm, offset, size);
     char message[sizeof board->failure.message];
-    snprintf(message, sizeof message, "%.*s", (int)sizeof message - 1, board->failure.message);
+    pyper__text_copy(message, sizeof message, board->failure.message);
     pyper__run_record(run, board->failure.answer, &run->stages[stage], board->failure.code, message,
                       has_data ? pyper__shm_at(shm, offset) : NULL, has_data ? size : 0);
 }

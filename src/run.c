@@ -128,12 +128,13 @@ bool pyper__run_record(pyper_run *run, int answer, const pyper__stage *stage, in
     return first;
 }
 
-/* May this failure be recorded here?  In a worker's process it has to be the first of the run's; and
- * in the caller's, what fails may do so because a process has failed and told everybody to stop, but
- * not yet the supervisor. */
+/* May this failure be recorded here?  Not in a child that a function has forked.  In a worker's
+ * process it has to be the first of the run's; and in the caller's, what fails may do so because a
+ * process has failed and told everybody to stop, but not yet the supervisor. */
 static bool may_record(pyper_run *run, int answer, const pyper__stage *stage, int code,
                        const char *message, const void *data, size_t size) {
 #if PYPER__PROCESSES
+    if (pyper__run_shared_in_fork(run)) return false;
     if (run->child) return pyper__child_fail(run, answer, stage->index, code, message, data, size);
     pyper__run_enter(run);
     if (run->processes && !pyper_failed(run)) pyper__processes_hear(run);

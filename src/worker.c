@@ -20,19 +20,14 @@ void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t siz
                  worker->index);
 }
 
-/* ------------------------------------------------------------------- a child of the function */
-
-/* The function has forked, and this is the child: the run is its parent's, and what processes share
- * must be left alone.  All else is a copy. */
+/* The function has forked, and this is the child. */
 static bool is_in_fork(const pyper_worker *worker) {
-    const pyper_run *run = worker->run;
-    return (run->child || run->processes) && pyper__run_inherited(run);
+    return pyper__run_shared_in_fork(worker->run);
 }
 
 /* ----------------------------------------------------------------------------- the loop */
 
 void pyper__worker_fail(pyper_worker *worker, int answer, int code, const char *message) {
-    if (is_in_fork(worker)) return;
     pyper__run_fail(worker->run, answer, worker->stage, code, message, NULL, NULL);
 }
 
@@ -329,7 +324,6 @@ int pyper_fail(pyper_worker *worker, int code, const char *format, ...) {
 
 int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *payload,
                     void (*destroy)(void *payload)) {
-    if (is_in_fork(worker)) return PYPER_ECANCELED;
     bool first = pyper__run_fail(worker->run, PYPER_EFAILED, worker->stage, code,
                                  message ? message : "failed", payload, destroy);
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
@@ -337,7 +331,6 @@ int pyper_fail_with(pyper_worker *worker, int code, const char *message, void *p
 
 int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const void *data,
                      size_t size) {
-    if (is_in_fork(worker)) return PYPER_ECANCELED;
     bool first = pyper__run_fail_bytes(worker->run, PYPER_EFAILED, worker->stage, code,
                                        message ? message : "failed", data, size);
     return first ? PYPER_EFAILED : PYPER_ECANCELED;
