@@ -48,7 +48,7 @@ static int refuse(pyper_transfer *transfer, const char *format, const char *type
     }
     python_run *python = pyper_transfer_host_data(transfer);
     if (is_interrupt(python)) {
-        python_run_keep_raised(python, true);
+        python_run_keep_pending(python, PyErr_GetRaisedException());
         return pyper_transfer_fail(transfer, PYPER_EINTR, "interrupted while an item crossed", NULL,
                                    0);
     }

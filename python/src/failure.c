@@ -23,13 +23,17 @@ typedef struct failure {
     PyObject *func;                /* for sys.unraisablehook */
 } failure;
 
+void failure_to_hook(PyObject *exception, PyObject *of) {
+    if (!exception) return;
+    PyObject *raised = PyErr_GetRaisedException();
+    PyErr_SetRaisedException(exception);
+    PyErr_WriteUnraisable(of);
+    if (raised) PyErr_SetRaisedException(raised);
+}
+
 static void failure_destroy(void *payload) {
     failure *self = payload;
-    PyObject *exception = atomic_exchange(&self->exception, NULL);
-    if (exception) {
-        PyErr_SetRaisedException(exception);
-        PyErr_WriteUnraisable(self->func);
-    }
+    failure_to_hook(atomic_exchange(&self->exception, NULL), self->func);
     Py_DECREF(self->func);
     PyMem_RawFree(self);
 }
@@ -86,10 +90,7 @@ void failure_untold(pyper_run *run, python_run *python) {
     if (!state->load_failure) return; /* no processes, or the interpreter has ended */
     PyObject *raised = PyErr_GetRaisedException();
     PyObject *exception = failure_take(run, python);
-    if (exception) {
-        PyErr_SetRaisedException(exception);
-        PyErr_WriteUnraisable(python->plan->steps[pyper_error_task(run)]->func);
-    }
+    if (exception) failure_to_hook(exception, python->plan->steps[pyper_error_task(run)]->func);
     if (raised) PyErr_SetRaisedException(raised);
 }
 
@@ -101,12 +102,7 @@ int failure_traverse(pyper_run *run, visitproc visit, void *arg) {
 
 void failure_finalize(pyper_run *run, python_run *python) {
     failure *self = pyper_error_payload(run);
-    PyObject *exception = self ? take(self, python) : NULL;
-    if (!exception) return;
-    PyObject *raised = PyErr_GetRaisedException();
-    PyErr_SetRaisedException(exception);
-    PyErr_WriteUnraisable(self->func);
-    if (raised) PyErr_SetRaisedException(raised);
+    if (self) failure_to_hook(take(self, python), self->func);
 }
 
 bool failure_was_taken(pyper_run *run, python_run *python) {
@@ -200,8 +196,7 @@ static void note_another(const step *step, pyper_worker *worker, PyObject *excep
     PyObject *target = first ? Py_XNewRef(atomic_load(&first->exception)) : NULL;
     LOCK_GIVE(&python->lock);
     if (!target && !came_from_process(run)) {
-        PyErr_SetRaisedException(Py_NewRef(exception));
-        PyErr_WriteUnraisable(step->func);
+        failure_to_hook(Py_NewRef(exception), step->func);
     } else if (target != exception && atomic_fetch_add(&python->noted, 1) < NOTES_MAX) {
         PyObject *note = note_of(step, exception);
         if (target)
@@ -237,12 +232,10 @@ static int report_in_fork(const step *step, PyObject *exception) {
     bool ends =
         PyErr_GivenExceptionMatches(exception, PyExc_SystemExit) ||
         (step->state->cancelled && PyErr_GivenExceptionMatches(exception, step->state->cancelled));
-    if (ends) {
+    if (ends)
         Py_DECREF(exception);
-    } else {
-        PyErr_SetRaisedException(exception);
-        PyErr_WriteUnraisable(step->func);
-    }
+    else
+        failure_to_hook(exception, step->func);
     return PYPER_ECANCELED;
 }
 
@@ -270,8 +263,7 @@ int failure_report(step *step, pyper_worker *worker) {
     if (!payload) { /* no memory even for this: say at least which exception it was */
         int rc = pyper_fail(worker, PYPER_ENOMEM, "raised %s, and there was no memory to keep it",
                             Py_TYPE(exception)->tp_name);
-        PyErr_SetRaisedException(exception);
-        PyErr_WriteUnraisable(step->func);
+        failure_to_hook(exception, step->func);
         return rc;
     }
     failure_add_note(step->state, exception, place_of(step));

@@ -26,19 +26,9 @@ void python_run_ref(python_run *self) {
     atomic_fetch_add(&self->references, 1);
 }
 
-/* An exception is for whoever comes next, and nobody will. */
-static void tell_pending(python_run *self) {
-    PyObject *raised = PyErr_GetRaisedException(), *pending = atomic_load(&self->pending);
-    if (pending) {
-        PyErr_SetRaisedException(pending);
-        PyErr_WriteUnraisable(NULL);
-    }
-    if (raised) PyErr_SetRaisedException(raised);
-}
-
 void python_run_unref(python_run *self) {
     if (atomic_fetch_sub(&self->references, 1) > 1) return;
-    tell_pending(self);
+    failure_to_hook(atomic_load(&self->pending), NULL); /* it was for whoever comes next */
     Py_XDECREF(atomic_load(&self->start_error));
     Py_XDECREF(atomic_load(&self->notes));
     names_free(atomic_load(&self->names));
@@ -72,8 +62,7 @@ void python_run_keep_pending(python_run *self, PyObject *exception) {
     }
     LOCK_GIVE(&self->lock);
     if (free) return;
-    PyErr_SetRaisedException(exception);
-    PyErr_WriteUnraisable(NULL);
+    failure_to_hook(exception, NULL);
 }
 
 void python_run_keep_raised(python_run *self, bool started) {

@@ -59,7 +59,7 @@ typedef struct late {
     const char *name;
 } late;
 
-enum { LATE_MAX = 8 };
+enum { LATE_MAX = 9 };
 
 static PyObject **field_of(module_state *state, const late *what) {
     return (PyObject **)((char *)state + what->offset);

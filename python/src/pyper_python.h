@@ -117,6 +117,7 @@ typedef struct python_run python_run;
     X(name_set_result, "set_result")                                                               \
     X(name_done, "done")                                                                           \
     X(name_cancel, "cancel")                                                                       \
+    X(name_cancelling, "cancelling")                                                               \
     X(name_add_reader, "add_reader")                                                               \
     X(name_remove_reader, "remove_reader")                                                         \
     X(name_is_closed, "is_closed")                                                                 \
@@ -126,6 +127,11 @@ typedef struct python_run python_run;
     X(name_context, "context")                                                                     \
     X(name_append, "append")                                                                       \
     X(name_reduce_ex, "__reduce_ex__")                                                             \
+    X(name_reduce, "__reduce__")                                                                   \
+    X(name_getnewargs_ex, "__getnewargs_ex__")                                                     \
+    X(name_getnewargs, "__getnewargs__")                                                           \
+    X(name_getstate, "__getstate__")                                                               \
+    X(name_dict, "__dict__")                                                                       \
     X(name_setstate, "__setstate__")
 
 /* What other modules have: the module and the name there. */
@@ -143,7 +149,8 @@ typedef struct python_run python_run;
  * pyper._processes. */
 #define MODULE_ASYNCIO(X)                                                                          \
     X(async_cancelled, "CancelledError")                                                           \
-    X(get_running_loop, "get_running_loop")
+    X(get_running_loop, "get_running_loop")                                                        \
+    X(current_task, "current_task")
 #define MODULE_PROCESSES(X)                                                                        \
     X(start_process, "start")                                                                      \
     X(join_process, "join")                                                                        \
@@ -152,7 +159,8 @@ typedef struct python_run python_run;
     X(dumps, "dumps")                                                                              \
     X(loads, "loads")                                                                              \
     X(dispatch_table, "dispatch_table")                                                            \
-    X(newobj, "newobj")
+    X(newobj, "newobj")                                                                            \
+    X(harmless, "harmless")
 
 /* Everything in it is NULL once the module has been cleared, at the end of the interpreter. */
 typedef struct module_state {
@@ -355,7 +363,7 @@ void python_run_ref(python_run *python);
 void python_run_unref(python_run *python);
 
 /* Keep what the starting of a worker has raised, if anything: it may have been started all the
- * same.  With `started` also what has interrupted any other callback: it waits for this thread. */
+ * same. */
 void python_run_keep_raised(python_run *python, bool started);
 
 /* Keep an exception, which is taken, for this thread; a second one goes to sys.unraisablehook. */
@@ -537,6 +545,10 @@ void slot_abandon(slot *self);
 /* An exception has left the step's function: hand it to the run.  Returns what the function must
  * return to the engine.  Takes the current exception. */
 int failure_report(step *step, pyper_worker *worker);
+
+/* What nobody can be told goes to sys.unraisablehook, as raised in `of` (or NULL).  Takes the
+ * exception, if it is one; keeps the current one. */
+void failure_to_hook(PyObject *exception, PyObject *of);
 
 /* The exception the run failed with, once: a new reference, or NULL if there is none (any more). */
 PyObject *failure_take(pyper_run *run, python_run *python);

@@ -163,7 +163,8 @@ static void waits_no_longer(slot *self) {
  * it back with Task.uncancel().  -1: this kind of task does not count. */
 static long cancellations(slot *self) {
     PyObject *raised = PyErr_GetRaisedException();
-    PyObject *count = self->task ? PyObject_CallMethod(self->task, "cancelling", NULL) : NULL;
+    PyObject *name = self->step->state->name_cancelling;
+    PyObject *count = self->task ? PyObject_CallMethodNoArgs(self->task, name) : NULL;
     long result = count ? PyLong_AsLong(count) : -1;
     Py_XDECREF(count);
     PyErr_Clear();
@@ -646,15 +647,13 @@ static void stream_over(slot *slot) {
 /* A reader is about to be told that the run is over.  If that is the function itself, it must not be
  * told again while it cleans up; otherwise it may never learn of it. */
 static void tell_reader(slot *slot) {
-    PyObject *asyncio = PyImport_ImportModule("asyncio");
-    PyObject *reader = asyncio ? PyObject_CallMethod(asyncio, "current_task", NULL) : NULL;
+    PyObject *reader = PyObject_CallNoArgs(slot->step->state->current_task);
     if (!reader) PyErr_Clear();
     if (reader && reader == slot->task)
         slot->told = true;
     else
         tell_function(slot);
     Py_XDECREF(reader);
-    Py_XDECREF(asyncio);
 }
 
 /* There is nothing to be had, and will not be. */

@@ -30,13 +30,8 @@
 
 /* ----------------------------------------------------------------------------------- names */
 
-/* The methods (and the one attribute) by which an object says what is to be pickled of it. */
-enum { REDUCE_EX, REDUCE, GETNEWARGS_EX, GETNEWARGS, GETSTATE, DICT, HOOKS };
-static const char *const hooks[HOOKS] = {"__reduce_ex__",  "__reduce__",   "__getnewargs_ex__",
-                                         "__getnewargs__", "__getstate__", "__dict__"};
-
-/* The tables are direct-mapped, by the address of an object or a hash of its name: what comes later
- * takes the place.  Synchronization: lock; hook and harmless are set by names_new(). */
+/* Direct-mapped, by the address of an object or a hash of its name: what comes later takes the
+ * place.  Synchronization: lock. */
 #define NAMES 64
 
 struct name {
@@ -46,8 +41,6 @@ struct name {
 };
 
 struct names {
-    PyObject *hook[HOOKS]; /* their names */
-    PyObject *harmless;    /* pyper._processes.harmless */
     short_lock lock;
     struct name by_object[NAMES], by_text[NAMES];
 };
@@ -59,24 +52,11 @@ static void name_clear(struct name *name) {
 }
 
 struct names *names_new(void) {
-    struct names *names = PyMem_RawCalloc(1, sizeof *names);
-    if (!names) return NULL;
-    bool made = true;
-    for (int i = 0; made && i < HOOKS; i++)
-        made = (names->hook[i] = PyUnicode_InternFromString(hooks[i])) != NULL;
-    PyObject *module = made ? PyImport_ImportModule("pyper._processes") : NULL;
-    if (module) names->harmless = PyObject_GetAttrString(module, "harmless");
-    Py_XDECREF(module);
-    if (names->harmless) return names;
-    PyErr_Clear();
-    names_free(names);
-    return NULL;
+    return PyMem_RawCalloc(1, sizeof(struct names));
 }
 
 void names_free(struct names *names) {
     if (!names) return;
-    for (int i = 0; i < HOOKS; i++) Py_XDECREF(names->hook[i]);
-    Py_XDECREF(names->harmless);
     for (int i = 0; i < NAMES; i++) {
         name_clear(&names->by_object[i]);
         name_clear(&names->by_text[i]);
@@ -290,6 +270,16 @@ static bool write_set(writer *w, char kind, PyObject *set) {
     return written && PySet_GET_SIZE(set) == count && !PyErr_Occurred();
 }
 
+/* The methods (and the one attribute) by which an object says what is to be pickled of it. */
+enum { REDUCE_EX, REDUCE, GETNEWARGS_EX, GETNEWARGS, GETSTATE, DICT, HOOKS };
+
+static PyObject *hook_name(const module_state *state, int which) {
+    PyObject *const names[HOOKS] = {state->name_reduce_ex,     state->name_reduce,
+                                    state->name_getnewargs_ex, state->name_getnewargs,
+                                    state->name_getstate,      state->name_dict};
+    return names[which];
+}
+
 /* What a type has by this name: a new reference, or NULL (no exception). */
 static PyObject *look_up(PyTypeObject *type, PyObject *name) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -301,13 +291,13 @@ static PyObject *look_up(PyTypeObject *type, PyObject *name) {
 
 /* Is a hook that was found in `type` written in C, and meant for this very type or for all?  One for
  * subclasses, too, may call what they have of their own. */
-static bool is_plain_hook(const struct names *names, PyTypeObject *type, int which,
+static bool is_plain_hook(const module_state *state, PyTypeObject *type, int which,
                           PyObject *hook) {
     if (which == DICT) return Py_IS_TYPE(hook, &PyGetSetDescr_Type);
     if (PyFunction_Check(hook)) {
         PyObject *code = PyFunction_GET_CODE(hook);
-        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names->harmless); i++)
-            if (PyTuple_GET_ITEM(names->harmless, i) == code) return true;
+        for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(state->harmless); i++)
+            if (PyTuple_GET_ITEM(state->harmless, i) == code) return true;
     }
     if (!Py_IS_TYPE(hook, &PyMethodDescr_Type)) return false;
     return which > REDUCE || PyDescr_TYPE(hook) == type || PyDescr_TYPE(hook) == &PyBaseObject_Type;
@@ -315,26 +305,26 @@ static bool is_plain_hook(const struct names *names, PyTypeObject *type, int whi
 
 /* The __dict__ of `value`, or NULL: it has none, or that has a hook in it.  *ret_plain is set to
  * whether it has not. */
-static PyObject *plain_dict(const struct names *names, PyObject *value, bool *ret_plain) {
+static PyObject *plain_dict(const module_state *state, PyObject *value, bool *ret_plain) {
     *ret_plain = true;
     if (Py_TYPE(value)->tp_dictoffset == 0) return NULL;
     PyObject *dict = PyObject_GenericGetDict(value, NULL);
     *ret_plain = dict && PyDict_CheckExact(dict);
     for (int i = 0; *ret_plain && i < DICT; i++)
-        *ret_plain = PyDict_Contains(dict, names->hook[i]) == 0;
+        *ret_plain = PyDict_Contains(dict, hook_name(state, i)) == 0;
     if (!*ret_plain) Py_CLEAR(dict);
     return dict;
 }
 
 /* Does no code of the program's run when `value` is taken to pieces?  If there is no small form
  * after all, pickle does that again, and what changes something would have changed it twice. */
-static bool is_plain(const struct names *names, PyObject *value) {
+static bool is_plain(const module_state *state, PyObject *value) {
     PyTypeObject *type = Py_TYPE(value);
     if (type->tp_getattro != PyObject_GenericGetAttr) return false;
     if (PyList_Check(value) || PyDict_Check(value)) return false; /* they are iterated as well */
     for (int i = 0; i < HOOKS; i++) {
-        PyObject *hook = look_up(type, names->hook[i]);
-        bool plain = !hook || is_plain_hook(names, type, i, hook);
+        PyObject *hook = look_up(type, hook_name(state, i));
+        bool plain = !hook || is_plain_hook(state, type, i, hook);
         Py_XDECREF(hook);
         if (!plain) return false;
     }
@@ -373,9 +363,9 @@ static bool write_object(writer *w, PyObject *value) {
     if (type->tp_as_buffer && type->tp_as_buffer->bf_getbuffer) return false;
     module_state *state = w->state;
     if (PyDict_Contains(state->dispatch_table, (PyObject *)type) != 0) return false;
-    if (!is_plain(w->names, value)) return false;
+    if (!is_plain(state, value)) return false;
     bool plain;
-    PyObject *dict = plain_dict(w->names, value, &plain);
+    PyObject *dict = plain_dict(state, value, &plain);
     PyObject *answer =
         plain ? PyObject_CallMethodOneArg(value, state->name_reduce_ex, state->five) : NULL;
     bool written = answer && write_answer(w, type, dict, answer);
