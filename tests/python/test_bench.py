@@ -208,6 +208,12 @@ def test_only_our_own_instructions_are_counted() -> None:
             "ob=(1)",
             "fn=(1)",
             "* 4",
+            "fn=(3) pyper__seat_check_token",
+            "8 30",
+            "fn=(4) pyper__seat_share_token",
+            "9 1000",
+            "fn=(3)",
+            "8 6",
         ]
     )
-    assert script["self_cost"](dump) == 127
+    assert script["self_cost"](dump) == (1127, 36)
