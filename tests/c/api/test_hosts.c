@@ -308,7 +308,9 @@ EACH_HOST(a_busy_worker_lets_an_unknown_thread_get_on) {
     thread_join(&other);
 }
 
-/* A function that gives the token up and sleeps has not held it: the library offers it to nobody. */
+/* A function that gives the token up and sleeps has not held it: the library offers it to nobody.
+ * Now and then a thread may look busy that was not, for the kernel counts what interrupts its
+ * processor as its own time; taken for held, each of the 20 calls would be. */
 static tally all_made = TALLY, all_slept = TALLY;
 static int make_twenty(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
@@ -329,7 +331,7 @@ static int sleep_without_the_token(pyper_worker *w, void *item, void *bind) {
     nanosleep(&longer_than_a_hold, NULL);
     kit_attach(mine);
     if (item == PTR(19)) {
-        CHECK_EQ(kit_detachments, before);
+        CHECK_LE(kit_detachments - before, 9);
         gate_open(&all_slept);
     }
     return pyper_emit(w, item);
