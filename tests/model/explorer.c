@@ -864,18 +864,29 @@ typedef struct hash {
     uint64_t a, b;
 } hash;
 
-static void mix(hash *h, const void *memory, size_t size) {
+static void mix(uint64_t *sum, uint64_t word) {
+    *sum = (*sum ^ word) * UINT64_C(0x9fb21c651e98df25);
+    *sum ^= *sum >> 32;
+}
+
+/* Each eighth word goes to the same sum: one multiplication need not wait for the last. */
+static void mix_all(uint64_t sums[8], const void *memory, size_t size) {
     const char *bytes = memory;
-    for (; size > 0; bytes += 8) {
-        uint64_t word = 0;
-        size_t n = size < 8 ? size : 8;
-        memcpy(&word, bytes, n);
-        size -= n;
-        h->a = (h->a ^ word) * UINT64_C(0x9fb21c651e98df25);
-        h->a ^= h->a >> 32;
-        h->b = (h->b + word) * UINT64_C(0xd6e8feb86659fd93);
-        h->b ^= h->b >> 29;
+    uint64_t words[8];
+    for (; size >= sizeof words; bytes += sizeof words, size -= sizeof words) {
+        memcpy(words, bytes, sizeof words);
+        mix(&sums[0], words[0]); /* unrolled by hand, as -O2 does not */
+        mix(&sums[1], words[1]);
+        mix(&sums[2], words[2]);
+        mix(&sums[3], words[3]);
+        mix(&sums[4], words[4]);
+        mix(&sums[5], words[5]);
+        mix(&sums[6], words[6]);
+        mix(&sums[7], words[7]);
     }
+    memset(words, 0, sizeof words);
+    memcpy(words, bytes, size);
+    for (int i = 0; i < 8; i++) mix(&sums[i], words[i]);
 }
 
 /* Of all but the pre-emptions that are left, which come last; never 0. */
@@ -886,9 +897,14 @@ static hash hash_of_state(void) {
     int left = model.preemptions;
     model.preemptions = 0;
     int count = find_parts(parts);
-    hash h = {1, 2};
-    for (int i = 0; i < count; i++) mix(&h, parts[i].memory, parts[i].size);
+    uint64_t sums[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    for (int i = 0; i < count; i++) mix_all(sums, parts[i].memory, parts[i].size);
     model.preemptions = left;
+    hash h = {1, 2};
+    for (int i = 0; i < 8; i++) {
+        mix(&h.a, sums[i]);
+        mix(&h.b, sums[7 - i]);
+    }
     h.a = (h.a | (LEFT + 1)) & ~(uint64_t)LEFT;
     h.a |= (uint64_t)left;
     return h;
