@@ -29,22 +29,23 @@
 /* ------------------------------------------------------------------------------------ board */
 
 enum { NOT_FAILED, BEING_WRITTEN, WRITTEN };
-enum { UNBORN, AT_WORK, LEFT };
+enum { UNBORN, AT_WORK, LEAVING, LEFT };
 
-/* Synchronization: state is written by the worker's process, and read by everybody (seq_cst);
- * clock see park.h. */
+/* Synchronization: state only grows; it is the process's until that has ended, or has turned out
+ * not to be startable, and then the caller's side takes it to LEFT; read by everybody (seq_cst).
+ * A worker is alive until LEAVING: as each has a word of its own for it, nobody counts one twice,
+ * whenever it is killed.  clock see park.h. */
 struct seat {
     _Alignas(PYPER__CACHE_LINE) _Atomic int state;
     pyper__clock clock;
 };
 
-/* Synchronization: alive is atomic, everything else never changes. */
+/* Set before any process is started, never changes. */
 struct post {
     char name[64];
     bool multiprocess, branch, join;
     uint64_t input, output; /* the channels */
     int64_t workers, first_seat;
-    _Atomic int64_t alive; /* workers that have not left; whoever takes it to 0 ends the stage */
 };
 
 /* Synchronization
@@ -74,8 +75,17 @@ static struct board *board_at(const pyper__shm *shm) {
     return pyper__shm_at(shm, PYPER__SHM_FIRST);
 }
 
-static struct seat *seat_at(const pyper__shm *shm, int64_t number) {
-    return (struct seat *)pyper__shm_at(shm, board_at(shm)->seats) + number;
+static struct seat *seat_at(const pyper__shm *shm, size_t stage, int64_t worker) {
+    const struct board *board = board_at(shm);
+    return (struct seat *)pyper__shm_at(shm, board->seats) + board->posts[stage].first_seat +
+           worker;
+}
+
+static int64_t alive_at(const pyper__shm *shm, size_t stage) {
+    int64_t alive = 0;
+    for (int64_t k = 0; k < board_at(shm)->posts[stage].workers; k++)
+        alive += atomic_load(&seat_at(shm, stage, k)->state) < LEAVING;
+    return alive;
 }
 
 /* ---------------------------------------------------------------------------- caller's side */
@@ -211,7 +221,6 @@ static int make_board(pyper_run *run, struct pyper__processes *all) {
         post->output = channels_at;
         post->workers = task->workers;
         post->first_seat = seat;
-        atomic_init(&post->alive, task->workers);
         if (task->multiprocess) seat += task->workers;
     }
     all->processes = pyper__alloc((size_t)seat * sizeof *all->processes);
@@ -380,15 +389,17 @@ void pyper__child_cancel(pyper_run *run) {
     child_stop(run->child, board_at(run->child->shm)->count);
 }
 
-/* The worker has left: the last one of its stage ends it, as pyper__run_worker_left(). */
+/* The worker has left: the last one of its stage ends it, as pyper__run_worker_left().  Two that
+ * leave together may both find that they are, and may both end it. */
 static void child_left(struct pyper__child *child, pyper__stage *stage, struct seat *seat) {
-    struct post *post = &board_at(child->shm)->posts[child->stage];
-    if (atomic_fetch_sub(&post->alive, 1) == 1) {
+    atomic_store(&seat->state, LEAVING);
+    if (alive_at(child->shm, child->stage) == 0) {
         if (!pyper__edge_is_complete(stage->input)) child_stop(child, child->stage);
         /* As there: a stage that was told to stop has not ended its stream. */
         if (atomic_load(&board_at(child->shm)->stopped) <= child->stage)
             pyper__edge_set_state(stage->output, PYPER__ENDED);
     }
+    /* Until now its death is one, for the stage may not have been ended. */
     atomic_store(&seat->state, LEFT);
 }
 
@@ -417,7 +428,7 @@ static int be_worker(const pyper_attach_options *options, pyper__shm *shm) {
     struct board *board = board_at(shm);
     size_t index = (size_t)options->task;
     struct post *post = &board->posts[index];
-    struct seat *seat = seat_at(shm, post->first_seat + options->worker);
+    struct seat *seat = seat_at(shm, index, options->worker);
 
     struct pyper__child child = {.shm = shm, .bell = options->fds[1], .stage = index};
     child.waker.state = &board->loop_state;
@@ -542,12 +553,6 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
 
 /* ----------------------------------------------------------------------------------- starting */
 
-/* Has its worker counted itself out, before the process ended? */
-static bool has_left(const struct pyper__processes *all, const struct process *process) {
-    const struct post *post = &board_at(all->shm)->posts[process->stage];
-    return atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state) == LEFT;
-}
-
 static int start_process(pyper_run *run, pyper_worker *worker, struct process *process) {
     struct pyper__processes *all = run->processes;
     pyper__stage *stage = worker->stage;
@@ -576,14 +581,15 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
         if (process->pid < 0) return PYPER_EPROCESS;
     }
     process->pidfd = pidfd_open_(process->pid);
-    all->count++;
-    stage->started++;
     /* ESRCH: it has ended already, and somebody has waited for it (as Python does for all children
      * now and then).  The supervisor knows it by its missing descriptor. */
-    if (process->pidfd >= 0 || errno == ESRCH) return 0;
+    if (process->pidfd >= 0 || errno == ESRCH) {
+        all->count++;
+        stage->started++;
+        return 0;
+    }
     /* Without a descriptor nobody would see it end. */
     int rc = pyper__no_descriptor();
-    all->count--;
     kill(process->pid, SIGKILL);
     if (host && host->start_process) {
         int status;
@@ -591,7 +597,6 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     } else {
         waitpid(process->pid, NULL, 0);
     }
-    if (!has_left(all, process)) stage->started--;
     return rc;
 }
 
@@ -628,18 +633,17 @@ static void rouse(pyper_run *run, const struct process *dead) {
 /* The process has ended: was it a death?  Then the run has failed. */
 static void judge(pyper_run *run, struct process *process, int status) {
     struct pyper__processes *all = run->processes;
-    struct board *board = board_at(all->shm);
-    struct post *post = &board->posts[process->stage];
-    int state = atomic_load(&seat_at(all->shm, post->first_seat + process->worker)->state);
+    struct seat *seat = seat_at(all->shm, process->stage, process->worker);
+    int state = atomic_load(&seat->state);
     if (state == LEFT) return;
     rouse(run, process);
-    pyper__clock *clock = &seat_at(all->shm, post->first_seat + process->worker)->clock;
+    pyper__clock *clock = &seat->clock;
     if (!atomic_load_explicit(&clock->left_ns, memory_order_relaxed))
         atomic_store_explicit(&clock->left_ns, pyper_now(), memory_order_relaxed);
     if (!process->killed && !pyper__run_stopped(run, process->stage)) {
         char message[200], who[64];
         snprintf(who, sizeof who, "worker %" PRId64 " of %" PRId64, process->worker + 1,
-                 post->workers);
+                 run->stages[process->stage].task->workers);
         if (status == PYPER_STATUS_UNKNOWN)
             snprintf(message, sizeof message,
                      "%s has died; how is not known, for SIGCHLD is ignored or somebody else has "
@@ -661,7 +665,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
     }
     /* What it can no longer do itself.  Its stage has been told to stop in any case, so its outputs
      * have no end; whoever told it sees to both channels. */
-    atomic_fetch_sub(&post->alive, 1);
+    atomic_store(&seat->state, LEFT);
 }
 
 static void reap(pyper_run *run, struct process *process) {
@@ -773,16 +777,14 @@ static void supervise(void *arg) {
     pyper__run_left(run);
 }
 
-/* The workers' clocks, and how many are left, stand on the board. */
+/* The workers' clocks stand on the board. */
 static void read_from_board(pyper_run *run) {
     const pyper__shm *shm = run->processes->shm;
     for (size_t i = 0; i < run->count; i++) {
         pyper__stage *stage = &run->stages[i];
         if (!stage->task->multiprocess) continue;
-        struct post *post = &board_at(shm)->posts[i];
-        stage->alive = &post->alive;
         for (int64_t k = 0; k < stage->task->workers; k++)
-            stage->workers[k].seat.clock = &seat_at(shm, post->first_seat + k)->clock;
+            stage->workers[k].seat.clock = &seat_at(shm, i, k)->clock;
     }
 }
 
@@ -808,6 +810,15 @@ int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker) {
     atomic_fetch_sub(&run->alive, 1);
     atomic_fetch_sub(&run->refs, 1);
     return rc < 0 ? rc : bad;
+}
+
+void pyper__processes_count_unstarted_out(pyper_run *run, const pyper__stage *stage) {
+    for (int64_t k = stage->started; k < stage->task->workers; k++)
+        atomic_store(&seat_at(run->processes->shm, stage->index, k)->state, LEFT);
+}
+
+int64_t pyper__processes_alive(const pyper_run *run, const pyper__stage *stage) {
+    return alive_at(run->processes->shm, stage->index);
 }
 
 #else

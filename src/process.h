@@ -33,6 +33,12 @@ int pyper__processes_create(pyper_run *run);
  * (*ret_worker; NULL if it was the supervisor).  Those that were started go on either way. */
 int pyper__processes_start(pyper_run *run, pyper_worker **ret_worker);
 
+/* The stage's processes that could not be started will not leave, either. */
+void pyper__processes_count_unstarted_out(pyper_run *run, const pyper__stage *stage);
+
+/* How many of the stage's processes have not left, as `alive` of a stage. */
+int64_t pyper__processes_alive(const pyper_run *run, const pyper__stage *stage);
+
 /* run->stopped is at least `upto`: see to it that the processes know. */
 void pyper__processes_stop(pyper_run *run, size_t upto);
 

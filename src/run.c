@@ -182,7 +182,7 @@ static void one_less(pyper_run *run, int64_t how_many) {
 }
 
 void pyper__run_worker_left(pyper_run *run, pyper__stage *stage) {
-    if (atomic_fetch_sub(stage->alive, 1) == 1) {
+    if (atomic_fetch_sub(&stage->alive, 1) == 1) {
         /* The last one.  If inputs were left (a joined task that had enough), nobody will take
          * them: the stages before are done. */
         if (!pyper__edge_is_complete(stage->input)) stop(run, stage->index, stage->index + 1);
@@ -318,8 +318,7 @@ static int furnish(pyper_run *run, const pyper_start_options *options) {
         stage->index = i;
         stage->input = &run->queues[i];
         stage->output = &run->queues[i + 1];
-        atomic_init(&stage->own_alive, task->workers);
-        stage->alive = &stage->own_alive;
+        atomic_init(&stage->alive, task->workers);
         stage->workers = pyper__alloc((size_t)task->workers * sizeof *stage->workers);
         if (!stage->workers) return PYPER_ENOMEM;
         if (rc == 0) rc = choose_places(stage);
@@ -378,7 +377,10 @@ static int start_workers(pyper_run *run, pyper_worker **ret_worker) {
 static void count_unstarted_out(pyper_run *run) {
     for (size_t i = 0; i < run->count; i++) {
         pyper__stage *stage = &run->stages[i];
-        atomic_fetch_sub(stage->alive, stage->task->workers - stage->started);
+#if PYPER__PROCESSES
+        if (stage->task->multiprocess) pyper__processes_count_unstarted_out(run, stage);
+#endif
+        atomic_fetch_sub(&stage->alive, stage->task->workers - stage->started);
     }
 }
 

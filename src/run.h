@@ -36,12 +36,11 @@ typedef struct pyper__stage {
     const pyper__task *task;
     size_t index;
     pyper__queue *input, *output;
-    pyper_worker *workers;  /* task->workers of them */
-    _Atomic int64_t *alive; /* workers started (before all are: to be started) that have not left;
-                             * whoever takes it to 0 ends the stage */
-    _Atomic int64_t own_alive; /* what `alive` points to, unless the workers are processes */
-    int64_t started;           /* workers that could be started; pyper_start()'s own */
-    struct pyper__crew *crew;  /* of a loop, if the task is asynchronous; else NULL */
+    pyper_worker *workers;    /* task->workers of them */
+    _Atomic int64_t alive;    /* workers started (before all are: to be started) that have not left;
+                            * whoever takes it to 0 ends the stage.  Of processes the board tells */
+    int64_t started;          /* workers that could be started; pyper_start()'s own */
+    struct pyper__crew *crew; /* of a loop, if the task is asynchronous; else NULL */
 } pyper__stage;
 
 struct pyper_run {

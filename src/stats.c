@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "edge.h"
+#include "process.h"
 #include "worker.h"
 
 static int64_t clock_of(pyper_worker *worker, int what) {
@@ -34,14 +35,21 @@ static void add_worker(pyper_task_stats *stats, pyper_worker *worker) {
     stats->busy_ns += busy > 0 ? busy : 0;
 }
 
-static pyper_task_stats read_stage(pyper__stage *stage) {
+static int64_t alive(const pyper_run *run, const pyper__stage *stage) {
+#if PYPER__PROCESSES
+    if (stage->task->multiprocess) return pyper__processes_alive(run, stage);
+#endif
+    return atomic_load_explicit(&stage->alive, memory_order_relaxed);
+}
+
+static pyper_task_stats read_stage(const pyper_run *run, pyper__stage *stage) {
     /* Popped before pushed, so that `queued` is never negative. */
     int64_t started = pyper__edge_popped(stage->output);
     int64_t emitted = pyper__edge_pushed(stage->output);
     pyper_task_stats stats = {
         .name = stage->task->name,
         .workers = stage->task->workers,
-        .alive = atomic_load_explicit(stage->alive, memory_order_relaxed),
+        .alive = alive(run, stage),
         .items_in = pyper__edge_started(stage->input),
         .items_out = emitted,
         .queued = emitted > started ? emitted - started : 0,
@@ -55,7 +63,7 @@ size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, size_t coun
     if (!run) return 0;
     size_t known = stats_size < sizeof *ret_stats ? stats_size : sizeof *ret_stats;
     for (size_t i = 0; i < run->count && i < count; i++) {
-        pyper_task_stats stats = read_stage(&run->stages[i]);
+        pyper_task_stats stats = read_stage(run, &run->stages[i]);
         /* Records of an older or newer caller are shorter or longer than ours. */
         memcpy((char *)ret_stats + i * stats_size, &stats, known);
     }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 
 /* Under a sanitizer a fork takes its time. */
 #define SLOW (CHECK_TSAN || CHECK_ASAN)
@@ -23,9 +24,10 @@ static void *shared(size_t size) {
     return memory;
 }
 
-/* Let a random number of instructions go by: the moment of a kill is not to be a round one. */
-static void linger(uint64_t *random) {
-    volatile long n = random_below(random, 1 << random_below(random, 20));
+/* Let a random number of instructions go by, up to 2^log2_most, few as often as many: the moment of
+ * a kill is not to be a round one. */
+static void linger(uint64_t *random, int log2_most) {
+    volatile long n = random_below(random, 1 << random_below(random, log2_most));
     while (n > 0) n = n - 1;
 }
 
@@ -133,7 +135,7 @@ TEST(a_channel_survives_its_peers) {
             /* They have done something since the last death. */
             long before = atomic_load(&p->popped_by_anybody);
             while (atomic_load(&p->popped_by_anybody) < before + 20) sched_yield();
-            linger(&random);
+            linger(&random, 20);
             int victim = (int)random_below(&random, 2 * PEERS), status;
             CHECK_EQ(kill(pids[victim], SIGKILL), 0);
             CHECK_EQ(waitpid(pids[victim], &status, 0), pids[victim]);
@@ -239,7 +241,7 @@ static void kill_once(uint64_t *random) {
         CHECK_EQ(pyper_next(run, &out), 1);
         free(out);
     }
-    linger(random);
+    linger(random, 20);
     long victim = 0, place = 0;
     while (victim == 0 || victim == (long)getpid()) {
         place = random_below(random, PIDS);
@@ -264,5 +266,63 @@ TEST(a_hundred_kills) {
     long kills = check_environment("PYPER_TEST_KILLS", SLOW ? 20 : 100);
     pids = shared(PIDS * sizeof *pids);
     for (long i = 0; i < kills; i++) kill_once(&random);
+    munmap((void *)pids, PIDS * sizeof *pids);
+}
+
+/* ---------------------------------------------------------------------------------- leaving */
+
+#define RELAYS 3
+
+/* Branch: no output, and none of the inputs of `relay` ends until *bind says so. */
+static int end_later(pyper_worker *w, void *item, void *bind) {
+    (void)item;
+    _Atomic bool *may_end = bind;
+    while (!atomic_load(may_end) && !pyper_cancelled(w)) sched_yield();
+    return 0;
+}
+
+/* One of several processes that leave together is killed: whichever step of that it was at, the run
+ * ends, well or with that death, and none of them is counted out twice. */
+static void kill_while_they_leave(uint64_t *random) {
+    memset((void *)pids, 0, PIDS * sizeof *pids);
+    _Atomic bool may_end = false;
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(end_later, .branch = true, .type = &pyper_type_blob, .bind = &may_end),
+        pyper_task(relay, .branch = true, .join = true, .type = &pyper_type_blob,
+                   .multiprocess = true, .workers = RELAYS));
+    pyper_run *run = pyper_start(p, NULL);
+    int victims[RELAYS];
+    for (size_t k = 0; k < RELAYS; k++) {
+        long pid;
+        while ((pid = atomic_load(&pids[8 + k])) == 0) sched_yield();
+        victims[k] = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+        CHECK_GE(victims[k], 0);
+    }
+    atomic_store(&may_end, true);
+    /* The moment is one at which somebody has just left, or is about to. */
+    long left = random_below(random, RELAYS + 1);
+    for (pyper_task_stats stats[2]; left > 0;) {
+        pyper_stats(run, stats, 2);
+        if (stats[1].alive <= RELAYS - left) break;
+    }
+    linger(random, 12);
+    int victim = victims[random_below(random, RELAYS)];
+    if (syscall(SYS_pidfd_send_signal, victim, SIGKILL, NULL, 0) < 0) CHECK_EQ(errno, ESRCH);
+    void *out;
+    int rc = pyper_next(run, &out);
+    if (rc != 0) CHECK_EQ(rc, PYPER_EDIED);
+    nobody_is_alive(run);
+    close_both(run, p);
+    for (size_t k = 0; k < RELAYS; k++) close(victims[k]);
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    CHECK_EQ(errno, ECHILD);
+    CHECK_EQ(maps_of_ours(), 0);
+}
+
+TEST(killed_while_they_leave) {
+    uint64_t random = seed();
+    long kills = check_environment("PYPER_TEST_KILLS", SLOW ? 100 : 200);
+    pids = shared(PIDS * sizeof *pids);
+    for (long i = 0; i < kills; i++) kill_while_they_leave(&random);
     munmap((void *)pids, PIDS * sizeof *pids);
 }
