@@ -302,7 +302,12 @@ void pyper__thread_drop(void *thread) {
     pthread_detach(thread_of(thread));
 }
 
-/* --------------------------------------------------------------------------------- bell */
+/* ---------------------------------------------------------------- descriptors and bells */
+
+void pyper__fd_close(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
 
 int pyper__no_descriptor(void) {
     return errno == EMFILE || errno == ENFILE ? PYPER_EMFILE : PYPER_ENOMEM;

@@ -114,6 +114,9 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
+/* Close it, unless it is -1, and make it that. */
+void pyper__fd_close(int *fd);
+
 /* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.
  * Two numbers, the end to watch and the end to ring; the same one where the system has such a
  * thing. */

@@ -13,8 +13,7 @@
  * that overstay PYPER_GRACE_MS, and waits for all of them.  It alone counts as working
  * (run->alive), until the last process has gone.
  *
- * In a worker's process there is a run made of one stage, with `child` set; a second thread waits
- * for the death of the caller's process, and ends this one then. */
+ * What happens in a worker's process is child.h's. */
 #ifndef PYPER_PROCESS_H
 #define PYPER_PROCESS_H
 
@@ -66,12 +65,6 @@ void pyper__processes_set_waker(pyper_run *run, pyper__waker *waker);
 
 /* Has the stage been told to stop, by anybody?  In the caller's process and in a worker's. */
 bool pyper__processes_stopped(const pyper_run *run, size_t stage);
-
-/* In a worker's process: tell the caller's of a failure (true: it is the run's first), or that the
- * run is to be cancelled. */
-bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const char *message,
-                       const void *data, size_t size);
-void pyper__child_cancel(pyper_run *run);
 
 #endif
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "child.h"
 #include "claim.h"
 #include "edge.h"
 #include "loop.h"
