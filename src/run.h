@@ -38,7 +38,7 @@ typedef struct pyper__stage {
     pyper__queue *input, *output;
     pyper_worker *workers;    /* task->workers of them */
     _Atomic int64_t alive;    /* workers started (before all are: to be started) that have not left;
-                            * whoever takes it to 0 ends the stage.  Of processes the board tells */
+                               * whoever takes it to 0 ends the stage.  Processes: see board.h */
     int64_t started;          /* workers that could be started; pyper_start()'s own */
     struct pyper__crew *crew; /* of a loop, if the task is asynchronous; else NULL */
 } pyper__stage;

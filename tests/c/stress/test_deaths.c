@@ -218,6 +218,12 @@ static long maps_of_ours(void) {
     return count;
 }
 
+static void nothing_is_left(void) {
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    CHECK_EQ(errno, ECHILD);
+    CHECK_EQ(maps_of_ours(), 0);
+}
+
 /* A random pipeline, a random victim, a random moment: always the right error, never a hang. */
 static void kill_once(uint64_t *random) {
     memset((void *)pids, 0, PIDS * sizeof *pids);
@@ -256,17 +262,19 @@ static void kill_once(uint64_t *random) {
     snprintf(worker, sizeof worker, "worker %ld of", place % 8 + 1);
     CHECK_HAS(pyper_error_message(run), worker);
     close_both(run, p);
-    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
-    CHECK_EQ(errno, ECHILD);
-    CHECK_EQ(maps_of_ours(), 0);
+    nothing_is_left();
+}
+
+static void kill_again_and_again(long kills, void (*kill_one)(uint64_t *random)) {
+    uint64_t random = seed();
+    kills = check_environment("PYPER_TEST_KILLS", kills);
+    pids = shared(PIDS * sizeof *pids);
+    for (long i = 0; i < kills; i++) kill_one(&random);
+    munmap((void *)pids, PIDS * sizeof *pids);
 }
 
 TEST(a_hundred_kills) {
-    uint64_t random = seed();
-    long kills = check_environment("PYPER_TEST_KILLS", SLOW ? 20 : 100);
-    pids = shared(PIDS * sizeof *pids);
-    for (long i = 0; i < kills; i++) kill_once(&random);
-    munmap((void *)pids, PIDS * sizeof *pids);
+    kill_again_and_again(SLOW ? 20 : 100, kill_once);
 }
 
 /* ---------------------------------------------------------------------------------- leaving */
@@ -314,15 +322,9 @@ static void kill_while_they_leave(uint64_t *random) {
     nobody_is_alive(run);
     close_both(run, p);
     for (size_t k = 0; k < RELAYS; k++) close(victims[k]);
-    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
-    CHECK_EQ(errno, ECHILD);
-    CHECK_EQ(maps_of_ours(), 0);
+    nothing_is_left();
 }
 
 TEST(killed_while_they_leave) {
-    uint64_t random = seed();
-    long kills = check_environment("PYPER_TEST_KILLS", SLOW ? 100 : 200);
-    pids = shared(PIDS * sizeof *pids);
-    for (long i = 0; i < kills; i++) kill_while_they_leave(&random);
-    munmap((void *)pids, PIDS * sizeof *pids);
+    kill_again_and_again(SLOW ? 100 : 200, kill_while_they_leave);
 }
