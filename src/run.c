@@ -17,7 +17,7 @@
 #include "transfer.h"
 
 /* Who joins the workers' threads and clears the queues, once all workers have left. */
-enum { JOIN_TODO, JOIN_BUSY, JOIN_DONE };
+enum { JOIN_OPEN, JOIN_BUSY, JOIN_DONE };
 
 /* With no throttle an ordered task may be this many inputs ahead of the one whose turn it is. */
 #define WINDOW 1024
@@ -531,7 +531,7 @@ static int join_threads(pyper_run *run) {
 /* All workers have left: be the one who joins their threads, or wait for him. */
 int pyper__run_join_once(pyper_run *run, int64_t deadline_ns) {
     for (;;) {
-        int state = JOIN_TODO;
+        int state = JOIN_OPEN;
         if (atomic_compare_exchange_strong(&run->joining, &state, JOIN_BUSY)) {
             int rc = join_threads(run);
             /* The caller's own queue is his to empty, unless he has cancelled. */
@@ -539,7 +539,7 @@ int pyper__run_join_once(pyper_run *run, int64_t deadline_ns) {
             if (atomic_load(&run->cancelled)) drained++;
             for (size_t i = 0; rc == 0 && run->count > 0 && i < drained; i++)
                 pyper__queue_drain(&run->queues[i], &run->callers);
-            atomic_store(&run->joining, rc == 0 ? JOIN_DONE : JOIN_TODO);
+            atomic_store(&run->joining, rc == 0 ? JOIN_DONE : JOIN_OPEN);
             pyper__event_notify_all(&run->done);
             return rc;
         }

@@ -61,33 +61,37 @@ def test_no_end_leaks(kind: str, shape: str) -> None:
     hunt([cell for cell in matrix.cells(kind) if cell in cells])
 
 
-def test_the_hunt_finds_what_leaks(tmp_path: Path) -> None:
-    """The hunt itself: a cell that keeps one object, or a few bytes, of each run."""
-    cell = Cell("thread", "plain", 1, 2, "normal", "finite")
-    for leak, what in (
+@pytest.mark.parametrize(
+    ("leak", "what"),
+    [
         ("kept.append([])", "objects leak"),
         ("kept.append(1.5 * len(kept))", "blocks leak"),
         ("cells.LIBC.malloc(100)", "bytes leak"),
-    ):
-        program = tmp_path / "leaking.py"
-        program.write_text(
-            "import sys\n"
-            f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-            "import matrix_cells as cells\n"
-            "kept = []\n"
-            "run = cells.run\n"
-            "def run_and_leak(cell):\n"
-            f"    {leak}\n"
-            "    return run(cell)\n"
-            "cells.run = run_and_leak\n"
-            "cells.main()\n"
-        )
-        done = subprocess.run(
-            [sys.executable, program, "--hunt", cell.name],
-            capture_output=True,
-            text=True,
-            timeout=HANG,
-            check=True,
-        )
-        [problem] = [p for p in json.loads(done.stdout.splitlines()[-1])["problems"] if what in p]
-        assert problem.startswith(what)
+    ],
+    ids=("an object", "blocks", "bytes"),
+)
+def test_the_hunt_finds_what_leaks(tmp_path: Path, leak: str, what: str) -> None:
+    """The hunt itself: a cell that keeps one object, or a few bytes, of each run."""
+    program = tmp_path / "leaking.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import matrix_cells as cells\n"
+        "kept = []\n"
+        "run = cells.run\n"
+        "def run_and_leak(cell):\n"
+        f"    {leak}\n"
+        "    return run(cell)\n"
+        "cells.run = run_and_leak\n"
+        "cells.main()\n"
+    )
+    cell = Cell("thread", "plain", 1, 2, "normal", "finite")
+    done = subprocess.run(
+        [sys.executable, program, "--hunt", cell.name],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=True,
+    )
+    [problem] = [p for p in json.loads(done.stdout.splitlines()[-1])["problems"] if what in p]
+    assert problem.startswith(what)
