@@ -112,7 +112,7 @@ def start(
     """Start a worker's process; returns it and its number.
 
     A forked process inherits the task, any other gets it pickled.  Raises what pickle and
-    multiprocessing raise.  Ctrl-C waits meanwhile (see interrupt.c).
+    multiprocessing raise.  Signal handlers wait meanwhile (see interrupt.c).
     """
     _insist_on_descriptors(fds[0])
     method, chosen = _start_method()

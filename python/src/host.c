@@ -73,15 +73,18 @@ void python_run_keep_raised(python_run *self, bool started) {
         Py_XDECREF(atomic_exchange(&self->start_error, raised));
 }
 
-PyObject *python_run_take_pending(python_run *self) {
+bool python_run_has_pending(python_run *self) {
     /* What was kept by this thread this thread sees; anything else does not concern it. */
-    if (!atomic_load_explicit(&self->pending, memory_order_relaxed)) return NULL;
-    PyObject *exception = NULL;
+    if (!atomic_load_explicit(&self->pending, memory_order_relaxed)) return false;
     LOCK_TAKE(&self->lock);
-    if (self->pending_thread == PyThread_get_thread_ident())
-        exception = atomic_exchange(&self->pending, NULL);
+    bool mine = atomic_load(&self->pending) && self->pending_thread == PyThread_get_thread_ident();
     LOCK_GIVE(&self->lock);
-    return exception;
+    return mine;
+}
+
+PyObject *python_run_take_pending(python_run *self) {
+    /* Nobody but this thread takes what is there for it. */
+    return python_run_has_pending(self) ? atomic_exchange(&self->pending, NULL) : NULL;
 }
 
 /* -------------------------------------------------------------------------------- nested runs */
@@ -290,16 +293,16 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
     module_state *state = python->plan->state;
     PyObject *thread = NULL;
     int rc = PYPER_ETHREAD;
-    PyObject *worker = entry_new(python, enter, arg);
+    interrupts held;
+    PyObject *worker =
+        interrupts_hold(state, python, &held) == 0 ? entry_new(python, enter, arg) : NULL;
     if (worker && (thread = make_thread(state, name, worker)) != NULL) {
         ((entry *)worker)->thread = Py_NewRef(thread);
-        interrupts held;
-        int holds = interrupts_hold(state, python, &held);
-        PyObject *result = holds < 0 ? NULL : PyObject_CallMethodNoArgs(thread, state->name_start);
+        PyObject *result = PyObject_CallMethodNoArgs(thread, state->name_start);
         Py_XDECREF(result);
         if (result || will_begin(state, thread) || !turn((entry *)worker, REVOKED)) rc = 0;
-        interrupts_let(&held, python);
     }
+    interrupts_let(&held, python);
     python_run_keep_raised(python, rc == 0);
     if (rc == 0) {
         *ret_thread = thread;

@@ -11,6 +11,7 @@ static PyObject *cancel_live(PyObject *module, PyObject *unused) {
 static PyObject *forget_live(PyObject *module, PyObject *unused) {
     (void)unused;
     outputs_forget_live(PyModule_GetState(module));
+    interrupts_forget(PyModule_GetState(module));
     Py_RETURN_NONE;
 }
 
@@ -21,8 +22,10 @@ PyDoc_STRVAR(cancel_live_doc,
              "cancel_live($module, /)\n--\n\n"
              "Cancel every run that goes on, without waiting, and those that are started later.\n\n"
              "For the end of the interpreter.  The main thread may still run pipelines.");
-PyDoc_STRVAR(forget_live_doc, "forget_live($module, /)\n--\n\n"
-                              "Forget the runs of the parent process, in a forked child.");
+PyDoc_STRVAR(forget_live_doc,
+             "forget_live($module, /)\n--\n\n"
+             "Forget the runs of the parent process, in a forked child, and give it back the\n"
+             "signal handlers that were put aside there.");
 
 static PyMethodDef functions[] = {
     {"attach", processes_attach, METH_VARARGS, attach_doc},

@@ -138,6 +138,8 @@ typedef struct python_run python_run;
 #define MODULE_IMPORTS(X)                                                                          \
     X(get_asyncgen_hooks, "sys", "get_asyncgen_hooks")                                             \
     X(set_asyncgen_hooks, "sys", "set_asyncgen_hooks")                                             \
+    X(get_handler, "_signal", "getsignal")                                                         \
+    X(set_handler, "_signal", "signal")                                                            \
     X(worker_thread, "pyper._threads", "WorkerThread")                                             \
     X(task_stats, "pyper._types", "TaskStats")                                                     \
     X(cancelled, "pyper._types", "Cancelled")                                                      \
@@ -186,6 +188,7 @@ typedef struct module_state {
     bool ending;
 
     unsigned long main_thread; /* where signal handlers run; changed in a forked child only */
+    struct interrupts *held;   /* by the main thread, which alone may touch it; NULL: nothing is */
 } module_state;
 
 extern PyType_Spec plan_spec, outputs_spec, stream_spec, entry_spec, memory_spec;
@@ -369,7 +372,9 @@ void python_run_keep_raised(python_run *python, bool started);
 /* Keep an exception, which is taken, for this thread; a second one goes to sys.unraisablehook. */
 void python_run_keep_pending(python_run *python, PyObject *exception);
 
-/* Take the exception that a callback left for this thread: a new reference, or NULL. */
+/* Take the exception that a callback left for this thread: a new reference, or NULL.  Is there one
+ * to be taken? */
+bool python_run_has_pending(python_run *python);
 PyObject *python_run_take_pending(python_run *python);
 
 /* Put what a branching call iterates in, and out again.  Cancels it if the run is over already. */
@@ -381,19 +386,24 @@ void nested_cancel(python_run *python);
 
 /* ----------------------------------------------------------------------------- interrupt.c */
 
-/* What has been put aside while Ctrl-C waits. */
+/* What has been put aside while signal handlers wait; on the stack of whoever starts something. */
 typedef struct interrupts {
-    PyObject *module;  /* _signal; NULL: nothing is held */
-    PyObject *handler; /* the user's */
-    PyObject *arrived;
+    module_state *state;
+    PyObject *handlers;       /* the user's, by the signal's number; NULL: nothing is held */
+    PyObject *arrived;        /* the frame in which a signal has come, by its number */
+    uint64_t restarting;      /* bit n - 1: system calls go on after signal n */
+    struct interrupts *outer; /* a start in the middle of which this one is */
 } interrupts;
 
-/* Have Ctrl-C wait until interrupts_let(): 0, or -1 with an exception, what the user's handler has
- * raised just before (in interrupts_let() after another start, say); then interrupts_let() has
- * nothing to do.  interrupts_let() keeps the current
- * exception; what the user's handler raises waits in the python_run. */
+/* Have signal handlers wait until interrupts_let(): 0, or -1, and then interrupts_let() has nothing
+ * to do.  -1 without an exception: a handler has raised just before (in interrupts_let() after
+ * another start, say), which waits in the python_run, as does what a handler raises in
+ * interrupts_let().  That keeps the current exception. */
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
 void interrupts_let(interrupts *self, python_run *python);
+
+/* In a forked child: it has its handlers back, and what has come before is the parent's. */
+void interrupts_forget(module_state *state);
 
 /* ------------------------------------------------------------------------------ awaiting.c */
 

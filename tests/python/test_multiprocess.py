@@ -1392,7 +1392,22 @@ def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
         assert caller.stderr.read() == ""
 
 
-def test_ctrl_c_waits_while_a_process_starts(fork: None, monkeypatch: pytest.MonkeyPatch) -> None:
+class TooLateError(Exception):
+    """What a handler of the program raises."""
+
+
+def too_late(number: int, frame: object) -> None:
+    raise TooLateError
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGALRM, TooLateError)],
+    ids=("ctrl-c", "alarm"),
+)
+def test_handlers_wait_while_a_process_starts(
+    fork: None, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[BaseException]
+) -> None:
     """Else multiprocessing is interrupted between two steps, and nobody knows of the process."""
     real_fork = os.fork
     forked: list[int] = []
@@ -1401,21 +1416,41 @@ def test_ctrl_c_waits_while_a_process_starts(fork: None, monkeypatch: pytest.Mon
         pid = real_fork()
         if pid:
             forked.append(pid)
-            signal.raise_signal(signal.SIGINT)  # as in: just now, in a terminal
+            signal.raise_signal(number)  # as in: just now, in a terminal
         return pid
 
     monkeypatch.setattr(os, "fork", fork_and_interrupt)
+    before = signal.signal(signal.SIGALRM, too_late)
     files = count_of_descriptors()
-    for workers in (1, 3):
-        outputs = (task(endless, branch=True) | task(inc, multiprocess=True, workers=workers))(0)
-        with pytest.raises(KeyboardInterrupt):
-            next(outputs)
-        outputs.close()
-        for pid in forked:
-            with pytest.raises(ProcessLookupError):  # not even a zombie
-                os.kill(pid, 0)
-        assert count_of_descriptors() == files
+    try:
+        for workers in (1, 3):
+            incs = task(inc, multiprocess=True, workers=workers)
+            outputs = (task(endless, branch=True) | incs)(0)
+            with pytest.raises(expected):
+                next(outputs)
+            outputs.close()
+            for pid in forked:
+                with pytest.raises(ProcessLookupError):  # not even a zombie
+                    os.kill(pid, 0)
+            assert count_of_descriptors() == files
+        assert signal.getsignal(signal.SIGALRM) is too_late
+    finally:
+        signal.signal(signal.SIGALRM, before)
     assert len(forked) == 2
+
+
+def handler_name(number: int) -> str:
+    return getattr(signal.getsignal(number), "__name__", "none")
+
+
+def test_a_forked_worker_has_the_handlers_of_its_program(fork: None) -> None:
+    before = signal.signal(signal.SIGALRM, too_late)
+    try:
+        alarm = task(lambda: [signal.SIGALRM], branch=True)
+        [name] = (alarm | task(handler_name, multiprocess=True))()
+        assert name == "too_late"
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 the_caller = 0  # its process, where the signals of the following tests go

@@ -844,6 +844,112 @@ def test_ctrl_c_while_threads_are_started() -> None:
     assert printed.splitlines() == ["it waits", "interrupted", "[] 1", "True"]
 
 
+def test_the_handlers_of_all_signals_wait_while_threads_are_started() -> None:
+    """What they raise comes out of next(), one after the other; they are all there again."""
+    printed = run_program(
+        program("""
+        import signal, sys
+        class TooLate(Exception):
+            pass
+        def too_late(number, frame):
+            raise TooLate(signal.Signals(number).name)
+        hooked = []
+        sys.unraisablehook = lambda info: hooked.append(repr(info.exc_value))
+        for number in (signal.SIGALRM, signal.SIGUSR1):
+            signal.signal(number, too_late)
+        signal.siginterrupt(signal.SIGUSR1, False)
+        start = threading.Thread.start
+        def interrupted(self):
+            if self.name.startswith("abs-2"):
+                for number in (signal.SIGUSR1, signal.SIGALRM):
+                    signal.raise_signal(number)
+                    print("it waits")
+            start(self)
+        threading.Thread.start = interrupted
+        outputs = (counting | task(abs, workers=4))()
+        try:
+            next(outputs)
+        except TooLate as error:
+            print(repr(error), error.__cause__, hooked)
+        outputs.close()
+        print(list(outputs), threading.active_count())
+        print([signal.getsignal(n) is too_late for n in (signal.SIGALRM, signal.SIGUSR1)])
+
+        import ctypes
+        action = ctypes.create_string_buffer(256)
+        ctypes.CDLL(None).sigaction(signal.SIGUSR1, None, action)
+        SA_RESTART, FLAGS = 0x10000000, slice(136, 140)
+        print(bool(int.from_bytes(action[FLAGS], sys.byteorder) & SA_RESTART))
+        """)
+    )
+    assert printed.splitlines() == [
+        "it waits",
+        "it waits",
+        """TooLate('SIGUSR1') None ["TooLate('SIGALRM')"]""",
+        "[] 1",
+        "[True, True]",
+        "True",
+    ]
+
+
+def test_handlers_that_raise_at_any_moment_of_a_start() -> None:
+    """No worker is left without its thread, which close() would wait for."""
+    printed = run_program(
+        program("""
+        import random, signal
+        class TooLate(Exception):
+            pass
+        def too_late(number, frame):
+            raise TooLate
+        signal.signal(signal.SIGALRM, too_late)
+        raised = set()
+        for _ in range(400):
+            outputs = (task(range, branch=True) | task(abs, workers=40))(4)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.003))
+                next(outputs)
+            except Exception as error:
+                raised.add(repr(error))
+            finally:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except TooLate:
+                    pass
+            outputs.close()
+        print(raised, threading.active_count(), signal.getsignal(signal.SIGALRM) is too_late)
+        """)
+    )
+    assert printed.splitlines() == ["{'TooLate()'} 1 True"]
+
+
+def test_what_is_forked_during_a_start_has_its_handlers() -> None:
+    """And none of the signals that have come to its parent meanwhile."""
+    printed = run_program(
+        program("""
+        import os, signal
+        came = []
+        def came_in(number, frame):
+            came.append((os.getpid(), number))
+        signal.signal(signal.SIGUSR1, came_in)
+        start = threading.Thread.start
+        def forking(self):
+            signal.raise_signal(signal.SIGUSR1)
+            child = os.fork()
+            if not child:
+                before = list(came)
+                signal.raise_signal(signal.SIGUSR1)
+                print(before, came == [(os.getpid(), signal.SIGUSR1)], flush=True)
+                os._exit(0)
+            print(os.waitpid(child, 0)[1])
+            start(self)
+        threading.Thread.start = forking
+        print(list(task(range, branch=True)(2)))
+        print(came == [(os.getpid(), signal.SIGUSR1)])
+        """)
+    )
+    assert printed.splitlines() == ["[] True", "0", "[0, 1]", "True"]
+
+
 def test_an_interrupt_while_threads_are_joined() -> None:
     printed = run_program(
         program("""
