@@ -616,8 +616,8 @@ int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper
     if (pyper__unlikely(rc == PYPER__AGAIN))
         *ret_wait = (pyper__channel_wait){
             .channel = channel, .event = &shared->places, .turn = -1, .room = true, .lane = number};
-    else if (pyper__likely(rc == 0))
-        notify(channel, &shared->items, record ? 1 : 0);
+    else if (pyper__likely(rc == 0 && record))
+        notify(channel, &shared->items, 1);
     return rc;
 }
 

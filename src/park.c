@@ -144,6 +144,8 @@ void pyper__owned_lock_leave_slow(pyper__owned_lock *lock) {
 #define ONE_WAITER ((uint64_t)1 << 32)
 #define ONE_IN_VAIN ((uint64_t)1 << 56)
 #define CAREFUL (16 * ONE_IN_VAIN)
+/* There are not as many threads by far, so most of those that are counted have left. */
+#define WAITERS_MAX ((uint32_t)1 << 23)
 
 /* How often to let others run before sleeping, at most.  Between two running threads a yield costs
  * 0.3 to 0.5 us, and a sleep with its wake-up up to 50 us; the exact number does not matter
@@ -245,11 +247,14 @@ static void fence_notifiers(pyper__event *event, uint32_t seen) {
     }
 }
 
-/* Count myself in; returns the notification count to compare with. */
+/* Count myself in; returns the notification count to compare with.  Should the count be about to
+ * run into the mark, all are notified, which makes it exact again. */
 uint32_t pyper__event_enter(pyper__event *event) {
     uint64_t before = atomic_fetch_add(&event->word, ONE_WAITER);
     uint32_t seen = (uint32_t)before;
     if (event->light && !is_careful(before)) fence_notifiers(event, seen);
+    if (pyper__unlikely(waiters_of(before) >= WAITERS_MAX))
+        pyper__event_notify_slow(event, UINT32_MAX);
     return seen;
 }
 

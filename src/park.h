@@ -197,16 +197,17 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
 /* Synchronization
  *   word    atomic; low half: how many notifications there were (what the futex compares), high
  *           half: how many have counted themselves in and were not notified since.  The high half
- *           may be too large for a while (somebody left on his own while being notified), which
- *           costs a system call; never too small, which would cost a wake-up (but see
- *           pyper__event_notify_all()).  Its highest byte is the mark for careful notifiers.
+ *           may be too large (somebody left on his own while another was notified), which costs a
+ *           system call; never too small, which would cost a wake-up (but see
+ *           pyper__event_notify_all()).  It is exact again when as many, or all, are notified; and
+ *           before it could run into its highest byte, the mark for careful notifiers, all are.
  *   yields, sleeps   atomic, relaxed: hints learned from the last waits; any value is right.
  *   shared  set by init: it lies in memory that processes share.
  *   light, adapts   set by pyper__event_let_notify_lightly(), before others see it: some notifiers
  *           are, and all of them are careful where they are asked to.
  *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
  *           may be among the waiters (it counts itself in like everybody else, with
- *           pyper__event_enter()); nobody else is.  What wakes it is `waker`, or, since that is
+ *           pyper__event_enter()); nobody else is, so the count is exact.  What wakes it is `waker`, or, since that is
  *           each process's own, what pyper__event_notify_through() is given. */
 typedef struct pyper__event {
     union {
@@ -235,6 +236,8 @@ static inline bool pyper__event_notified(pyper__event *event, uint32_t seen) {
     return (uint32_t)atomic_load(&event->word) != seen;
 }
 
+/* `count` is 1 at least: to notify nobody, and yet count a notification, would leave those who then
+ * look again in the count. */
 PYPER__COLD void pyper__event_notify_slow(pyper__event *event, uint32_t count);
 
 /* Of an event that is `looped`: with what wakes the loop.  Only when somebody waits. */

@@ -387,6 +387,20 @@ TEST(the_bound_is_exact) {
     }
 }
 
+TEST(who_asks_for_room_wakes_nobody) {
+    fixture f;
+    setup(&f, 2, false, true, 0);
+    pyper__event *items = pyper__channel_items(&f.channel);
+    uint32_t seen = pyper__event_enter(items);
+    pyper__channel_wait wait;
+    CHECK_EQ(pyper__channel_try_push(&f.channel, 0, NULL, -1, &wait), 0);
+    CHECK(!pyper__event_notified(items, seen));
+    CHECK_EQ(try_push(&f, 0, 8, 0), 0);
+    CHECK(pyper__event_notified(items, seen));
+    POP_IS(&f, 0);
+    teardown(&f);
+}
+
 TEST(a_channel_that_is_not_open_refuses) {
     fixture f;
     setup(&f, 0, false, false, 0);

@@ -348,6 +348,30 @@ TEST(waiters_that_leave_count_themselves_out) {
 
 /* Whoever has slept leaves a mark, so that notifiers look more closely; it is gone when some of
  * them have found nobody, in a row. */
+/* Somebody who leaves when another one has been notified stays in the count.  Seconds of that would
+ * make it as large as this. */
+TEST(a_count_of_waiters_that_is_too_large_costs_no_wake_up) {
+    pyper__event event;
+    pyper__event_init(&event);
+    for (uint32_t gone = 0; gone < 10; gone++) {
+        uint32_t seen = pyper__event_enter(&event);
+        pyper__event_enter(&event);
+        pyper__event_notify(&event, 1);
+        pyper__event_leave(&event, seen);
+        CHECK((atomic_load(&event.word) >> 32) == gone + 1);
+    }
+    const uint64_t most = 0xffffff; /* there is no room for more */
+    for (uint64_t gone = most - 20; gone < most; gone++) {
+        atomic_store(&event.word, gone << 32);
+        uint32_t seen = pyper__event_enter(&event);
+        if (pyper__event_notified(&event, seen)) seen = pyper__event_enter(&event);
+        CHECK(!pyper__event_notified(&event, seen));
+        pyper__event_notify(&event, 1);
+        CHECK(pyper__event_notified(&event, seen));
+        CHECK((atomic_load(&event.word) >> 32) == 0);
+    }
+}
+
 TEST(a_sleeper_asks_notifiers_to_be_careful) {
     pyper__event *event = &events[0];
     pyper__event_init(event);
