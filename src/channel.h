@@ -61,9 +61,9 @@
  *   lost         atomic; pop_lock.
  *   pushed, line push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
- *   order->*     push_lock; turn, kept and blocked are also read without (atomic): who waits out of
- *                turn for room says so before he looks for it, and who makes room looks there after
- *                he has made it.
+ *   order->*     push_lock; turn, kept, blocked and broken are also read without (atomic): who waits
+ *                out of turn for room says so before he looks for it, and who makes room looks there
+ *                after he has made it.
  * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads)
  * or under the shared one (processes).
  * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap.

@@ -10,8 +10,9 @@
  * Promises
  *   - Nobody gets an item later for it: a worker who finds the queue empty, or at its end, takes
  *     half of what another has claimed and not begun before he goes to sleep, or leaves.
- *   - What a worker claims takes his calls some ten microseconds, by the measure of his last ones,
- *     and is no more than his share of what waits.  Calls that take longer are claimed one by one.
+ *   - What a worker claims is no more than his share of what waits, and as much as his calls take
+ *     32 to 128 us for, by the measure of his last ones (of very short ones it takes them less).
+ *     Calls that take longer are claimed one by one.
  *   - All that may be claimed together is a quarter of the bound, and of the window of an order
  *     behind.
  *   - When the queue is cancelled nothing that was claimed begins any more; the worker destroys it.
@@ -29,7 +30,9 @@
  *   Of a claim; its items have numbers, from 0 on for as long as its owner lives:
  *   at        atomic; written by the owner: where he begins next (or, for a moment, one further).
  *   end       atomic; written under pop_lock: what was claimed ends here.
- *   begun     atomic, relaxed: written by the owner, read by statistics; only grows.
+ *   begun     atomic, relaxed: written by the owner; only grows.  Read by whoever adds up what was
+ *             popped (statistics, pyper__edge_is_complete()) and, under pop_lock, by who counts
+ *             what can be given back.
  *   items, ticket   written by the owner under pop_lock; read by him, and by others under pop_lock.
  *   noted     how many of `begun` are in the queue's `counted`; pop_lock.
  *   pace, head, claimed, seldom, since_ns  the owner's.

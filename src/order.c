@@ -48,7 +48,8 @@ struct pyper__order {
     _Atomic int trouble; /* a code: the turn could not be moved on, and does not move any more */
     int64_t drain_at, drain_end; /* the tickets that pyper__order_take_any() has still to look at */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t own_turn; /* see turn_of() */
-    _Atomic int64_t pushed; /* for statistics: kept + tail would miss what is on its way */
+    _Atomic int64_t pushed; /* a count of its own, for kept + tail would miss what is on its way:
+                             * pyper__edge_is_complete() decides by it, and statistics show it */
     struct extra extras[];
 };
 

@@ -109,7 +109,7 @@ static inline void pyper__fence_after_unlock(void) {
 #endif
 }
 
-/* Start a thread: 0 or PYPER_ETHREAD. `name` is cut to what the system takes. */
+/* Start a thread: 0, PYPER_ETHREAD or PYPER_ENOMEM.  `name` is cut to what the system takes. */
 int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, void **ret_thread);
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);

@@ -42,8 +42,10 @@
  *                order, and with one that has no lock and sees to its bound itself.
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
- *   head         atomic, relaxed: written by the consuming end, read by statistics.  With claims
- *                what lies before it has been claimed, if not begun.
+ *   head         atomic; written by the consuming end (relaxed).  Read without that end by who is
+ *                about to sleep there, by producers (for the size of a new chunk; with slots, for
+ *                whom to wake), by pyper__edge_is_complete() and by statistics.  With claims what
+ *                lies before it has been claimed, if not begun.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
  *   spare        atomic; a list of drained chunks of a page each, on their way back to the
  *                producing end: the consuming end puts one before the others, the producing end

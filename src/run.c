@@ -163,9 +163,10 @@ static bool gate_is_open(const void *arg) {
     return atomic_load(&run->gate_open);
 }
 
-/* No worker begins before all are there: one that has begun would keep a shared token from those
- * that start after it, or fill the memory meanwhile; and if one cannot be started, no function is
- * called. */
+/* No thread begins before all are there: one that has begun would keep a shared token from those
+ * that start after it, or fill the memory meanwhile; and if one cannot be started, none calls a
+ * function.  Processes are started first and do not wait for that: in theirs the gate is open (see
+ * child.c), and they may have called functions when a later worker cannot be started. */
 void pyper__run_wait_for_gate(pyper_run *run, pyper__seat *seat) {
     pyper__await(seat, &run->gate, gate_is_open, run, PYPER_FOREVER, PYPER__OTHER, false);
 }

@@ -1,6 +1,7 @@
 /* function - what the engine calls: one function per kind of task.
  *
- * Each is called with the GIL, by a thread of threading.Thread, owns its item (a strong reference),
+ * Each is called with the GIL (in builds that have one) by a thread of threading.Thread, or in a
+ * worker's process by the thread that has called attach().  It owns its item (a strong reference)
  * and returns with no exception set: an exception is handed to the run by failure_report().
  *
  *   kind            the item is                 the output is

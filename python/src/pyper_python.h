@@ -445,8 +445,6 @@ PySendResult awaiting_send(module_state *state, PyObject *iterator, PyObject *th
 PyObject *awaiting_iterator(PyObject *awaitable);
 bool awaiting_possible(PyObject *object);
 
-/* Import what we use of asyncio, once: 0, or -1 with an exception. */
-
 /* An awaitable for the next input of an AsyncInputStream, and its step. */
 PyObject *awaitable_of_stream(module_state *state, PyObject *stream);
 PySendResult async_stream_step(PyObject *stream, PyObject **ret_value);
