@@ -72,3 +72,6 @@ else:
 
 def _placeholder() -> None:
     """Stands for the function to be decorated, so that wrong options are refused at their line."""
+
+
+_placeholder.__name__ = "@task(...)"  # for messages

@@ -287,7 +287,7 @@ def test_ordered_with_join_and_several_workers_is_refused() -> None:
 
 
 def test_a_decorator_refuses_its_options_at_once() -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1"):
+    with pytest.raises(ValueError, match=r"^task '@task\(\.\.\.\)': workers must be at least 1"):
         task(workers=0)
     with pytest.raises(ValueError, match="throttle must be at least 0"):
         task(multiprocess=True, throttle=-1)
