@@ -38,8 +38,8 @@
  *    you may call pyper_cancel() and pyper_stats(); pyper_next() and pyper_close() would wait for
  *    their own caller and answer PYPER_EDEADLK.
  *  - From an item's destroy function: do not call anything that waits.
- *  - Nothing can end a function that neither emits, pulls nor returns: closing such a run waits
- *    until it does.
+ *  - Nothing can end a function in a thread that neither emits, pulls nor returns: closing such a
+ *    run waits until it does.
  *
  * WORDS FOR STOPPING
  *

@@ -1,11 +1,18 @@
-"""Concurrent data pipelines: `task(f) | task(g)`.
+"""Concurrent data pipelines: write functions, join them with `|`, say how many workers each has.
 
-General layout: `_task.py` makes a pipeline of a function, `_pipeline.py` composes and calls
-pipelines, `_types.py` has the exceptions and records, `_threads.py` the worker threads and the end
-of the interpreter, `_processes.py` the workers that are processes, `_typing.py` what type checkers
-are told about `task`; `_pyper` is the extension that runs everything, built on the engine's C
-interface.  What is public is imported here.
+    from pyper import task
+    pipeline = task(range, branch=True) | task(hex, workers=4, ordered=True)
+    print(list(pipeline(3)))  # ['0x0', '0x1', '0x2']
+
+The options are in help(pyper.task); the guide is docs/python.md in the repository, the examples are
+in examples/python, and what is promised at the end of a run is in docs/guarantees.md.
 """
+
+# Layout: `_task.py` makes a pipeline of a function, `_pipeline.py` composes and calls pipelines,
+# `_types.py` has the exceptions and records, `_threads.py` the worker threads and the end of the
+# interpreter, `_processes.py` the workers that are processes, `_typing.py` what type checkers are
+# told about `task`; `_pyper` is the extension that runs everything, built on the engine's C
+# interface.  What is public is imported here.
 
 import os as _os
 

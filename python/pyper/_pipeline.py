@@ -319,7 +319,7 @@ class AsyncPipeline(Pipeline[P, R_co]):
     """A chain of tasks of which at least one is asynchronous.
 
     Its outputs are an asynchronous generator, and belong to the event loop that asks for the first
-    of them; synchronous tasks run in threads, as ever.
+    of them; synchronous tasks run in threads or processes, as ever.
     """
 
     def __call__(  # type: ignore[override]

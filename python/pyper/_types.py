@@ -15,7 +15,7 @@ class Error(Exception):
 
 
 class WorkerDied(Error):  # noqa: N818 - what happened, as Cancelled
-    """A worker's process has died: of a signal, by `os._exit()`, of the want of memory.
+    """A worker's process has died: of a signal, by `os._exit()`, for lack of memory.
 
     The message names the task, the worker, and the signal or the exit code.
     """
