@@ -375,7 +375,9 @@ PYPER_API int pyper_wait_until(pyper_run *run, int64_t deadline_ns);
  * using, in pyper_next() or pyper_drive()) and nothing is waited for;
  * PYPER_EINTR: the host's wait was interrupted: the run is cancelled, my reference is kept, call
  * again or call pyper_run_unref().
- * NULL is accepted.  Blocks: yes, until the calls in progress return.  Thread safety: shared. */
+ * NULL is accepted.  Blocks: yes, until the calls in progress return; and of a run with `loop`, on
+ * another thread than its driver, until that has driven its operations to their end.
+ * Thread safety: shared. */
 PYPER_API int pyper_close(pyper_run *run);
 
 /* Add a reference and return the run; NULL is accepted.  Thread safety: shared. */
@@ -576,7 +578,9 @@ PYPER_API int pyper_fd(pyper_run *run);
 PYPER_API int pyper_drive(pyper_run *run);
 
 /* pyper_next() without waiting: PYPER_EAGAIN if there is nothing yet; then pyper_fd() becomes
- * readable when it is worth asking again.  Blocks: no.  Thread safety: driver. */
+ * readable when it is worth asking again.  That a run was cancelled is reported as its end is, when
+ * every worker has left: so whoever drives until something else than PYPER_EAGAIN and 1 comes has
+ * left nothing undone.  Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_next(pyper_run *run, void **ret_item);
 
 /* ---------------------------------------------------------------------------- Statistics */

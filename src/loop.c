@@ -790,14 +790,15 @@ static int wait_as_caller(pyper__loop *loop, bool (*ready)(const void *), pyper_
     return PYPER_EAGAIN;
 }
 
-/* 1; 0: all outputs have been taken, and all workers have left; or a code. */
+/* 1; 0: all outputs have been taken, and all workers have left; or a code.  A run that has been
+ * cancelled says so when they have left, too: until then it has to be driven. */
 static int next_of(pyper__loop *loop, void **ret_item) {
     for (;;) {
         /* As in next_slow() of run.c: what comes after a failure has ended the stream. */
         bool complete = all_left(loop->run);
         int rc = pop_output(loop, ret_item);
         if (rc == 1) pyper__seat_share_token(&loop->run->callers);
-        if (rc == 0 && !complete)
+        if (!complete && (rc == 0 || rc == PYPER_ECANCELED))
             rc = wait_as_caller(loop, all_left, &loop->end);
         else if (rc == PYPER__AGAIN)
             rc = wait_as_caller(loop, output_or_over, &loop->outputs);
@@ -1099,14 +1100,14 @@ int pyper__loop_create(pyper_run *run, bool yours) {
     wakes(loop, loop->outputs.event);
     wakes(loop, loop->end.event);
     if (yours) become_driver(loop);
+    /* Slots are to be started, and the caller to ask for outputs for the first time. */
+    pyper__waker_wake(&loop->waker);
     if (count == 0) return 0;
     loop->crews = pyper__alloc(count * sizeof *loop->crews);
     if (!loop->crews) return PYPER_ENOMEM;
-    rc = 0;
     for (size_t i = 0; rc == 0 && i < run->count; i++)
         if (run->stages[i].task->async)
             rc = create_crew(loop, &loop->crews[loop->count++], &run->stages[i]);
-    pyper__waker_wake(&loop->waker);
     return rc;
 }
 

@@ -605,6 +605,24 @@ EACH_HOST(a_run_without_async_tasks_can_be_driven_by_poll) {
     close_both(run, p);
 }
 
+EACH_HOST(a_loop_may_wait_before_it_has_asked) {
+    pyper_pipeline *const tasks[] = {pyper_task(add_one), pyper_task(add_one, .async = true)};
+    for (int i = 0; i < 2; i++) {
+        pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true), tasks[i]);
+        pyper_run *run = START(p, PTR(10), .loop = true);
+        void *out;
+        int rc = PYPER_EAGAIN, count = 0;
+        while (rc == PYPER_EAGAIN) {
+            CHECK(readable(pyper_fd(run), -1));
+            CHECK_EQ(pyper_drive(run), 0);
+            while ((rc = pyper_try_next(run, &out)) == 1) count++;
+        }
+        CHECK_EQ(rc, 0);
+        CHECK_EQ(count, 10);
+        close_both(run, p);
+    }
+}
+
 EACH_HOST(the_descriptor_is_silent_while_there_is_nothing_to_do) {
     elsewhere e;
     elsewhere_begin(&e, 1, NULL);
@@ -710,6 +728,36 @@ EACH_HOST(a_cancelled_run_says_so_to_the_loop) {
     pyper_cancel(run);
     CHECK_EQ(loop_take(run, &out), PYPER_ECANCELED);
     CHECK_EQ(pyper_close(run), 0);
+    CHECK_EQ(e.cancelled, 3);
+    pyper_unref(p);
+    elsewhere_end(&e);
+}
+
+static void close_run(void *run) {
+    CHECK_EQ(pyper_close(run), 0);
+}
+
+/* Whoever closes a run waits for operations that only the loop can end. */
+EACH_HOST(a_loop_drives_to_the_end_what_another_thread_closes) {
+    elsewhere e;
+    elsewhere_begin(&e, 0, NULL);
+    pyper_pipeline *p =
+        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 2),
+                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .cancel = give_up));
+    pyper_run *run = START(p, NULL, .loop = true);
+    void *out;
+    while (e.count < 3) {
+        CHECK(readable(pyper_fd(run), -1));
+        CHECK_EQ(pyper_drive(run), 0);
+    }
+    thread closer;
+    thread_start(&closer, close_run, pyper_run_ref(run));
+    CHECK_EQ(loop_take(run, &out), PYPER_ECANCELED);
+    pyper_task_stats stats[2];
+    CHECK_EQ(pyper_stats(run, stats, 2), 2);
+    CHECK_EQ(stats[0].alive + stats[1].alive, 0);
+    pyper_run_unref(run);
+    thread_join(&closer);
     CHECK_EQ(e.cancelled, 3);
     pyper_unref(p);
     elsewhere_end(&e);
