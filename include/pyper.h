@@ -646,7 +646,8 @@ PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
 /* For `decode`: keep the memory of an item.  What `data` points to (and now *ret_data) is yours,
  * without a copy: writable, seen by no other process, a forked child has its own.  It stays until
  * pyper_kept_release(), which may be called by any thread, also after the end of the run, and
- * accepts NULL.  Returns NULL if that cannot be had or is not worth it (items below 64 KiB): then
+ * accepts NULL.  What is kept when the run has ended is copied where it lies, up to 16 MiB; as long
+ * as it is more, the run's memory keeps its descriptor.  Returns NULL if that cannot be had or is not worth it (items below 64 KiB): then
  * copy.  Ownership: returns owned. */
 typedef struct pyper_kept pyper_kept;
 PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);

@@ -187,6 +187,8 @@ void pyper__processes_free(pyper_run *run) {
     pyper__fd_close(&all->bell);
     pyper__fd_close(&all->caller);
     pyper__fd_close(&all->silent);
+    /* Nobody looks at the board any more; items that are kept may still need some of the memory. */
+    if (all->shm) pyper__shm_retire(all->shm, PYPER__SHM_FIRST);
     pyper__shm_unref(all->shm);
     pyper__free(all->doors);
     pyper__free(all->processes);

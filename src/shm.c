@@ -77,6 +77,15 @@ static int grow(int fd, uint64_t from, uint64_t upto) {
     return rc < 0 ? PYPER_ENOMEM : 0;
 }
 
+/* Give pages back to the system. */
+static void punch(const pyper__shm *shm, uint64_t offset, uint64_t size) {
+    int rc;
+    do
+        rc = fallocate(shm->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                       (off_t)size);
+    while (rc < 0 && errno == EINTR);
+}
+
 static void set_bounds(pyper__shm *shm, uint64_t blocks) {
     shm->blocks = blocks;
     shm->space = shm->size - PYPER__SHM_SPARE - blocks;
@@ -142,36 +151,6 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
     return rc;
 }
 
-static void retire(pyper__shm *shm, uint64_t keep) {
-    void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (copy == MAP_FAILED) return;
-    /* Word by word: somebody may be counting himself in or out there, which nobody will miss. */
-    _Atomic uint64_t *from = (_Atomic uint64_t *)(void *)shm->base;
-    for (uint64_t i = 0; i < keep / sizeof *from; i++)
-        ((uint64_t *)copy)[i] = atomic_load_explicit(&from[i], memory_order_relaxed);
-    /* In one step: who reads meanwhile sees the one or the other. */
-    if (mremap(copy, keep, keep, MREMAP_MAYMOVE | MREMAP_FIXED, shm->base) == MAP_FAILED) {
-        munmap(copy, keep);
-        return;
-    }
-    munmap(shm->base + keep, shm->size - keep);
-    close(shm->fd);
-    shm->fd = -1;
-    shm->size = keep;
-}
-
-/* If no block is kept any more, and nobody else is doing it. */
-static void retire_if_wanted(pyper__shm *shm) {
-    if (atomic_load(&shm->kept) != 0) return;
-    uint64_t keep = atomic_exchange(&shm->keep, 0);
-    if (keep) retire(shm, keep);
-}
-
-void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
-    atomic_store(&shm->keep, (keep + PAGE - 1) / PAGE * PAGE);
-    retire_if_wanted(shm);
-}
-
 pyper__shm *pyper__shm_ref(pyper__shm *shm) {
     atomic_fetch_add_explicit(&shm->refs, 1, memory_order_relaxed);
     return shm;
@@ -198,6 +177,11 @@ static unsigned class_of(uint64_t size, uint64_t *ret_block) {
     uint64_t steps = (size - ((uint64_t)1 << top_bit) + step - 1) / step; /* 1 to 4 */
     *ret_block = ((uint64_t)1 << top_bit) + steps * step;
     return (top_bit - SMALLEST_SHIFT) * 4 + (unsigned)steps;
+}
+
+static uint64_t size_of_class(unsigned class) {
+    uint64_t power = (uint64_t)1 << (SMALLEST_SHIFT + class / 4);
+    return power + class % 4 * (power / 4);
 }
 
 static uint64_t *link_of(pyper__shm *shm, uint64_t offset) {
@@ -281,6 +265,66 @@ static void set_apart(pyper__shm_kept *kept) {
     kept->lost = !kept->apart || madvise(at, kept->size, MADV_POPULATE_WRITE) < 0;
 }
 
+/* Give what nobody uses any more back to the system: the blocks that were given back, of a page and
+ * more, and what was never handed out. */
+static void give_free_back(pyper__shm *shm) {
+    struct heap *heap = (struct heap *)(void *)shm->base;
+    pyper__shared_lock_take(&heap->lock);
+    for (unsigned class = 0; class < CLASSES; class ++) {
+        uint64_t size = size_of_class(class), offset = heap->given_back[class], next;
+        if (size < PAGE) continue;
+        heap->given_back[class] = 0;
+        for (; offset && pyper__shm_holds(shm, offset, size); offset = next) {
+            next = *link_of(shm, offset);
+            punch(shm, offset, size);
+        }
+    }
+    if (heap->top <= heap->made && heap->made <= shm->size)
+        punch(shm, (heap->top + PAGE - 1) / PAGE * PAGE, heap->made - heap->top);
+    pyper__shared_lock_give(&heap->lock);
+}
+
+static void unmap_behind(pyper__shm *shm, uint64_t end) {
+    if (shm->size > end) munmap(shm->base + end, shm->size - end);
+    shm->size = end;
+}
+
+/* See pyper__shm_retire(). */
+static void give_up_locked(pyper__shm *shm) {
+    if (!shm->keep || shm->fd < 0 || shm->kept > PYPER__SHM_APART) return;
+    uint64_t keep = shm->keep, end = keep;
+    for (pyper__shm_kept *kept = all_kept; kept; kept = kept->next) {
+        if (kept->shm != shm) continue;
+        set_apart(kept);
+        if (kept->lost) return;
+        if (kept->offset + kept->size > end) end = kept->offset + kept->size;
+    }
+    void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED) return;
+    /* Word by word: somebody may be counting himself in or out there, which nobody will miss. */
+    _Atomic uint64_t *from = (_Atomic uint64_t *)(void *)shm->base;
+    for (uint64_t i = 0; i < keep / sizeof *from; i++)
+        ((uint64_t *)copy)[i] = atomic_load_explicit(&from[i], memory_order_relaxed);
+    /* In one step: who reads meanwhile sees the one or the other. */
+    if (mremap(copy, keep, keep, MREMAP_MAYMOVE | MREMAP_FIXED, shm->base) == MAP_FAILED) {
+        munmap(copy, keep);
+        return;
+    }
+    /* What lies between the kept blocks stays mapped, but is empty. */
+    if (end > keep) punch(shm, 0, shm->size);
+    unmap_behind(shm, end);
+    close(shm->fd);
+    shm->fd = -1;
+}
+
+void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
+    pthread_mutex_lock(&keeping);
+    if (!shm->keep) shm->keep = (keep + PAGE - 1) / PAGE * PAGE;
+    give_up_locked(shm);
+    if (shm->fd >= 0) give_free_back(shm);
+    pthread_mutex_unlock(&keeping);
+}
+
 static void before_fork(void) {
     pthread_mutex_lock(&keeping);
     for (pyper__shm_kept *kept = all_kept; kept; kept = kept->next) set_apart(kept);
@@ -299,9 +343,9 @@ void pyper__shm_keep(pyper__shm *shm, uint64_t offset, uint64_t size, pyper__shm
     pthread_once(&once, watch_forks);
     uint64_t block;
     class_of(size, &block);
-    atomic_fetch_add(&shm->kept, 1);
     *ret_kept = (pyper__shm_kept){.shm = pyper__shm_ref(shm), .offset = offset, .size = block};
     pthread_mutex_lock(&keeping);
+    shm->kept += block;
     ret_kept->forks = atomic_load(&pyper__forks);
     ret_kept->next = all_kept;
     if (all_kept) all_kept->prev = ret_kept;
@@ -314,14 +358,17 @@ void pyper__shm_unkeep(pyper__shm_kept *kept) {
     pthread_mutex_lock(&keeping);
     if (kept->next) kept->next->prev = kept->prev;
     *(kept->prev ? &kept->prev->next : &all_kept) = kept->next;
-    pthread_mutex_unlock(&keeping);
-    if (kept->forks == atomic_load(&pyper__forks)) {
+    bool ours = kept->forks == atomic_load(&pyper__forks);
+    if (ours) shm->kept -= kept->size;
+    if (ours && shm->fd >= 0) {
         if (kept->apart && !kept->lost) kept->lost = map_over(kept, MAP_SHARED) == MAP_FAILED;
         if (!kept->lost) pyper__shm_free(shm, kept->offset, kept->size);
-        if (atomic_fetch_sub(&shm->kept, 1) == 1) retire_if_wanted(shm);
+        give_up_locked(shm);
     } else if (kept->apart) {
         madvise(pyper__shm_at(shm, kept->offset), kept->size, MADV_DONTNEED);
+        if (ours && shm->kept == 0) unmap_behind(shm, shm->keep);
     }
+    pthread_mutex_unlock(&keeping);
     pyper__shm_unref(shm);
 }
 

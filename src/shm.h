@@ -20,18 +20,20 @@
  *
  * Synchronization
  *   refs                atomic.
- *   fd, base, size      set by create and attach; fd and size change once, in pyper__shm_retire().
+ *   fd, base, size      set by create and attach; fd and size change when it is given up, and size
+ *                       when the last kept block goes.
  *   blocks, space       where the blocks behind the first one begin, and how far they may reach;
  *                       set by create and attach, never change.
- *   crossed             set before a second process or thread uses it: other processes do. */
+ *   crossed             set before a second process or thread uses it: other processes do.
+ *   kept, keep          the lock of all that is kept (shm.c). */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
     int fd;
     char *base;
     uint64_t size, blocks, space;
     bool crossed;
-    _Atomic int64_t kept;  /* blocks that this process keeps */
-    _Atomic uint64_t keep; /* how much is to stay when none of these is left; 0: everything */
+    uint64_t kept; /* bytes of the blocks that this process keeps */
+    uint64_t keep; /* how much is to stay when it is given up; 0: nobody wants that yet */
 } pyper__shm;
 
 /* Make a new memory with a first block of `first` zeroed bytes: 0 and a reference, PYPER_ENOMEM
@@ -42,10 +44,14 @@ int pyper__shm_create(uint64_t first, pyper__shm **ret_shm);
  * PYPER_EINVAL (this is no memory of ours). */
 int pyper__shm_attach(int fd, pyper__shm **ret_shm);
 
-/* Give the memory up, but for its first `keep` bytes: they stay where they are, as memory of this
- * process alone, so that they can be read at any moment.  Nobody uses a block, or takes one, any
- * more, except for those that are kept: it waits for them.  (If it cannot be had
- * everything stays as it is.) */
+/* Give the memory up, and its descriptor, but for the first `keep` bytes and the blocks that are
+ * kept: they stay where they are, as memory of this process alone.  Nobody uses another block, or
+ * takes one, any more.
+ *
+ * To have them alone costs a copy of what is kept: where that is much (more than PYPER__SHM_APART)
+ * the memory waits for some of it to be given back, and only what is free goes.  (If it cannot be
+ * had everything stays as it is.)  To be called again costs little. */
+#define PYPER__SHM_APART ((uint64_t)16 << 20)
 void pyper__shm_retire(pyper__shm *shm, uint64_t keep);
 
 pyper__shm *pyper__shm_ref(pyper__shm *shm);
@@ -104,9 +110,8 @@ void __tsan_release(void *address);
 
 /* A block that has become memory of this process, for as long as somebody needs it, the end of the
  * run included.  Nobody else reads or writes it, so it stays where everybody can see it: mapping it
- * once more would cost as much as copying it.  At a fork what is kept becomes memory that the two
- * processes share like any other, each change its own (copy on write), and no part of the file any
- * more.
+ * once more would cost as much as copying it.  At a fork, and when the file is given up, what is
+ * kept is set apart: it becomes memory like any other, and no part of the file any more.
  *
  * Synchronization
  *   shm, offset, size, forks   set by keep, never change.

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #define INTS .type = &pyper_type_int
@@ -478,6 +479,73 @@ TEST(what_is_kept_outlives_the_run_and_is_private) {
     }
     for (int i = 0; i < 4; i++) {
         CHECK_EQ(blobs[i]->data[BIG - 1], 99);
+        release_kept(blobs[i]);
+    }
+    nothing_is_left();
+}
+
+/* How many descriptors the process has. */
+static long descriptors(void) {
+    return check_entries("/proc/self/fd");
+}
+
+TEST(what_is_kept_holds_no_descriptor) {
+    long before = descriptors();
+    kept_blob *first[10];
+    for (int ending = 0; ending < 2; ending++) {
+        for (int i = 0; i < 10; i++) {
+            pyper_pipeline *p =
+                pyper_task(make_big, .branch = true, .type = &keeping, .multiprocess = true);
+            pyper_run *run = pyper_start(p, PTR(3), .type = &pyper_type_int);
+            first[i] = next_kept(run);
+            for (int k = 0; k < 2; k++) release_kept(next_kept(run));
+            if (ending == 0) ENDS_WITH(run, 0);
+            close_both(run, p);
+        }
+        CHECK_EQ(descriptors(), before);
+        for (int i = 0; i < 10; i++) {
+            for (size_t k = 0; k < BIG; k++) CHECK_EQ(first[i]->data[k], (unsigned char)(k * 7));
+            release_kept(first[i]);
+        }
+        nothing_is_left();
+    }
+}
+
+static off_t allocated(void) {
+    for (int fd = 0; fd < 100; fd++) {
+        char path[40], target[40] = "";
+        struct stat facts;
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        if (readlink(path, target, sizeof target - 1) > 0 && strstr(target, "memfd:pyper") &&
+            fstat(fd, &facts) == 0)
+            return facts.st_blocks * 512;
+    }
+    return 0;
+}
+
+/* What would be much to copy waits for some of it to be given back. */
+TEST(of_much_that_is_kept_the_rest_is_given_back) {
+    enum { ALL = 60, KEPT = 20 };
+    kept_blob *blobs[ALL];
+    long before = descriptors();
+    pyper_pipeline *p =
+        pyper_task(make_big, .branch = true, .type = &keeping, .multiprocess = true);
+    pyper_run *run = pyper_start(p, PTR(ALL), .type = &pyper_type_int);
+    for (int i = 0; i < ALL; i++) blobs[i] = next_kept(run);
+    for (int i = KEPT; i < ALL; i++) release_kept(blobs[i]);
+    CHECK(allocated() > (off_t)(ALL * BIG));
+    ENDS_WITH(run, 0);
+    close_both(run, p);
+    CHECK_EQ(descriptors(), before + 1);
+    CHECK(allocated() >= (off_t)(KEPT * BIG));
+    CHECK(allocated() < (off_t)(KEPT * BIG * 3 / 2));
+    int released = 0;
+    while (allocated() > 0) release_kept(blobs[released++]);
+    CHECK(released > 0 && released < KEPT);
+    CHECK_EQ(descriptors(), before);
+    for (int i = released; i < KEPT; i++) {
+        for (size_t k = 0; k < BIG; k++)
+            CHECK_EQ(blobs[i]->data[k], (unsigned char)((size_t)i + k * 7));
         release_kept(blobs[i]);
     }
     nothing_is_left();
