@@ -188,11 +188,19 @@ class Task:
 class Pipeable(Protocol[S_co]):
     """What type checkers see in a pipeline that is piped into: its output, not its parameters.
 
-    With `Pipeline[..., S]` instead, mypy would not infer lambdas in `p | task(lambda x: x + 1)`.
+    With `Pipeline[..., S]` instead, mypy would infer the argument from it: refuse the lambda in
+    `p | task(lambda x: 5)`, and take sum for an async function in `p | task(sum, join=True)`.
     """
 
     @property
     def _output(self) -> S_co: ...
+
+
+class AsyncPipeable(Pipeable[S_co], Protocol[S_co]):
+    """The same of an `AsyncPipeline`."""
+
+    @property
+    def _async_output(self) -> S_co: ...
 
 
 class Pipeline(Generic[P, R_co]):
@@ -245,7 +253,7 @@ class Pipeline(Generic[P, R_co]):
         return outputs
 
     @overload
-    def pipe(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    def pipe(self, other: AsyncPipeable[S], /) -> AsyncPipeline[P, S]: ...
     @overload
     def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def pipe(self, other: Pipeable[S], /) -> Pipeline[P, S]:
@@ -256,7 +264,7 @@ class Pipeline(Generic[P, R_co]):
         return Pipeline(self.tasks + _tasks_of(other))
 
     @overload
-    def __or__(self, other: AsyncPipeline[..., S], /) -> AsyncPipeline[P, S]: ...
+    def __or__(self, other: AsyncPipeable[S], /) -> AsyncPipeline[P, S]: ...
     @overload
     def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]: ...
     def __or__(self, other: Pipeable[S], /) -> Pipeline[P, S]:
@@ -321,6 +329,11 @@ class AsyncPipeline(Pipeline[P, R_co]):
     Its outputs are an asynchronous generator, and belong to the event loop that asks for the first
     of them; synchronous tasks run in threads or processes, as ever.
     """
+
+    if TYPE_CHECKING:
+
+        @property
+        def _async_output(self) -> R_co: ...
 
     def __call__(  # type: ignore[override]
         self, /, *args: P.args, **kwargs: P.kwargs

@@ -2,10 +2,19 @@
 
 Overloads, because the type of an output depends on `branch`, and the parameters on `bind`: what is
 bound need not be given any more, so with `bind` any parameters are accepted.
+
+The order matters: checkers take the first form that fits.  A function of which nobody knows what it
+returns (a lambda, one without annotations) fits all of them, and must become a synchronous task, or
+a loop over the outputs is called a mistake.  With `branch` the first form is for an `Iterable`,
+which no coroutine is.  Without, the first form is for what returns `Never`, which fits unknown
+types only; the second is for what returns a type variable (max), which mypy would take for a
+coroutine.  Where several forms fit a type with `Any` in it, and differ in their result, mypy says
+`Any`.
 """
 
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
+from itertools import count
+from typing import Any, Literal, Never, ParamSpec, Protocol, TypeVar, overload
 
 from pyper._pipeline import AsyncPipeline, Bound, Pipeline
 
@@ -13,11 +22,16 @@ __all__ = ["TaskMaker"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+N = TypeVar("N", bound=Never)
 
 
 class PlainDecorator(Protocol):
     """`@task(...)`."""
 
+    @overload
+    def __call__(self, func: Callable[P, N], /) -> Pipeline[P, N]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, func: Callable[P, Never], /) -> Pipeline[..., Any]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncPipeline[P, R]: ...
     @overload
@@ -28,6 +42,10 @@ class BranchDecorator(Protocol):
     """`@task(branch=True, ...)`."""
 
     @overload
+    def __call__(self, func: Callable[P, Iterable[R]], /) -> Pipeline[P, R]: ...
+    @overload
+    def __call__(self, func: type[Iterable[Any]], /) -> Pipeline[..., Any]: ...
+    @overload
     def __call__(self, func: Callable[P, AsyncIterable[R]], /) -> AsyncPipeline[P, R]: ...
     @overload
     def __call__(
@@ -37,22 +55,24 @@ class BranchDecorator(Protocol):
     def __call__(
         self, func: Callable[P, Coroutine[Any, Any, Iterable[R]]], /
     ) -> AsyncPipeline[P, R]: ...
-    @overload
-    def __call__(self, func: Callable[P, Iterable[R]], /) -> Pipeline[P, R]: ...
 
 
 class BoundDecorator(Protocol):
     """`@task(bind=..., ...)`."""
 
     @overload
-    def __call__(self, func: Callable[..., Coroutine[Any, Any, R]], /) -> AsyncPipeline[..., R]: ...
+    def __call__(self, func: Callable[P, Never], /) -> Pipeline[..., Any]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, func: Callable[..., R], /) -> Pipeline[..., R]: ...
+    def __call__(self, func: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncPipeline[..., R]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Pipeline[..., R]: ...
 
 
 class BoundBranchDecorator(Protocol):
     """`@task(branch=True, bind=..., ...)`."""
 
+    @overload
+    def __call__(self, func: Callable[..., Iterable[R]], /) -> Pipeline[..., R]: ...
     @overload
     def __call__(self, func: Callable[..., AsyncIterable[R]], /) -> AsyncPipeline[..., R]: ...
     @overload
@@ -63,8 +83,6 @@ class BoundBranchDecorator(Protocol):
     def __call__(
         self, func: Callable[..., Coroutine[Any, Any, Iterable[R]]], /
     ) -> AsyncPipeline[..., R]: ...
-    @overload
-    def __call__(self, func: Callable[..., Iterable[R]], /) -> Pipeline[..., R]: ...
 
 
 class AnyDecorator(Protocol):
@@ -90,6 +108,48 @@ class TaskMaker(Protocol):
         bind: Bound | None = None,
         ordered: bool = False,
     ) -> Pipeline[..., int]: ...
+    @overload  # the same of count
+    def __call__(
+        self,
+        func: type[count[Any]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound | None = None,
+        ordered: bool = False,
+    ) -> Pipeline[..., Any]: ...
+    @overload
+    def __call__(
+        self,
+        func: Callable[P, Iterable[R]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> Pipeline[P, R]: ...
+    @overload  # pyright fits no class with an overloaded, generic __new__ into the form above
+    def __call__(
+        self,
+        func: type[Iterable[Any]],
+        /,
+        *,
+        branch: Literal[True],
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> Pipeline[..., Any]: ...
     @overload
     def __call__(
         self,
@@ -135,17 +195,17 @@ class TaskMaker(Protocol):
     @overload
     def __call__(
         self,
-        func: Callable[P, Coroutine[Any, Any, R]],
+        func: Callable[..., Iterable[R]],
         /,
         *,
-        branch: Literal[False] = False,
+        branch: Literal[True],
         join: bool = False,
         workers: int = 1,
         throttle: int = 0,
-        multiprocess: Literal[False] = False,
-        bind: None = None,
+        multiprocess: bool = False,
+        bind: Bound,
         ordered: bool = False,
-    ) -> AsyncPipeline[P, R]: ...
+    ) -> Pipeline[..., R]: ...
     @overload
     def __call__(
         self,
@@ -189,9 +249,37 @@ class TaskMaker(Protocol):
         ordered: bool = False,
     ) -> AsyncPipeline[..., R]: ...
     @overload
+    def __call__(  # type: ignore[overload-overlap]  # see the top
+        self,
+        func: Callable[P, N],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: None = None,
+        ordered: bool = False,
+    ) -> Pipeline[P, N]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # see the top
+        self,
+        func: Callable[P, Never],
+        /,
+        *,
+        branch: Literal[False] = False,
+        join: bool = False,
+        workers: int = 1,
+        throttle: int = 0,
+        multiprocess: bool = False,
+        bind: Bound | None = None,
+        ordered: bool = False,
+    ) -> Pipeline[..., Any]: ...
+    @overload
     def __call__(
         self,
-        func: Callable[..., Coroutine[Any, Any, R]],
+        func: Callable[P, Coroutine[Any, Any, R]],
         /,
         *,
         branch: Literal[False] = False,
@@ -199,23 +287,9 @@ class TaskMaker(Protocol):
         workers: int = 1,
         throttle: int = 0,
         multiprocess: Literal[False] = False,
-        bind: Bound,
-        ordered: bool = False,
-    ) -> AsyncPipeline[..., R]: ...
-    @overload
-    def __call__(
-        self,
-        func: Callable[P, Iterable[R]],
-        /,
-        *,
-        branch: Literal[True],
-        join: bool = False,
-        workers: int = 1,
-        throttle: int = 0,
-        multiprocess: bool = False,
         bind: None = None,
         ordered: bool = False,
-    ) -> Pipeline[P, R]: ...
+    ) -> AsyncPipeline[P, R]: ...
     @overload
     def __call__(
         self,
@@ -233,21 +307,21 @@ class TaskMaker(Protocol):
     @overload
     def __call__(
         self,
-        func: Callable[..., Iterable[R]],
+        func: Callable[P, Coroutine[Any, Any, R]],
         /,
         *,
-        branch: Literal[True],
+        branch: Literal[False] = False,
         join: bool = False,
         workers: int = 1,
         throttle: int = 0,
-        multiprocess: bool = False,
+        multiprocess: Literal[False] = False,
         bind: Bound,
         ordered: bool = False,
-    ) -> Pipeline[..., R]: ...
+    ) -> AsyncPipeline[..., R]: ...
     @overload
     def __call__(
         self,
-        func: Callable[..., R],
+        func: Callable[P, R],
         /,
         *,
         branch: Literal[False] = False,

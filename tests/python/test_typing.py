@@ -1,4 +1,4 @@
-"""What type checkers say about the package, and whether its stub tells the truth.
+"""What type checkers say about the package and the documents, and whether its stub is true.
 
 mypy is one of the tools that check the sources (`scripts/check`), so it is there for the main
 interpreter only; basedpyright is asked where somebody has installed it.
@@ -16,12 +16,16 @@ from pathlib import Path
 import pytest
 
 import pyper
+from test_docs import PYTHON
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "typing"
 
 needs_mypy = pytest.mark.skipif(
     importlib.util.find_spec("mypy") is None, reason="mypy checks with the main interpreter"
+)
+needs_pyright = pytest.mark.skipif(
+    shutil.which("basedpyright") is None, reason="basedpyright is not installed"
 )
 
 
@@ -58,17 +62,32 @@ def test_the_stub_tells_the_truth_about_the_extension(tmp_path: Path) -> None:
     assert status == 0, said
 
 
-@pytest.mark.skipif(shutil.which("basedpyright") is None, reason="basedpyright is not installed")
-@pytest.mark.timeout(300)
-def test_pyright_agrees_with_every_line(tmp_path: Path) -> None:
-    settings = {
-        "include": [str(CASES)],
+def pyright(folder: Path, settings: Path) -> tuple[int, str]:
+    """Ask pyright about the files of a folder; `settings` is where its own file goes."""
+    wanted = {
+        "include": [str(folder)],
         "extraPaths": [str(Path(pyper.__file__).parents[1])],
         "typeCheckingMode": "standard",
         "reportUnnecessaryTypeIgnoreComment": "error",
     }
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
-    status, said = run("basedpyright", "-p", tmp_path, cwd=tmp_path)
+    (settings / "pyrightconfig.json").write_text(json.dumps(wanted))
+    return run("basedpyright", "-p", settings, cwd=settings)
+
+
+@needs_pyright
+@pytest.mark.timeout(300)
+def test_pyright_agrees_with_every_line(tmp_path: Path) -> None:
+    status, said = pyright(CASES, tmp_path)
+    assert status == 0, said
+
+
+@needs_pyright
+@pytest.mark.timeout(300)
+def test_pyright_accepts_the_documents(tmp_path: Path) -> None:
+    """Their functions have no annotations: an editor must not find mistakes in them for that."""
+    for block in PYTHON:
+        (tmp_path / f"{block.page.stem}_{block.line}.py").write_text(block.text, "utf-8")
+    status, said = pyright(tmp_path, tmp_path)
     assert status == 0, said
 
 

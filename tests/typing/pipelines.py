@@ -7,10 +7,16 @@ A line that must be refused ends in `# type: ignore[code]`; the checkers say if 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
-from typing import Any, assert_type
+import functools
+import itertools
+import json
+import operator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
+from typing import Any, NoReturn, TypeVar, assert_type
 
 from pyper import AsyncOutputs, Consumer, InputStream, Outputs, Pipeline, Task, TaskStats, task
+
+T = TypeVar("T")
 
 
 def parse(text: str, *, strict: bool = False) -> int:
@@ -116,11 +122,52 @@ one.pipe(parse)  # type: ignore[call-overload]
 parse | one  # type: ignore[operator]
 
 
+# -------------------------------------------- functions of which nobody knows what they return
+
+
+def anything(text: str) -> Any:
+    return text
+
+
+def never(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def same(x: T) -> T:
+    return x
+
+
 def of_lambdas() -> None:
-    # pyright does not know what this lambda returns, and takes the first form of `task`, the
-    # asynchronous one; mypy takes the synchronous one.
-    list((one | task(lambda x: x + 1))("5"))  # pyright: ignore[reportArgumentType]
+    list((one | task(lambda x: x + 1))("5"))
+    list((one | task(lambda x: x + 1) | task(show))("5"))
+    list((one | task(lambda x, y: x + y, bind=task.bind(5)))("5"))
     list((task(lambda: [1], branch=True) | task(lambda x: [x], branch=True, workers=2))())
+    list((one | task(lambda x: x.items, branch=True))("5"))
+    assert_type((one | task(lambda x: 5))("5"), Outputs[int])
+
+
+def of_builtins() -> None:
+    assert_type((chain | task(len) | task(sum, join=True))("a"), Outputs[int])
+    for highest in (chain | task(max, join=True))("a"):
+        print(highest)
+    list((one | task(pow, bind=task.bind(2)))("5"))
+    list((one | task(operator.add, bind=task.bind(2)))("5"))
+    list((one | task(json.loads))("5"))
+    list((task(itertools.count, branch=True, throttle=100) | task(str))(5))
+    list(task(zip, branch=True, bind=task.bind("a"))("b"))
+    list((one | task(branch=True)(itertools.repeat))("5"))
+
+
+def of_any(function: Callable[..., Any]) -> None:
+    list(task(anything)("a"))
+    list((chain | task(anything, branch=True))("a"))
+    list(task(workers=1)(anything)("a"))
+    list(task(function)("a"))
+    list(task(function, bind=task.bind(5))("a"))
+    list(task(functools.partial(anything, "a"))())
+    assert_type(task(same)("a").stats(), tuple[TaskStats, ...])
+    list((one | task(same))("5"))
+    list(task(never)("a"))
 
 
 # ---------------------------------------------------------------------------------------- nested
@@ -200,12 +247,36 @@ async def decorated_branch(x: int) -> AsyncIterator[str]:
     yield str(x)
 
 
+class Fetch:
+    async def __call__(self, url: str) -> bytes:
+        return await fetch(url)
+
+    async def pages(self, n: int) -> AsyncIterator[str]:
+        yield str(n)
+
+
+async def fetch_anything(url: str) -> Any:
+    return url
+
+
+def calls_async(url: str) -> Coroutine[Any, Any, bytes]:
+    return fetch(url)
+
+
 assert_type(task(fetch)("a", retries=5), AsyncOutputs[bytes])
 task(fetch)(5)  # type: ignore[arg-type]
 assert_type(task(pages, branch=True)(5), AsyncOutputs[str])
 assert_type(task(words, branch=True)("a"), AsyncOutputs[str])
 assert_type(decorated(5), AsyncOutputs[str])
 assert_type(decorated_branch(5), AsyncOutputs[str])
+assert_type(task(Fetch())("a"), AsyncOutputs[bytes])
+assert_type(task(Fetch().pages, branch=True)(5), AsyncOutputs[str])
+assert_type(task(functools.partial(fetch, retries=5))("a"), AsyncOutputs[bytes])
+assert_type(task(functools.partial(pages), branch=True)(5), AsyncOutputs[str])
+assert_type(task(fetch, bind=task.bind(retries=5))("a"), AsyncOutputs[bytes])
+assert_type(task(fetch_anything)("a"), AsyncOutputs[Any])
+assert_type(task(calls_async)("a"), AsyncOutputs[bytes])
+assert_type(task(lambda: fetch("a"))(), AsyncOutputs[bytes])
 asynchronous = task(lines, branch=True) | task(fetch, workers=4) | task(len)
 assert_type(asynchronous("a", limit=5), AsyncOutputs[int])
 
