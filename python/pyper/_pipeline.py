@@ -478,10 +478,16 @@ def _look_up(module: str | None, name: str) -> object:
     return found
 
 
+def _unwrapped(func: object) -> object:
+    """What partials and static methods call."""
+    while isinstance(func, functools.partial | staticmethod):
+        func = func.func if isinstance(func, functools.partial) else func.__func__
+    return func
+
+
 def _plain_function(func: object) -> object:
-    """The function behind partials and objects with `__call__`."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    """The function behind partials, static methods and objects with `__call__`."""
+    func = _unwrapped(func)
     if inspect.isroutine(func) or isinstance(func, type):
         return func
     return getattr(type(func), "__call__", func)  # noqa: B004
@@ -489,8 +495,7 @@ def _plain_function(func: object) -> object:
 
 def _is_async(func: object) -> bool:
     """Is it an async function, an async generator function, or an object that is called as one?"""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = _unwrapped(func)
     if isinstance(func, AsyncPipeline):
         return True
     candidates = (func, _plain_function(func))
@@ -501,8 +506,7 @@ def _is_async(func: object) -> bool:
 
 def _name_of(func: object) -> str:
     """A name for a callable."""
-    while isinstance(func, functools.partial):
-        func = func.func
+    func = _unwrapped(func)
     if isinstance(func, Pipeline) and len(func.tasks) > 1:
         return " | ".join(item.name for item in func.tasks)
     name = getattr(func, "__name__", None)

@@ -13,6 +13,7 @@ import dataclasses
 import enum
 import functools
 import multiprocessing
+import multiprocessing.process
 import os
 import pickle
 import signal
@@ -114,11 +115,12 @@ def start(
     A forked process inherits the task, any other gets it pickled.  Raises what pickle and
     multiprocessing raise.  Signal handlers wait meanwhile (see interrupt.c).
     """
+    _insist_on_a_guard(task)
     _insist_on_descriptors(fds[0])
     method, chosen = _start_method()
     context = multiprocessing.get_context(method)
     forked = method == "fork"
-    what: Any = task if forked else _pickled(task)
+    what: Any = task if forked else _Pickled(task)
     process = context.Process(  # type: ignore[attr-defined]
         target=_main,
         args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
@@ -158,6 +160,8 @@ def _polled_alone(kind: Any) -> Any:
     """
 
     class Popen(kind):  # type: ignore[misc]
+        of_a_worker = True
+
         def poll(self, flag: int = os.WNOHANG) -> int | None:
             with _polling:
                 code: int | None = super().poll(flag)
@@ -167,13 +171,35 @@ def _polled_alone(kind: Any) -> Any:
 
 
 def _renew_lock() -> None:
-    """Whoever had it does not exist in a forked process."""
     global _polling
     _polling = threading.RLock()  # for a finalizer may poll in the middle of another poll
 
 
+def _after_fork() -> None:
+    """Whoever had the lock does not exist in a forked process; and the workers are its parent's.
+
+    At its end multiprocessing would wait for them, which it may not.
+    """
+    _renew_lock()
+    children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
+    for child in [child for child in children if hasattr(child._popen, "of_a_worker")]:
+        children.discard(child)
+
+
 _renew_lock()
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _insist_on_a_guard(task: Task) -> None:
+    """Raise RuntimeError in a process that is only about to begin: it imports the main module.
+
+    Without that each worker would run the whole program once more.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f"task {task.name!r}: a worker's process runs the pipeline again, as it imports the main "
+            'module; put what the program does under `if __name__ == "__main__":`'
+        )
 
 
 def _insist_on_descriptors(fd: int) -> None:
@@ -196,14 +222,24 @@ def _close_pipes_left_by(error: OSError) -> None:
                     os.close(frame.f_locals[name])
 
 
-def _pickled(task: Task) -> bytes:
-    try:
-        return pickle.dumps(task)
-    except Exception as error:
-        raise RuntimeError(
-            f"task {task.name!r}: its function or what is bound to it cannot be pickled, so it "
-            f"cannot go to another process: {error}"
-        ) from error
+class _Pickled:
+    """A task that goes to a process which does not inherit it; there it is bytes.
+
+    It is pickled when multiprocessing pickles this: only then do its locks, queues and connections
+    allow it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            return (bytes, (bytes(reduction.ForkingPickler.dumps(self.task)),))
+        except Exception as error:
+            raise RuntimeError(
+                f"task {self.task.name!r}: its function or what is bound to it cannot be pickled, "
+                f"so it cannot go to another process: {error}"
+            ) from error
 
 
 def join(process: BaseProcess) -> int | None:

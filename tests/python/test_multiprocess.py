@@ -1225,6 +1225,86 @@ def test_a_function_that_cannot_be_loaded_is_an_error_of_its_own(tmp_path: Path)
     assert "before it could begin" in done.stderr
 
 
+def test_without_a_guard_no_worker_runs_the_program_once_more(tmp_path: Path) -> None:
+    """Beside another thread, where nobody has chosen a start method, none is forked."""
+    done = run_program(
+        tmp_path,
+        """
+        import threading
+        from pyper import task
+        def inc(x): return x + 1
+        leave = threading.Event()
+        thread = threading.Thread(target=leave.wait, daemon=True)
+        thread.start()
+        print("the program")
+        try:
+            print(list((task(range, branch=True) | task(inc, multiprocess=True, workers=2))(3)))
+        finally:
+            leave.set()
+        """,
+    )
+    assert done.returncode == 1
+    assert '`if __name__ == "__main__":`' in done.stderr
+    assert "WorkerDied" in done.stderr
+    # Each worker's process has begun to import the program, and got no further.
+    assert set(done.stdout.splitlines()) == {"the program"}
+
+
+def note_in(x: int, lock: Any, queue: Any, end: Any) -> int:
+    """Use everything that processes can have in common."""
+    with lock:
+        queue.put(x)
+        end.send(x)
+    return x
+
+
+def test_what_processes_have_in_common_can_be_bound(method: str) -> None:
+    """multiprocessing lets it be pickled only while it starts a process."""
+    context = multiprocessing.get_context(method)
+    lock, queue = context.Lock(), context.SimpleQueue()
+    here, there = context.Pipe(duplex=False)
+    bound = task.bind(lock=lock, queue=queue, end=there)
+    pipeline = numbers | task(note_in, multiprocess=True, workers=2, bind=bound)
+    outputs = sorted(pipeline(5))
+    assert outputs == [0, 1, 2, 3, 4]
+    assert sorted(queue.get() for _ in range(5)) == outputs
+    assert sorted(here.recv() for _ in range(5)) == outputs
+    queue.close()
+    here.close()
+    there.close()
+
+
+def test_a_child_that_the_program_forks_ends_as_ever(tmp_path: Path) -> None:
+    """The workers are its parent's: multiprocessing does not wait for them at its end."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, os, sys, itertools
+        from pyper import task
+        def same(x): return x
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("fork")
+            queue = multiprocessing.Queue()
+            counting = task(itertools.count, branch=True, throttle=5)
+            with (counting | task(same, multiprocess=True, workers=2))() as outputs:
+                next(outputs)
+                child = os.fork()
+                if not child:
+                    queue.put("written by a thread that multiprocessing waits for")
+                    sys.exit(3)
+                print(queue.get())
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                print(len(multiprocessing.active_children()))
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "written by a thread that multiprocessing waits for",
+        "3",
+        "2",
+    ]
+
+
 def stay() -> Generator[int, None, None]:
     """The outputs of two workers that stay in their first call."""
     return (numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=2))(10)

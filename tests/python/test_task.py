@@ -259,7 +259,9 @@ def test_bind_must_be_what_bind_returns(bind: Any) -> None:
         task(double, bind=bind)
 
 
-@pytest.mark.parametrize("func", [sleepy, sleepy_gen, functools.partial(sleepy, 1)])
+@pytest.mark.parametrize(
+    "func", [sleepy, sleepy_gen, functools.partial(sleepy, 1), staticmethod(sleepy)]
+)
 def test_async_functions_make_async_tasks(func: Any) -> None:
     (only,) = task(func).tasks
     assert only.is_async
@@ -331,6 +333,7 @@ def test_is_gen_sees_through_partials_methods_and_objects() -> None:
             yield 1
 
     assert task(functools.partial(several, 1)).tasks[0].is_gen
+    assert task(staticmethod(several)).tasks[0].is_gen
     assert task(Producer()).tasks[0].is_gen
     assert task(Producer().method).tasks[0].is_gen
     assert not task(double).tasks[0].is_gen
