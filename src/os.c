@@ -304,6 +304,15 @@ void pyper__thread_drop(void *thread) {
 
 /* ---------------------------------------------------------------- descriptors and bells */
 
+int pyper__fd_keep(int fd) {
+    if (fd < 0 || fd > STDERR_FILENO) return fd;
+    int kept = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int why = errno == EINVAL ? EMFILE : errno; /* EINVAL: the limit is no higher than that */
+    close(fd);
+    errno = why;
+    return kept;
+}
+
 void pyper__fd_close(int *fd) {
     if (*fd >= 0) close(*fd);
     *fd = -1;
@@ -316,7 +325,7 @@ int pyper__no_descriptor(void) {
 #if defined(__linux__)
 
 int pyper__bell_open(int ret_bell[2]) {
-    int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    int fd = pyper__fd_keep(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
     if (fd < 0) return pyper__no_descriptor();
     ret_bell[0] = ret_bell[1] = fd;
     return 0;
@@ -326,11 +335,15 @@ int pyper__bell_open(int ret_bell[2]) {
 
 int pyper__bell_open(int ret_bell[2]) {
     if (pipe(ret_bell) < 0) return pyper__no_descriptor();
+    int rc = 0;
     for (int i = 0; i < 2; i++) {
+        ret_bell[i] = pyper__fd_keep(ret_bell[i]);
+        if (ret_bell[i] < 0) rc = pyper__no_descriptor();
         fcntl(ret_bell[i], F_SETFD, FD_CLOEXEC);
         fcntl(ret_bell[i], F_SETFL, O_NONBLOCK);
     }
-    return 0;
+    for (int i = 0; rc < 0 && i < 2; i++) pyper__fd_close(&ret_bell[i]);
+    return rc;
 }
 
 #endif

@@ -114,6 +114,12 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
+/* A descriptor that has just been opened, to be kept: itself; or a duplicate in its place (closed on
+ * exec), if it has the number of stdin, stdout or stderr.  A program may have closed these, and what
+ * anybody then prints must not get into what is the library's.
+ * -1, as from who has opened it: `fd` was that, or no number is left (and `fd` has been closed). */
+int pyper__fd_keep(int fd);
+
 /* Close it, unless it is -1, and make it that. */
 void pyper__fd_close(int *fd);
 

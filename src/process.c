@@ -62,7 +62,7 @@ struct pyper__processes {
 };
 
 static int pidfd_open_(pid_t pid) {
-    return (int)syscall(SYS_pidfd_open, pid, 0);
+    return pyper__fd_keep((int)syscall(SYS_pidfd_open, pid, 0));
 }
 
 static void kill_(int pidfd) {
@@ -171,9 +171,9 @@ int pyper__processes_create(pyper_run *run) {
     int rc = make_board(run, all);
     if (rc == 0) rc = make_channels(run, all);
     if (rc < 0) return rc;
-    all->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    all->bell = pyper__fd_keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (all->bell < 0) return pyper__no_descriptor();
-    all->silent = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    all->silent = pyper__fd_keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (all->silent < 0) return pyper__no_descriptor();
     all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
     if (all->caller >= 0) return 0;

@@ -6,6 +6,7 @@
 #include "../kit.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -1433,6 +1434,69 @@ TEST(without_descriptors_the_run_says_so) {
                    pyper_task(pass, INTS, .multiprocess = true, .workers = 3)),
         false, 7);
     start_with_few_descriptors(pyper_task(count_up, .branch = true), true, 1);
+}
+
+/* As daemons do: close those of the standard descriptors whose bit is set. */
+static void close_standard(long which, int ret_before[3]) {
+    for (int fd = 0; fd < 3; fd++) {
+        ret_before[fd] = fcntl(fd, F_DUPFD_CLOEXEC, 20);
+        CHECK_GE(ret_before[fd], 20);
+        if (which & 1 << fd) close(fd);
+    }
+}
+
+static void open_standard_again(const int before[3]) {
+    for (int fd = 0; fd < 3; fd++) {
+        CHECK_EQ(dup2(before[fd], fd), fd);
+        close(before[fd]);
+    }
+}
+
+/* Those that are closed. */
+static long closed_standard(void) {
+    long closed = 0;
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0) closed |= 1 << fd;
+    return closed;
+}
+
+static int tell_closed(pyper_worker *w, void *item, void *bind) {
+    return pyper_emit(w, PTR(closed_standard()));
+}
+
+TEST(no_standard_descriptor_that_is_closed_becomes_the_librarys) {
+    for (int loop = 0; loop < 2; loop++) {
+        for (long which = 1; which < 8; which++) {
+            pyper_pipeline *p = pyper_pipe(
+                pyper_task(count_up, .branch = true, INTS),
+                pyper_task(tell_closed, INTS, .multiprocess = true, .workers = 2, .ordered = true));
+            int before[3], fd;
+            void *there = PTR(which);
+            close_standard(which, before);
+            pyper_run *run = pyper_start(p, PTR(1), .loop = loop);
+            long here = closed_standard();
+            fd = pyper_fd(run);
+            if (!loop) pyper_next(run, &there);
+            CHECK_EQ(pyper_close(run), 0);
+            open_standard_again(before);
+            CHECK_EQ(here, which);
+            CHECK_EQ(INT(there), which);
+            if (loop) CHECK_GE(fd, 3);
+            pyper_unref(p);
+            nothing_is_left();
+        }
+    }
+}
+
+TEST(without_descriptors_but_closed_ones_the_run_says_so) {
+    int before[3];
+    close_standard(7, before);
+    start_with_few_descriptors(
+        pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                   pyper_task(pass, INTS, .multiprocess = true, .workers = 3)),
+        false, 9);
+    start_with_few_descriptors(pyper_task(count_up, .branch = true), true, 3);
+    open_standard_again(before);
 }
 
 static int start_nothing(void *host_data, const pyper_process *process, void **ret_process,
