@@ -180,13 +180,17 @@ int pyper__processes_create(pyper_run *run) {
     return errno == ENOSYS ? PYPER_ENOTSUP : pyper__no_descriptor();
 }
 
+static void close_own(struct pyper__processes *all) {
+    pyper__fd_close(&all->bell);
+    pyper__fd_close(&all->caller);
+    pyper__fd_close(&all->silent);
+}
+
 void pyper__processes_free(pyper_run *run) {
     struct pyper__processes *all = run->processes;
     if (!all) return;
     if (all->has_thread) pyper__carrier_forget(run, all->thread);
-    pyper__fd_close(&all->bell);
-    pyper__fd_close(&all->caller);
-    pyper__fd_close(&all->silent);
+    close_own(all);
     /* Nobody looks at the board any more; items that are kept may still need some of the memory. */
     if (all->shm) pyper__shm_retire(all->shm, PYPER__SHM_FIRST);
     pyper__shm_unref(all->shm);
@@ -231,9 +235,7 @@ static void retire_if_alone(struct pyper__processes *all) {
 void pyper__processes_retire(pyper_run *run) {
     struct pyper__processes *all = run->processes;
     pyper__lock_take(&all->lock);
-    pyper__fd_close(&all->bell);
-    pyper__fd_close(&all->caller);
-    pyper__fd_close(&all->silent);
+    close_own(all);
     pyper__lock_give(&all->lock);
     atomic_store(&all->retiring, true);
     retire_if_alone(all);
@@ -292,6 +294,22 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
 
 /* ----------------------------------------------------------------------------------- starting */
 
+/* The process ends, or has ended: its status, as host->join_process() tells it. */
+static int wait_for(pyper_run *run, const struct process *process) {
+    const pyper_host *host = run->host;
+    int status = PYPER_STATUS_UNKNOWN;
+    if (host && host->start_process) {
+        host->join_process(run->host_data, process->handle, &status);
+        return status;
+    }
+    int raw = 0;
+    pid_t pid;
+    do pid = waitpid(process->pid, &raw, 0);
+    while (pid < 0 && errno == EINTR);
+    if (pid == process->pid) status = WIFSIGNALED(raw) ? -WTERMSIG(raw) : WEXITSTATUS(raw);
+    return status;
+}
+
 static int start_process(pyper_run *run, pyper_worker *worker, struct process *process) {
     struct pyper__processes *all = run->processes;
     pyper__stage *stage = worker->stage;
@@ -330,12 +348,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
     /* Without a descriptor nobody would see it end. */
     int rc = pyper__no_descriptor();
     kill(process->pid, SIGKILL);
-    if (host && host->start_process) {
-        int status;
-        host->join_process(run->host_data, process->handle, &status);
-    } else {
-        waitpid(process->pid, NULL, 0);
-    }
+    wait_for(run, process);
     return rc;
 }
 
@@ -408,17 +421,7 @@ static void judge(pyper_run *run, struct process *process, int status) {
 }
 
 static void reap(pyper_run *run, struct process *process) {
-    const pyper_host *host = run->host;
-    int status = PYPER_STATUS_UNKNOWN;
-    if (host && host->start_process) {
-        host->join_process(run->host_data, process->handle, &status);
-    } else {
-        int raw = 0;
-        pid_t pid;
-        do pid = waitpid(process->pid, &raw, 0);
-        while (pid < 0 && errno == EINTR);
-        if (pid == process->pid) status = WIFSIGNALED(raw) ? -WTERMSIG(raw) : WEXITSTATUS(raw);
-    }
+    int status = wait_for(run, process);
     pyper__fd_close(&process->pidfd);
     judge(run, process, status);
 }

@@ -22,6 +22,19 @@ static void *shared(size_t size) {
     return memory;
 }
 
+/* What the library waits with, in the place of libc's: the next `interrupted` calls that would block
+ * are interrupted by a signal at once. */
+static int interrupted;
+
+pid_t waitpid(pid_t pid, int *ret_status, int options) {
+    if (interrupted > 0 && !(options & WNOHANG)) {
+        interrupted--;
+        errno = EINTR;
+        return -1;
+    }
+    return (pid_t)syscall(SYS_wait4, pid, ret_status, options, NULL);
+}
+
 /* How many lines of a file have a word. */
 static long lines_with(const char *path, const char *word) {
     FILE *file = fopen(path, "r");
@@ -1434,6 +1447,27 @@ TEST(without_descriptors_the_run_says_so) {
                    pyper_task(pass, INTS, .multiprocess = true, .workers = 3)),
         false, 7);
     start_with_few_descriptors(pyper_task(count_up, .branch = true), true, 1);
+}
+
+/* It waits for the process that it cannot watch. */
+TEST(a_signal_while_a_process_is_given_up_leaves_no_zombie) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(pass, INTS, .multiprocess = true));
+    struct rlimit before, few;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    /* The memory, two bells and the caller. */
+    int next = dup(0);
+    CHECK_GE(next, 0);
+    close(next);
+    few = (struct rlimit){.rlim_cur = (rlim_t)next + 4, .rlim_max = before.rlim_max};
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+    interrupted = 3;
+    pyper_run *run = pyper_start(p, PTR(1));
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    CHECK_EQ(interrupted, 0);
+    ENDS_WITH(run, PYPER_EMFILE);
+    CHECK_HAS(pyper_error_message(run), "worker 1 of 1 could not be started");
+    finish(run, p);
 }
 
 /* As daemons do: close those of the standard descriptors whose bit is set. */
