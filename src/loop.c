@@ -748,7 +748,8 @@ int pyper_fd(pyper_run *run) {
 /* 0, or why the run cannot be driven by this caller. */
 static int refuse_driver(const pyper_run *run) {
     if (!run) return PYPER_EINVAL;
-    if (run->count > 0 && pyper__run_inherited(run)) return PYPER_EFORKED;
+    if ((run->count > 0 || run->child) && pyper__run_inherited(run)) return PYPER_EFORKED;
+    if (run->child) return PYPER_EDEADLK;
     if (run->loop && !run->loop->yours) return PYPER_EINVAL;
     return run->loop && pyper__worker_is_inside(run) ? PYPER_EDEADLK : 0;
 }

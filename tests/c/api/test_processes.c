@@ -1028,6 +1028,35 @@ EACH_HOST(a_worker_may_cancel_the_run) {
     finish(run, p);
 }
 
+/* In the worker's process there is nothing of the run but the worker; in a child of it, not even that. */
+static int wait_for_own_run(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_run *run = pyper_worker_run(w);
+    pid_t child = fork();
+    CHECK_GE(child, 0);
+    int code = child == 0 ? PYPER_EFORKED : PYPER_EDEADLK;
+    void *out;
+    CHECK_EQ(pyper_next(run, &out), code);
+    CHECK_EQ(pyper_wait_until(run, PYPER_NOWAIT), code);
+    CHECK_EQ(pyper_drive(run), code);
+    CHECK_EQ(pyper_try_next(run, &out), code);
+    CHECK_EQ(pyper_fd(run), PYPER_EINVAL);
+    if (child == 0) _exit(0);
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    return pyper_emit(w, item);
+}
+
+EACH_HOST(a_worker_cannot_wait_for_its_own_run) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(wait_for_own_run, INTS, .multiprocess = true));
+    pyper_run *run = START(p, PTR(3));
+    for (long i = 0; i < 3; i++) NEXT_IS(run, i);
+    ENDS_WITH(run, 0);
+    finish(run, p);
+}
+
 /* ----------------------------------------------------------------------------------- deaths */
 
 static int die_of_signal(pyper_worker *w, void *item, void *bind) {
