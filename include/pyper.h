@@ -251,7 +251,7 @@ PYPER_API pyper_pipeline *pyper_task_from(const pyper_task_options *options);
 PYPER_API pyper_pipeline *pyper_pipe_from(pyper_pipeline *const *parts, size_t count);
 
 #ifdef __cplusplus
-} /* extern "C": the inline forms of C++ */
+extern "C++" { /* the inline forms, also for who includes this inside of extern "C" */
 inline pyper_pipeline *pyper_task(pyper_fn fn, pyper_task_options options = pyper_task_options()) {
     options.size = sizeof options;
     options.fn = fn;
@@ -261,7 +261,7 @@ template <class... Parts> inline pyper_pipeline *pyper_pipe(Parts... parts) {
     pyper_pipeline *const array[] = {parts...};
     return pyper_pipe_from(array, sizeof...(parts));
 }
-extern "C" {
+} /* extern "C++" */
 #else
 /* pyper_task(fn, .option = value, ...) and pyper_pipe(part, ...) */
 #define pyper_task(...)                                                                            \
@@ -317,7 +317,7 @@ typedef struct pyper_start_options {
 PYPER_API pyper_run *pyper_start_from(const pyper_start_options *options);
 
 #ifdef __cplusplus
-} /* extern "C" */
+extern "C++" {
 inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr,
                               pyper_start_options options = pyper_start_options()) {
     options.size = sizeof options;
@@ -325,7 +325,7 @@ inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr
     options.argument = argument;
     return pyper_start_from(&options);
 }
-extern "C" {
+} /* extern "C++" */
 #else
 #define pyper_start(...)                                                                           \
     pyper_start_from(&(const pyper_start_options){.size = sizeof(pyper_start_options),             \
@@ -695,9 +695,19 @@ typedef struct pyper_attach_options {
  * not be had: let the process end, and the run says that it ended before it could begin.  When the
  * process that started the run dies, this one ends at once, by _exit().  Blocks: yes. */
 PYPER_API int pyper_attach_from(const pyper_attach_options *options);
+
+#ifdef __cplusplus
+extern "C++" {
+inline int pyper_attach(pyper_attach_options options) {
+    options.size = sizeof options;
+    return pyper_attach_from(&options);
+}
+} /* extern "C++" */
+#else
 #define pyper_attach(...)                                                                          \
     pyper_attach_from(                                                                             \
         &(const pyper_attach_options){.size = sizeof(pyper_attach_options), __VA_ARGS__})
+#endif
 
 /* --------------------------------------------------------------------------------- Hosts */
 

@@ -17,6 +17,15 @@ static int twice(pyper_worker *worker, void *item, void *) {
     return pyper_emit(worker, reinterpret_cast<void *>(2 * reinterpret_cast<intptr_t>(item)));
 }
 
+// Be a worker, without descriptors of a run to attach to.
+static int attach() {
+    pyper_attach_options options = {};
+    for (int &fd : options.fds) fd = -1;
+    options.fn = twice;
+    options.input_type = options.output_type = &pyper_type_int;
+    return pyper_attach(options);
+}
+
 int main() {
     pyper_task_options branching = {};
     branching.branch = true;
@@ -33,6 +42,8 @@ int main() {
     right = right && next == 100 && pyper_failed(run) == 0;
     pyper_close(run);
     pyper_unref(pipeline);
+    int refused = attach();
+    right = right && (refused == PYPER_EINVAL || refused == PYPER_ENOTSUP);
     std::puts(right ? "1 passed, 0 failed" : "0 passed, 1 failed");
     return right ? 0 : 1;
 }
