@@ -240,8 +240,8 @@ PYPER_API pyper_pipeline *pyper_task_from(const pyper_task_options *options);
 
 /* Join `count` pipelines into one, in this order.
  *
- * Never returns NULL.  The result has failed if a part has failed, is NULL, or if count is 0.  A
- * pipeline may stand in the same pipe more than once (a reference for each).
+ * Never returns NULL.  The result has failed if a part has failed, is NULL, or if `parts` is NULL or
+ * count 0.  A pipeline may stand in the same pipe more than once (a reference for each).
  *
  * Ownership: takes one reference of each part (also on failure); returns owned (pyper_unref()).
  * Thread safety: shared.

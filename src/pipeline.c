@@ -141,6 +141,7 @@ static pyper_pipeline *refuse_neighbours(const pyper_pipeline *pipeline) {
 
 static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
     if (count == 0) return failed(PYPER_EINVAL, "pyper_pipe() needs at least one pipeline");
+    if (!parts) return failed(PYPER_EINVAL, "pyper_pipe_from() was given no pipelines");
     size_t tasks = 0;
     for (size_t i = 0; i < count; i++) {
         if (!parts[i])
@@ -166,7 +167,7 @@ static pyper_pipeline *join_parts(pyper_pipeline *const *parts, size_t count) {
 
 pyper_pipeline *pyper_pipe_from(pyper_pipeline *const *parts, size_t count) {
     pyper_pipeline *pipeline = join_parts(parts, count);
-    for (size_t i = 0; i < count; i++) pyper_unref(parts[i]);
+    for (size_t i = 0; parts && i < count; i++) pyper_unref(parts[i]);
     return pipeline;
 }
 

@@ -190,6 +190,7 @@ EACH_HOST(several_workers_cannot_be_the_first_task) {
 
 TEST(a_pipe_of_nothing_is_refused) {
     is_refused(pyper_pipe_from(NULL, 0), PYPER_EINVAL, "pipe", "");
+    is_refused(pyper_pipe_from(NULL, 2), PYPER_EINVAL, "pyper_pipe_from", "");
 }
 
 static void count_release(void *bind) {
