@@ -254,11 +254,7 @@ void pyper__channel_set_state(pyper__channel *channel, int state) {
     }
     /* A process that had set it before may have died before it told anybody. */
     if (atomic_load(&channel->told) >= state) return;
-    notify(channel, &shared->items, UINT32_MAX);
-    notify(channel, &shared->places, UINT32_MAX);
-    struct order *order = order_of(channel);
-    for (int64_t i = 0; order && i < order->window; i++)
-        pyper__event_notify_all(&order->ring[i].turn);
+    pyper__channel_rouse(channel);
     atomic_store(&channel->told, state);
 }
 

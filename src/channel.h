@@ -191,7 +191,7 @@ int64_t pyper__channel_popped(const pyper__channel *channel);
 int64_t pyper__channel_there(const pyper__channel *channel); /* items that can be popped */
 int64_t pyper__channel_room(const pyper__channel *channel);  /* INT64_MAX: there is no bound */
 
-/* Have everybody who sleeps at this channel look again: a peer has died. */
+/* Have everybody who sleeps at this channel look again: its state is another, or a peer has died. */
 void pyper__channel_rouse(const pyper__channel *channel);
 
 #endif
