@@ -318,15 +318,24 @@ void pyper__fd_close(int *fd) {
     *fd = -1;
 }
 
-int pyper__no_descriptor(void) {
-    return errno == EMFILE || errno == ENFILE ? PYPER_EMFILE : PYPER_ENOMEM;
+static _Thread_local const char *refused_call; /* see pyper__refused_call() */
+
+int pyper__no_descriptor(const char *call) {
+    if (errno == EMFILE || errno == ENFILE) return PYPER_EMFILE;
+    if (errno != ENOSYS && errno != EPERM && errno != EACCES) return PYPER_ENOMEM;
+    refused_call = call;
+    return PYPER_ENOTSUP;
+}
+
+const char *pyper__refused_call(void) {
+    return refused_call;
 }
 
 #if defined(__linux__)
 
 int pyper__bell_open(int ret_bell[2]) {
     int fd = pyper__fd_keep(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-    if (fd < 0) return pyper__no_descriptor();
+    if (fd < 0) return pyper__no_descriptor("eventfd");
     ret_bell[0] = ret_bell[1] = fd;
     return 0;
 }
@@ -334,11 +343,11 @@ int pyper__bell_open(int ret_bell[2]) {
 #else
 
 int pyper__bell_open(int ret_bell[2]) {
-    if (pipe(ret_bell) < 0) return pyper__no_descriptor();
+    if (pipe(ret_bell) < 0) return pyper__no_descriptor("pipe");
     int rc = 0;
     for (int i = 0; i < 2; i++) {
         ret_bell[i] = pyper__fd_keep(ret_bell[i]);
-        if (ret_bell[i] < 0) rc = pyper__no_descriptor();
+        if (ret_bell[i] < 0) rc = pyper__no_descriptor("pipe");
         fcntl(ret_bell[i], F_SETFD, FD_CLOEXEC);
         fcntl(ret_bell[i], F_SETFL, O_NONBLOCK);
     }

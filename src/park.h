@@ -177,8 +177,8 @@ typedef struct pyper__waker {
     int bell[2];
 } pyper__waker;
 
-/* `state` is where the state lies, NULL: in the waker itself.  0, PYPER_ENOMEM or
- * PYPER_EMFILE. */
+/* `state` is where the state lies, NULL: in the waker itself.  0, or as
+ * pyper__bell_open(). */
 int pyper__waker_init(pyper__waker *waker, _Atomic int *state);
 void pyper__waker_fini(pyper__waker *waker);
 

@@ -414,6 +414,18 @@ static int put_argument(pyper_run *run, void *argument) {
     return rc;
 }
 
+/* What the run needs could not be had: fail it. */
+static void fail_to_furnish(pyper_run *run, int rc) {
+    const char *message = rc == PYPER_ENOMEM ? out_of_memory.failure.message : pyper_strerror(rc);
+    const char *refused = rc == PYPER_ENOTSUP ? pyper__refused_call() : NULL;
+    char text[80];
+    if (refused) {
+        snprintf(text, sizeof text, "the system refuses %s(), which the run needs", refused);
+        message = text;
+    }
+    pyper__run_fail(run, rc, NULL, rc, message, NULL, NULL);
+}
+
 static void start(pyper_run *run, const pyper_start_options *options) {
     pyper_pipeline *pipeline = run->pipeline;
     const char *message = NULL;
@@ -435,9 +447,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
     if (rc < 0) {
         clear(run);
         /* Unless the argument could not be encoded: that has failed the run already. */
-        pyper__run_fail(run, rc, NULL, rc,
-                        rc == PYPER_ENOMEM ? out_of_memory.failure.message : pyper_strerror(rc),
-                        NULL, NULL);
+        fail_to_furnish(run, rc);
         destroy_argument(options);
         return;
     }

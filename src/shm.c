@@ -93,7 +93,7 @@ static void set_bounds(pyper__shm *shm, uint64_t blocks) {
 
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = pyper__fd_keep(memfd_create("pyper", MFD_CLOEXEC));
-    if (shm->fd < 0) return pyper__no_descriptor();
+    if (shm->fd < 0) return pyper__no_descriptor("memfd_create");
     for (shm->size = space_to_reserve(); shm->size >= SPACE_MIN; shm->size /= 2) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;

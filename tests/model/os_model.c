@@ -27,8 +27,13 @@ void pyper__fd_close(int *fd) {
     model_fail(__FILE__, __LINE__, "nothing here has a descriptor to close");
 }
 
-int pyper__no_descriptor(void) {
+int pyper__no_descriptor(const char *call) {
+    (void)call;
     return PYPER_ENOMEM;
+}
+
+const char *pyper__refused_call(void) {
+    return NULL;
 }
 
 void *pyper__map(size_t size) {

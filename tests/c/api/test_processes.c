@@ -7,8 +7,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -1560,6 +1563,57 @@ TEST(without_descriptors_but_closed_ones_the_run_says_so) {
         false, 9);
     start_with_few_descriptors(pyper_task(count_up, .branch = true), true, 3);
     open_standard_again(before);
+}
+
+/* As in a sandbox: from now on the system refuses a call to this process.  False: here nobody can
+ * have that. */
+static bool refuse_call(long number, int error) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)number, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (uint32_t)error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static void starts_without(long number, int error, bool loop, const char *message) {
+    if (!refuse_call(number, error)) return;
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(pass, INTS, .multiprocess = !loop));
+    pyper_run *run = pyper_start(p, PTR(1), .loop = loop);
+    ENDS_WITH(run, PYPER_ENOTSUP);
+    CHECK_STR(pyper_error_message(run), message);
+    finish(run, p);
+}
+
+TEST(a_call_that_the_system_refuses_is_named) {
+    static const struct {
+        long number;
+        bool loop;
+        const char *message;
+    } calls[] = {
+        {SYS_memfd_create, false, "the system refuses memfd_create(), which the run needs"},
+        {SYS_eventfd2, false, "the system refuses eventfd(), which the run needs"},
+        {SYS_pidfd_open, false, "the system refuses pidfd_open(), which the run needs"},
+        {SYS_eventfd2, true, "the system refuses eventfd(), which the run needs"},
+    };
+    static const int errors[] = {EPERM, EACCES, ENOSYS};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        for (size_t e = 0; e < sizeof errors / sizeof *errors; e++) {
+            pid_t child = fork(); /* what is refused once is refused for good */
+            CHECK_GE(child, 0);
+            if (child == 0) {
+                starts_without(calls[i].number, errors[e], calls[i].loop, calls[i].message);
+                _exit(0);
+            }
+            int status;
+            CHECK_EQ(waitpid(child, &status, 0), child);
+            CHECK_EQ(status, 0);
+        }
+    }
 }
 
 static int start_nothing(void *host_data, const pyper_process *process, void **ret_process,
