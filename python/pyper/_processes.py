@@ -197,8 +197,8 @@ def _insist_on_a_guard(task: Task) -> None:
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
-            f"task {task.name!r}: a worker's process runs the pipeline again, as it imports the main "
-            'module; put what the program does under `if __name__ == "__main__":`'
+            f"task {task.name!r}: a worker's process runs the pipeline again, for it imports the "
+            'main module; put what the program does under `if __name__ == "__main__":`'
         )
 
 
