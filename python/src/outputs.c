@@ -299,20 +299,24 @@ static PyObject *raise_deadlock(const char *what) {
     return NULL;
 }
 
+/* There is nothing more to come, and the run need not be cancelled at the interpreter's end. */
+static void over(outputs *self) {
+    atomic_store(&self->phase, OVER);
+    outputs_no_longer_live(self);
+}
+
 PyObject *outputs_none(outputs *self, int rc) {
     PyObject *exception;
     switch (rc) {
     case 0:
-        atomic_store(&self->phase, OVER);
-        outputs_no_longer_live(self);
+        over(self);
         return NULL;
     case PYPER_EFAILED:
     case PYPER_EDIED:
         exception = failure_take(self->run, self->python);
         if (!exception && failure_was_taken(self->run, self->python))
             return outputs_raise_cancelled(self, "the run has failed; another thread was told why");
-        atomic_store(&self->phase, OVER);
-        outputs_no_longer_live(self);
+        over(self);
         if (!exception) return raise_plainly(self, rc);
         PyErr_SetRaisedException(exception);
         return NULL;
@@ -323,8 +327,7 @@ PyObject *outputs_none(outputs *self, int rc) {
     case PYPER_EFORKED:
         return raise_inherited();
     default:
-        atomic_store(&self->phase, OVER);
-        outputs_no_longer_live(self);
+        over(self);
         return raise_plainly(self, rc);
     }
 }

@@ -215,6 +215,11 @@ static PyObject *begin_generator(module_state *state, PyObject *generator) {
     return awaitable;
 }
 
+static bool is_async_iterator(PyObject *object) {
+    const PyAsyncMethods *methods = Py_TYPE(object)->tp_as_async;
+    return methods && methods->am_anext;
+}
+
 /* What the function returned was an iterable for a branch: ANEXT or ITERATE; else fail(). */
 static void begin_iterating(slot *self, PyObject *iterable) {
     self->iterating = false;
@@ -222,8 +227,7 @@ static void begin_iterating(slot *self, PyObject *iterable) {
     if (type->tp_as_async && type->tp_as_async->am_aiter) {
         self->iterator = type->tp_as_async->am_aiter(iterable);
         self->state = ANEXT;
-        if (self->iterator && (!Py_TYPE(self->iterator)->tp_as_async ||
-                               !Py_TYPE(self->iterator)->tp_as_async->am_anext)) {
+        if (self->iterator && !is_async_iterator(self->iterator)) {
             PyErr_Format(PyExc_TypeError, "task '%U': __aiter__() of %s returned no iterator",
                          self->step->name, type->tp_name);
             Py_CLEAR(self->iterator);
@@ -321,10 +325,7 @@ static int emit(slot *self, PyObject **ret_value) {
     else if (!self->iterator)
         call_over(self);
     else
-        self->state =
-            Py_TYPE(self->iterator)->tp_as_async && Py_TYPE(self->iterator)->tp_as_async->am_anext
-                ? ANEXT
-                : ITERATE;
+        self->state = is_async_iterator(self->iterator) ? ANEXT : ITERATE;
     return PYGEN_RETURN;
 }
 
@@ -412,8 +413,7 @@ static void begin_close(slot *self) {
         leave(self);
         return;
     }
-    PyTypeObject *type = Py_TYPE(iterator);
-    if (type->tp_as_async && type->tp_as_async->am_anext) {
+    if (is_async_iterator(iterator)) {
         PyObject *method = PyObject_GetAttr(iterator, self->step->state->name_aclose);
         if (!method) {
             PyErr_Clear(); /* an iterator that is no generator has nothing to end */
@@ -481,18 +481,13 @@ static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_val
     while (self->state != LEFT && rc == PYGEN_RETURN) {
         switch (self->state) {
         case NEXT:
-            if (turn_is_over(&self->turn)) {
-                *ret_value = Py_NewRef(Py_None);
-                rc = PYGEN_NEXT;
-            } else {
-                rc = next_input(self, ret_value);
-            }
-            break;
         case ITERATE:
         case ANEXT:
             if (turn_is_over(&self->turn)) {
                 *ret_value = Py_NewRef(Py_None);
                 rc = PYGEN_NEXT;
+            } else if (self->state == NEXT) {
+                rc = next_input(self, ret_value);
             } else if (self->state == ITERATE) {
                 iterate(self);
             } else {
