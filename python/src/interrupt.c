@@ -17,7 +17,7 @@
 /* After Python.h, which asks for sigaction(). */
 #include <signal.h>
 
-enum { SIGNALS = 64 }; /* Linux has no more; those that Python does not know have no handler */
+enum { LAST_SIGNAL = NSIG - 1 < 64 ? NSIG - 1 : 64 }; /* of those that Python may know */
 
 static bool set_handler(module_state *state, PyObject *number, PyObject *handler) {
     PyObject *args[] = {number, handler};
@@ -102,7 +102,7 @@ int interrupts_hold(module_state *state, python_run *python, interrupts *ret_hel
     self->outer = state->held;
     state->held = self;
     int rc = 0;
-    for (int number = 1; rc == 0 && number <= SIGNALS; number++) rc = put_aside(self, number, keep);
+    for (int number = 1; rc == 0 && number <= LAST_SIGNAL; number++) rc = put_aside(self, number, keep);
     Py_DECREF(keep);
     if (rc == 0) return 0;
     python_run_keep_pending(python, PyErr_GetRaisedException());
