@@ -102,7 +102,8 @@ int interrupts_hold(module_state *state, python_run *python, interrupts *ret_hel
     self->outer = state->held;
     state->held = self;
     int rc = 0;
-    for (int number = 1; rc == 0 && number <= LAST_SIGNAL; number++) rc = put_aside(self, number, keep);
+    for (int number = 1; rc == 0 && number <= LAST_SIGNAL; number++)
+        rc = put_aside(self, number, keep);
     Py_DECREF(keep);
     if (rc == 0) return 0;
     python_run_keep_pending(python, PyErr_GetRaisedException());
