@@ -1279,10 +1279,11 @@ def test_a_child_that_the_program_forks_ends_as_ever(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,
         """
-        import multiprocessing, os, sys, itertools
+        import multiprocessing, os, sys, itertools, warnings
         from pyper import task
         def same(x): return x
         if __name__ == "__main__":
+            warnings.simplefilter("ignore", DeprecationWarning)  # it forks beside threads
             multiprocessing.set_start_method("fork")
             queue = multiprocessing.Queue()
             counting = task(itertools.count, branch=True, throttle=5)
