@@ -11,7 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["WorkerThread", "leave_at_exit"]
+__all__ = ["WorkerThread", "breathe", "leave_at_exit"]
+
+
+def breathe() -> None:
+    """What a worker calls now and then, see function.c: the interpreter may stop its thread here."""
 
 
 class Entry(Protocol):

@@ -12,6 +12,24 @@
  */
 #include "pyper_python.h"
 
+/* Without the GIL a thread is stopped (so that another one can collect garbage, say) when it waits
+ * somewhere, or between two steps of Python code.  A worker that finds inputs and room, and whose
+ * function or iterator is written in C, does neither: so now and then it calls a Python function.
+ * False: it has raised. */
+static inline bool breathe(module_state *state) {
+#ifdef Py_GIL_DISABLED
+    enum { EVERY = 32 }; /* then it costs 1 or 2 ns; the exact number does not matter much */
+    static _Thread_local unsigned count;
+    if (++count % EVERY != 0 || !state->breathe) return true;
+    PyObject *result = PyObject_CallNoArgs(state->breathe);
+    Py_XDECREF(result);
+    return result != NULL;
+#else
+    (void)state;
+    return true;
+#endif
+}
+
 /* --------------------------------------------------------------------------- outputs */
 
 /* What `func` returned is the output.  Takes `result`; NULL: an exception is set. */
@@ -53,6 +71,7 @@ static int emit_all(step *step, pyper_worker *worker, PyObject *iterator) {
         int rc = pyper_emit(worker, item);
         if (rc < 0)
             return close_iterator(step->state, iterator) < 0 ? failure_report(step, worker) : rc;
+        if (!breathe(step->state)) return failure_report(step, worker);
     }
     if (!PyErr_Occurred()) return 0;
     if (PyErr_ExceptionMatches(PyExc_StopIteration)) { /* an iterator's way to say: the end */
@@ -93,7 +112,7 @@ static PyObject *call_first(step *step, PyObject *item) {
 
 /* func(item), which is taken. */
 static inline PyObject *call_with(step *step, PyObject *item) {
-    PyObject *result = PyObject_CallOneArg(step->func, item);
+    PyObject *result = breathe(step->state) ? PyObject_CallOneArg(step->func, item) : NULL;
     Py_DECREF(item);
     return result;
 }

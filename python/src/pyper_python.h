@@ -141,6 +141,7 @@ typedef struct python_run python_run;
     X(get_handler, "_signal", "getsignal")                                                         \
     X(set_handler, "_signal", "signal")                                                            \
     X(worker_thread, "pyper._threads", "WorkerThread")                                             \
+    X(breathe, "pyper._threads", "breathe")                                                        \
     X(task_stats, "pyper._types", "TaskStats")                                                     \
     X(cancelled, "pyper._types", "Cancelled")                                                      \
     X(worker_died, "pyper._types", "WorkerDied")                                                   \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import contextvars
+import gc
 import itertools
 import sys
 import threading
@@ -618,6 +619,20 @@ def test_other_threads_get_their_turn_while_functions_run_no_bytecode() -> None:
         thread.join()
         turns += 1
     assert turns == 1
+
+
+@pytest.mark.parametrize("throttle", [0, 100])
+def test_garbage_is_collected_while_functions_run_no_bytecode(throttle: int) -> None:
+    """Without the GIL all threads are stopped for that, though these hardly ever wait."""
+    source = task(itertools.repeat, branch=True, throttle=throttle)
+    outputs = (source | task(abs, throttle=throttle))(0)
+    assert next(outputs) == 0
+    for _ in range(3):
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect() > 0
+    outputs.close()
 
 
 @pytest.mark.skipif(not hasattr(sys, "_is_gil_enabled"), reason="asks what 3.13 and newer tell")
