@@ -263,6 +263,7 @@ static void set_apart(pyper__shm_kept *kept) {
     void *at = map_over(kept, MAP_PRIVATE);
     kept->apart = at != MAP_FAILED;
     kept->lost = !kept->apart || madvise(at, kept->size, MADV_POPULATE_WRITE) < 0;
+    if (kept->lost) kept->shm->lost = true;
 }
 
 /* Give what nobody uses any more back to the system: the blocks that were given back, of a page and
@@ -311,7 +312,7 @@ static void give_up_locked(pyper__shm *shm) {
         return;
     }
     /* What lies between the kept blocks stays mapped, but is empty. */
-    if (end > keep) punch(shm, 0, shm->size);
+    if (end > keep && !shm->lost) punch(shm, 0, shm->size);
     unmap_behind(shm, end);
     close(shm->fd);
     shm->fd = -1;
@@ -360,13 +361,16 @@ void pyper__shm_unkeep(pyper__shm_kept *kept) {
     *(kept->prev ? &kept->prev->next : &all_kept) = kept->next;
     bool ours = kept->forks == atomic_load(&pyper__forks);
     if (ours) shm->kept -= kept->size;
-    if (ours && shm->fd >= 0) {
+    if (ours && shm->fd >= 0 && !shm->keep) {
         if (kept->apart && !kept->lost) kept->lost = map_over(kept, MAP_SHARED) == MAP_FAILED;
         if (!kept->lost) pyper__shm_free(shm, kept->offset, kept->size);
-        give_up_locked(shm);
     } else if (kept->apart) {
         madvise(pyper__shm_at(shm, kept->offset), kept->size, MADV_DONTNEED);
-        if (ours && shm->kept == 0) unmap_behind(shm, shm->keep);
+    }
+    if (ours && shm->keep) {
+        if (shm->fd >= 0 && !kept->lost) punch(shm, kept->offset, kept->size);
+        if (shm->fd < 0 && shm->kept == 0) unmap_behind(shm, shm->keep);
+        give_up_locked(shm);
     }
     pthread_mutex_unlock(&keeping);
     pyper__shm_unref(shm);

@@ -25,13 +25,14 @@
  *   blocks, space       where the blocks behind the first one begin, and how far they may reach;
  *                       set by create and attach, never change.
  *   crossed             set before a second process or thread uses it: other processes do.
- *   kept, keep          the lock of all that is kept (shm.c). */
+ *   lost, kept, keep    the lock of all that is kept (shm.c). */
 typedef struct pyper__shm {
     _Atomic int64_t refs;
     int fd;
     char *base;
     uint64_t size, blocks, space;
     bool crossed;
+    bool lost;     /* a forked child may still read parts of the file */
     uint64_t kept; /* bytes of the blocks that this process keeps */
     uint64_t keep; /* how much is to stay when it is given up; 0: nobody wants that yet */
 } pyper__shm;

@@ -15,7 +15,7 @@ __all__ = ["WorkerThread", "breathe", "leave_at_exit"]
 
 
 def breathe() -> None:
-    """What a worker calls now and then, see function.c: the interpreter may stop its thread here."""
+    """What a worker calls now and then, see function.c: its thread can be stopped here."""
 
 
 class Entry(Protocol):

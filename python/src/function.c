@@ -18,7 +18,7 @@
  * False: it has raised. */
 static inline bool breathe(module_state *state) {
 #ifdef Py_GIL_DISABLED
-    enum { EVERY = 32 }; /* then it costs 1 or 2 ns; the exact number does not matter much */
+    enum { EVERY = 256 }; /* then it costs next to nothing; the exact number does not matter */
     static _Thread_local unsigned count;
     if (++count % EVERY != 0 || !state->breathe) return true;
     PyObject *result = PyObject_CallNoArgs(state->breathe);

@@ -294,8 +294,9 @@ static int start_thread(void *host_data, const char *name, void (*enter)(void *a
     PyObject *thread = NULL;
     int rc = PYPER_ETHREAD;
     interrupts held;
-    PyObject *worker =
-        interrupts_hold(state, python, &held) == 0 ? entry_new(python, enter, arg) : NULL;
+    PyObject *worker = NULL;
+    if (interrupts_hold(state, python, &held) == 0 && !python_run_has_pending(python))
+        worker = entry_new(python, enter, arg);
     if (worker && (thread = make_thread(state, name, worker)) != NULL) {
         ((entry *)worker)->thread = Py_NewRef(thread);
         PyObject *result = PyObject_CallMethodNoArgs(thread, state->name_start);

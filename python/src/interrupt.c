@@ -16,60 +16,86 @@
 
 /* After Python.h, which asks for sigaction(). */
 #include <signal.h>
+#include <string.h>
 
 enum { LAST_SIGNAL = NSIG - 1 < 64 ? NSIG - 1 : 64 }; /* of those that Python may know */
 
-static bool set_handler(module_state *state, PyObject *number, PyObject *handler) {
+/* Have `handler` called for this signal: the one before, a new reference; NULL with an exception,
+ * which may be that of any handler. */
+static PyObject *set_handler(module_state *state, PyObject *number, PyObject *handler) {
     PyObject *args[] = {number, handler};
-    PyObject *before = PyObject_Vectorcall(state->set_handler, args, 2, NULL);
-    Py_XDECREF(before);
-    return before != NULL;
+    return PyObject_Vectorcall(state->set_handler, args, 2, NULL);
 }
 
-/* Python has the system calls that a signal interrupts fail, unless signal.siginterrupt() says
- * otherwise; whoever sets a handler has undone that. */
-static bool restarts_calls(int number) {
-    struct sigaction action;
-    return sigaction(number, NULL, &action) == 0 && action.sa_flags & SA_RESTART;
+/* The same, and what handlers raise meanwhile is kept, or printed without `python`.  NULL: this is
+ * not the thread that may do it.  (That is no handler's exception: it comes from no Python code.) */
+static PyObject *set_handler_now(module_state *state, PyObject *number, PyObject *handler,
+                                 python_run *python) {
+    PyObject *before;
+    while (!(before = set_handler(state, number, handler))) {
+        PyObject *raised = PyErr_GetRaisedException();
+        PyObject *traceback = PyException_GetTraceback(raised);
+        Py_XDECREF(traceback);
+        if (!traceback && PyErr_GivenExceptionMatches(raised, PyExc_ValueError)) {
+            Py_DECREF(raised);
+            break;
+        }
+        if (python) {
+            python_run_keep_pending(python, raised);
+        } else {
+            PyErr_SetRaisedException(raised);
+            PyErr_WriteUnraisable(handler);
+        }
+    }
+    return before;
 }
 
-static void have_calls_restarted(int number) {
-    struct sigaction action;
-    if (sigaction(number, NULL, &action) < 0) return;
-    action.sa_flags |= SA_RESTART;
-    sigaction(number, &action, NULL);
-}
-
-/* Put one handler aside, if there is one: 0, or -1 with an exception. */
-static int put_aside(interrupts *self, int number, PyObject *keep) {
-    PyObject *object = PyLong_FromLong(number);
+/* Put one handler aside, if there is one: 0, or -1 with an exception.  What is put aside is also
+ * what the system does: somebody may have asked it to restart calls, or to call a function of his
+ * in C before Python's. */
+static int put_aside(interrupts *self, int number, python_run *python) {
+    PyObject *object = PyLong_FromLong(number), *before = NULL, *pair = NULL;
     PyObject *handler = object ? PyObject_CallOneArg(self->state->get_handler, object) : NULL;
     int rc = handler ? 0 : -1;
-    if (handler && PyCallable_Check(handler)) {
-        if (restarts_calls(number)) self->restarting |= UINT64_C(1) << (number - 1);
-        rc = PyDict_SetItem(self->handlers, object, handler);
-        if (rc == 0 && !set_handler(self->state, object, keep)) rc = -1;
+    struct sigaction action;
+    if (handler && PyCallable_Check(handler) && sigaction(number, NULL, &action) == 0)
+        before = set_handler_now(self->state, object, self->keep, python);
+    if (before) {
+        /* It may be another one by now. */
+        pair = Py_BuildValue("(Oy#)", before, (const char *)&action, (Py_ssize_t)sizeof action);
+        rc = pair ? PyDict_SetItem(self->handlers, object, pair) : -1;
+        if (rc < 0) {
+            PyObject *raised = PyErr_GetRaisedException();
+            Py_XDECREF(set_handler_now(self->state, object, before, python));
+            PyErr_SetRaisedException(raised);
+        }
     }
+    Py_XDECREF(pair);
+    Py_XDECREF(before);
     Py_XDECREF(handler);
     Py_XDECREF(object);
     return rc;
 }
 
-/* Put all back.  A handler that raises meanwhile has its exception kept, or printed without
- * `python`, and what it came up in is done again. */
+/* Put one back, unless a handler has set another one meanwhile. */
+static void put_back_one(interrupts *self, PyObject *number, PyObject *pair, python_run *python) {
+    PyObject *handler = PyTuple_GET_ITEM(pair, 0);
+    PyObject *replaced = set_handler_now(self->state, number, handler, python);
+    if (replaced && replaced != self->keep) {
+        Py_XDECREF(set_handler_now(self->state, number, replaced, python));
+    } else if (replaced) {
+        struct sigaction action;
+        memcpy(&action, PyBytes_AS_STRING(PyTuple_GET_ITEM(pair, 1)), sizeof action);
+        sigaction((int)PyLong_AsLong(number), &action, NULL);
+    }
+    Py_XDECREF(replaced);
+}
+
 static void put_back(interrupts *self, python_run *python) {
     Py_ssize_t at = 0;
-    PyObject *number, *handler;
-    while (PyDict_Next(self->handlers, &at, &number, &handler)) {
-        while (!set_handler(self->state, number, handler)) {
-            if (python)
-                python_run_keep_pending(python, PyErr_GetRaisedException());
-            else
-                PyErr_WriteUnraisable(handler);
-        }
-        int bit = (int)PyLong_AsLong(number) - 1;
-        if (self->restarting >> bit & 1) have_calls_restarted(bit + 1);
-    }
+    PyObject *number, *pair;
+    while (PyDict_Next(self->handlers, &at, &number, &pair))
+        put_back_one(self, number, pair, python);
 }
 
 /* Call the user's handlers for what has arrived. */
@@ -77,38 +103,41 @@ static void pass_on(interrupts *self, python_run *python) {
     Py_ssize_t at = 0;
     PyObject *number, *frame;
     while (PyDict_Next(self->arrived, &at, &number, &frame)) {
-        PyObject *handler = PyDict_GetItemWithError(self->handlers, number); /* borrowed */
+        PyObject *pair = PyDict_GetItemWithError(self->handlers, number); /* borrowed */
+        PyObject *handler = pair ? PyTuple_GET_ITEM(pair, 0) : NULL;
+        if (!handler || !PyCallable_Check(handler)) continue;
         PyObject *result = PyObject_CallFunctionObjArgs(handler, number, frame, NULL);
         if (!result) python_run_keep_pending(python, PyErr_GetRaisedException());
         Py_XDECREF(result);
     }
 }
 
+static void forget(interrupts *self) {
+    Py_CLEAR(self->handlers);
+    Py_CLEAR(self->arrived);
+    Py_CLEAR(self->keep);
+}
+
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held) {
     interrupts *self = ret_held;
     *self = (interrupts){.state = state};
-    if (python_run_has_pending(python)) return -1;
     if (PyThread_get_thread_ident() != state->main_thread ||
         PyInterpreterState_Get() != PyInterpreterState_Main())
         return 0;
     self->handlers = PyDict_New();
     self->arrived = self->handlers ? PyDict_New() : NULL;
-    PyObject *keep = self->arrived ? PyObject_GetAttrString(self->arrived, "__setitem__") : NULL;
-    if (!keep) {
-        Py_CLEAR(self->handlers);
-        Py_CLEAR(self->arrived);
+    self->keep = self->arrived ? PyObject_GetAttrString(self->arrived, "__setitem__") : NULL;
+    if (!self->keep) {
+        forget(self);
         return -1;
     }
     self->outer = state->held;
     state->held = self;
     int rc = 0;
     for (int number = 1; rc == 0 && number <= LAST_SIGNAL; number++)
-        rc = put_aside(self, number, keep);
-    Py_DECREF(keep);
-    if (rc == 0) return 0;
-    python_run_keep_pending(python, PyErr_GetRaisedException());
-    interrupts_let(self, python);
-    return -1;
+        rc = put_aside(self, number, python);
+    if (rc < 0) interrupts_let(self, python);
+    return rc;
 }
 
 void interrupts_let(interrupts *self, python_run *python) {
@@ -117,8 +146,7 @@ void interrupts_let(interrupts *self, python_run *python) {
     put_back(self, python);
     self->state->held = self->outer;
     pass_on(self, python);
-    Py_CLEAR(self->handlers);
-    Py_CLEAR(self->arrived);
+    forget(self);
     if (raised) PyErr_SetRaisedException(raised);
 }
 

@@ -13,7 +13,8 @@ static PyObject *start(python_run *python, const pyper_process *process) {
     const int *fds = process->fds;
     interrupts held;
     if (interrupts_hold(step->state, python, &held) < 0) return NULL;
-    PyObject *name = PyUnicode_FromFormat("%s", process->name), *started = NULL;
+    PyObject *name = NULL, *started = NULL;
+    if (!python_run_has_pending(python)) name = PyUnicode_FromFormat("%s", process->name);
     if (name)
         started = PyObject_CallFunction(step->state->start_process, "ONnnLL(iiii)", step->task,
                                         name, step->place, step->count, (long long)process->task,
@@ -42,7 +43,10 @@ int process_start(void *host_data, const pyper_process *process, void **ret_proc
 
 void process_join(void *host_data, void *process, int *ret_status) {
     python_run *python = host_data;
-    PyObject *status = PyObject_CallOneArg(python->plan->state->join_process, process);
+    module_state *state = python->plan->state;
+    interrupts held; /* this may be the thread that has tried to start the run */
+    if (interrupts_hold(state, python, &held) < 0) PyErr_Clear();
+    PyObject *status = PyObject_CallOneArg(state->join_process, process);
     long number = status && status != Py_None ? PyLong_AsLong(status) : PYPER_STATUS_UNKNOWN;
     if (PyErr_Occurred()) {
         number = PYPER_STATUS_UNKNOWN;
@@ -51,6 +55,7 @@ void process_join(void *host_data, void *process, int *ret_status) {
     *ret_status = (int)number;
     Py_XDECREF(status);
     Py_DECREF((PyObject *)process);
+    interrupts_let(&held, python);
 }
 
 /* ------------------------------------------------------------------------- in a worker's process */

@@ -390,16 +390,16 @@ void nested_cancel(python_run *python);
 /* What has been put aside while signal handlers wait; on the stack of whoever starts something. */
 typedef struct interrupts {
     module_state *state;
-    PyObject *handlers;       /* the user's, by the signal's number; NULL: nothing is held */
-    PyObject *arrived;        /* the frame in which a signal has come, by its number */
-    uint64_t restarting;      /* bit n - 1: system calls go on after signal n */
+    PyObject *handlers; /* (the user's, struct sigaction) by the signal's number; NULL: none */
+    PyObject *arrived;  /* the frame in which a signal has come, by its number */
+    PyObject *keep;     /* arrived.__setitem__, the handler meanwhile */
     struct interrupts *outer; /* a start in the middle of which this one is */
 } interrupts;
 
-/* Have signal handlers wait until interrupts_let(): 0, or -1, and then interrupts_let() has nothing
- * to do.  -1 without an exception: a handler has raised just before (in interrupts_let() after
- * another start, say), which waits in the python_run, as does what a handler raises in
- * interrupts_let().  That keeps the current exception. */
+/* Have signal handlers wait until interrupts_let(): 0, or -1 with an exception (there is no memory),
+ * and then interrupts_let() has nothing to do.  What handlers raise in here and in interrupts_let()
+ * waits in the python_run: look whether it has something before you start anything.
+ * interrupts_let() keeps the current exception. */
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
 void interrupts_let(interrupts *self, python_run *python);
 

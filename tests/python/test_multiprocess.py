@@ -1525,6 +1525,37 @@ def test_handlers_wait_while_a_process_starts(
     assert len(forked) == 2
 
 
+def test_a_second_ctrl_c_leaves_no_process(fork: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes when those that had been started before the first one are waited for."""
+    real_fork, real_waitid = os.fork, os.waitid
+    interrupted: list[str] = []
+
+    def fork_and_interrupt() -> int:
+        pid = real_fork()
+        if pid:
+            interrupted.append("fork")
+            signal.raise_signal(signal.SIGINT)
+        return pid
+
+    def interrupt_and_wait(*args: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            interrupted.append("wait")
+            signal.raise_signal(signal.SIGINT)
+        return real_waitid(*args)
+
+    monkeypatch.setattr(os, "fork", fork_and_interrupt)
+    monkeypatch.setattr(os, "waitid", interrupt_and_wait)
+    hooked: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda info: hooked.append(info.exc_value))
+    outputs = (task(endless, branch=True) | task(inc, multiprocess=True, workers=2))(0)
+    with pytest.raises(KeyboardInterrupt):
+        next(outputs)
+    outputs.close()
+    assert interrupted == ["fork", "wait"]
+    assert workers_alive() == []
+    assert [type(one) for one in hooked] == [KeyboardInterrupt]  # there is one already
+
+
 def handler_name(number: int) -> str:
     return getattr(signal.getsignal(number), "__name__", "none")
 

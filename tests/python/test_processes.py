@@ -922,6 +922,57 @@ def test_handlers_that_raise_at_any_moment_of_a_start() -> None:
     assert printed.splitlines() == ["{'TooLate()'} 1 True"]
 
 
+def test_what_else_somebody_does_about_signals_stays() -> None:
+    """A C library's own handler before Python's, and what a handler sets itself."""
+    printed = run_program(
+        program("""
+        import faulthandler, os, signal, tempfile
+        came = []
+        def once(number, frame):
+            came.append(number)
+            signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, another)
+        def another(number, frame):
+            came.append(number)
+        signal.signal(signal.SIGUSR1, another)
+        signal.signal(signal.SIGUSR2, once)
+        signal.signal(signal.SIGHUP, another)
+        log = tempfile.TemporaryFile()
+        faulthandler.register(signal.SIGUSR1, file=log, chain=True)
+        start = threading.Thread.start
+        def with_signal(self):
+            signal.raise_signal(signal.SIGUSR2)
+            start(self)
+        threading.Thread.start = with_signal
+        print(list(task(range, branch=True)(2)))
+        threading.Thread.start = start
+        print(came == [signal.SIGUSR2], signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL)
+        signal.raise_signal(signal.SIGUSR1)
+        print(came == [signal.SIGUSR2, signal.SIGUSR1], log.seek(0, os.SEEK_END) > 0)
+        faulthandler.unregister(signal.SIGUSR1)
+        log.close()
+        """)
+    )
+    assert printed.splitlines() == ["[0, 1]", "True True", "True True"]
+
+
+def test_where_threading_takes_another_thread_for_the_main_one() -> None:
+    """The one that has imported it, up to Python 3.12: it may set no handler."""
+    printed = run_program("""
+        import _thread, os
+        ended = _thread.allocate_lock()
+        ended.acquire()
+        def thread():
+            from pyper import task
+            print(list(task(range, branch=True)(3)), flush=True)
+            ended.release()
+        _thread.start_new_thread(thread, ())
+        ended.acquire()
+        os._exit(0)  # the end of such a program is threading's business
+        """)
+    assert printed.splitlines() == ["[0, 1, 2]"]
+
+
 def test_what_is_forked_during_a_start_has_its_handlers() -> None:
     """And none of the signals that have come to its parent meanwhile."""
     printed = run_program(
