@@ -8,7 +8,9 @@
  * already, and would hear them twice.)
  *
  * This is C since handlers run between bytecodes: none comes between the last step and the moment
- * at which the engine knows of the thread or process.  Handlers run in the main thread only, and
+ * at which the engine knows of the thread or process.  To put them aside takes as long as a part of
+ * the start of a thread, so for a run of threads it is done once for all of them; processes take
+ * longer to start than anybody should wait who has pressed Ctrl-C.  Handlers run in the main thread only, and
  * only that of the main interpreter may change them.  To change one lets those run that are still,
  * or again, the user's: they may raise while others are being put aside or back.
  */
@@ -124,6 +126,7 @@ int interrupts_hold(module_state *state, python_run *python, interrupts *ret_hel
     if (PyThread_get_thread_ident() != state->main_thread ||
         PyInterpreterState_Get() != PyInterpreterState_Main())
         return 0;
+    if (state->held && state->held->all) return 0;
     self->handlers = PyDict_New();
     self->arrived = self->handlers ? PyDict_New() : NULL;
     self->keep = self->arrived ? PyObject_GetAttrString(self->arrived, "__setitem__") : NULL;
@@ -136,6 +139,7 @@ int interrupts_hold(module_state *state, python_run *python, interrupts *ret_hel
     int rc = 0;
     for (int number = 1; rc == 0 && number <= LAST_SIGNAL; number++)
         rc = put_aside(self, number, python);
+    self->all = true;
     if (rc < 0) interrupts_let(self, python);
     return rc;
 }
@@ -143,6 +147,7 @@ int interrupts_hold(module_state *state, python_run *python, interrupts *ret_hel
 void interrupts_let(interrupts *self, python_run *python) {
     if (!self->handlers) return;
     PyObject *raised = PyErr_GetRaisedException();
+    self->all = false;
     put_back(self, python);
     self->state->held = self->outer;
     pass_on(self, python);

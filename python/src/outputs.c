@@ -174,6 +174,9 @@ int outputs_start_run(outputs *self) {
     PyObject *arguments = self->arguments;
     self->arguments = NULL;
     Py_CLEAR(self->context);
+    interrupts held = {0}; /* once for all threads, see interrupt.c */
+    if (!self->plan->processes && interrupts_hold(state_of(self), self->python, &held) < 0)
+        PyErr_Clear(); /* each will try it again */
     self->run = pyper_start_from(&(const pyper_start_options){
         .size = sizeof(pyper_start_options),
         .pipeline = self->plan->pipeline,
@@ -183,6 +186,7 @@ int outputs_start_run(outputs *self) {
         .host_data = self->python,
         .loop = self->plan->is_async,
     });
+    interrupts_let(&held, self->python);
     if (!live_add(self)) atomic_store(&self->cancel_requested, true);
     return 0;
 }

@@ -44,6 +44,7 @@ static int make_task(plan *self, PyObject *spec, Py_ssize_t index, pyper_pipelin
     step->branch = branch;
     step->join = join;
     if (is_async) self->is_async = true;
+    if (multiprocess) self->processes = true;
     self->steps[index] = step;
     *ret_task = pyper_task_from(&(const pyper_task_options){
         .size = sizeof(pyper_task_options),

@@ -226,7 +226,8 @@ typedef struct plan {
     pyper_pipeline *pipeline;
     step **steps; /* borrowed from `pipeline` */
     Py_ssize_t count;
-    bool is_async; /* at least one task is; then asyncio has been imported */
+    bool is_async;  /* at least one task is; then asyncio has been imported */
+    bool processes; /* at least one task has such workers; then pyper._processes has been */
 } plan;
 
 /* -------------------------------------------------------------------------------- outputs.c */
@@ -393,11 +394,12 @@ typedef struct interrupts {
     PyObject *handlers; /* (the user's, struct sigaction) by the signal's number; NULL: none */
     PyObject *arrived;  /* the frame in which a signal has come, by its number */
     PyObject *keep;     /* arrived.__setitem__, the handler meanwhile */
-    struct interrupts *outer; /* a start in the middle of which this one is */
+    bool all;           /* every handler is put aside, and none is on its way back */
+    struct interrupts *outer; /* in the putting aside, or back, of which a handler has come here */
 } interrupts;
 
 /* Have signal handlers wait until interrupts_let(): 0, or -1 with an exception (there is no memory),
- * and then interrupts_let() has nothing to do.  What handlers raise in here and in interrupts_let()
+ * and then interrupts_let() has nothing to do; nor has it where they wait already.  What handlers raise in here and in interrupts_let()
  * waits in the python_run: look whether it has something before you start anything.
  * interrupts_let() keeps the current exception. */
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
