@@ -95,6 +95,9 @@ class WorkerThread(threading.Thread):
             getattr(threading, "_limbo", {}).pop(self, None)
             self._pyper_begun.set()
         self.join()
+        # Else threading's set of all threads notices when this one goes, in Python code of its own
+        # in which a signal handler's exception would be printed and lost.
+        getattr(threading, "_dangling", set()).discard(self)
 
 
 def leave_at_exit(cancel_live: Callable[[], None]) -> None:
@@ -131,10 +134,16 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
 
 
 def _threads_of_the_program() -> list[threading.Thread]:
-    """The threads that the interpreter waits for and that are neither ours nor the main one."""
+    """The threads that the interpreter waits for and that are neither ours nor the main one.
+
+    One that has no number was about to be started when a signal handler raised: it never will be.
+    """
     mine = (threading.main_thread(), threading.current_thread())
     return [
         thread
         for thread in threading.enumerate()
-        if not thread.daemon and thread not in mine and not isinstance(thread, WorkerThread)
+        if not thread.daemon
+        and thread.ident is not None
+        and thread not in mine
+        and not isinstance(thread, WorkerThread)
     ]

@@ -172,6 +172,10 @@ static PySendResult leave_step(awaitable *awaitable, PyObject **ret_value, PyObj
     if (atomic_compare_exchange_strong(&self->phase, &phase, OVER)) {
         Py_CLEAR(self->arguments);
         Py_CLEAR(self->context);
+    } else if (phase == STARTING) { /* in another thread's loop */
+        atomic_store(&self->cancel_requested, true);
+        if (atomic_load(&self->phase) == STARTING && check_loop(self, false) < 0)
+            return PYGEN_ERROR;
     }
     if (!self->run) return PYGEN_RETURN;
     atomic_store(&self->phase, OVER);

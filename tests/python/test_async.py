@@ -1743,6 +1743,38 @@ def test_a_notebook() -> None:
     notebook.names.clear()
 
 
+def test_closing_in_another_loop_while_the_run_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its own loop can wait for it; but it is cancelled."""
+    starting, go_on = threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def start_slowly(self: threading.Thread) -> None:
+        if self.name == "range":
+            starting.set()
+            assert go_on.wait(PATIENCE)
+        start(self)
+
+    outputs = (task(range, branch=True) | task(ainc))(1000)
+    ended: list[str] = []
+
+    async def read() -> None:
+        try:
+            async for _ in outputs:
+                pass
+        except pyper.Cancelled as error:
+            ended.append(repr(error))
+
+    reader = threading.Thread(target=lambda: asyncio.run(read()))
+    monkeypatch.setattr(threading.Thread, "start", start_slowly)
+    reader.start()
+    assert starting.wait(PATIENCE)
+    with pytest.raises(RuntimeError, match="belong to the event loop"):
+        asyncio.run(outputs.aclose())
+    go_on.set()
+    reader.join()
+    assert len(ended) == 1
+
+
 def test_the_repl_of_asyncio() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "asyncio"],

@@ -35,6 +35,33 @@ threads_at_the_end = pytest.mark.skipif(
 # ------------------------------------------------------------------- the end of the interpreter
 
 
+def test_a_thread_that_never_began_does_not_keep_the_program() -> None:
+    """A handler has raised in its start(), and threading lists it for ever."""
+    printed = run_program(
+        program("""
+        class Interrupt(BaseException):
+            pass
+        def interrupted(*args):
+            raise Interrupt
+        # (What starts a thread is called otherwise from Python 3.13 on.)
+        thread = threading.Thread(target=print)
+        names = ("_start_joinable_thread", "_start_new_thread")
+        name = next(name for name in names if hasattr(threading, name))
+        real = getattr(threading, name)
+        setattr(threading, name, interrupted)
+        try:
+            thread.start()
+        except Interrupt:
+            threading._limbo[thread] = thread  # where a handler leaves it
+        setattr(threading, name, real)
+        print(thread in threading.enumerate())
+        outputs = task(itertools.count, branch=True, throttle=1)()
+        print(next(outputs))
+        """)
+    )
+    assert printed.splitlines() == ["True", "0"]
+
+
 @pytest.mark.parametrize("throttle", [0, 1])
 def test_a_run_left_in_a_global_lets_the_program_end(throttle: int) -> None:
     printed = run_program(
