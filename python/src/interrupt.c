@@ -10,9 +10,11 @@
  * This is C since handlers run between bytecodes: none comes between the last step and the moment
  * at which the engine knows of the thread or process.  To put them aside takes as long as a part of
  * the start of a thread, so for a run of threads it is done once for all of them; processes take
- * longer to start than anybody should wait who has pressed Ctrl-C.  Handlers run in the main thread only, and
- * only that of the main interpreter may change them.  To change one lets those run that are still,
- * or again, the user's: they may raise while others are being put aside or back.
+ * longer to start than anybody should wait who has pressed Ctrl-C.
+ *
+ * Handlers run in the main thread only, and only that of the main interpreter may change them.  To
+ * change one lets those run that are still, or again, the user's: they may raise while others are
+ * being put aside or back.
  */
 #include "pyper_python.h"
 
@@ -63,8 +65,9 @@ static int put_aside(interrupts *self, int number, python_run *python) {
     if (handler && PyCallable_Check(handler) && sigaction(number, NULL, &action) == 0)
         before = set_handler_now(self->state, object, self->keep, python);
     if (before) {
-        /* It may be another one by now. */
-        pair = Py_BuildValue("(Oy#)", before, (const char *)&action, (Py_ssize_t)sizeof action);
+        /* It may have set another one in its last call, just now. */
+        const char *bytes = before == handler ? (const char *)&action : NULL;
+        pair = Py_BuildValue("(Oy#)", before, bytes, (Py_ssize_t)sizeof action);
         rc = pair ? PyDict_SetItem(self->handlers, object, pair) : -1;
         if (rc < 0) {
             PyObject *raised = PyErr_GetRaisedException();
@@ -81,13 +84,13 @@ static int put_aside(interrupts *self, int number, python_run *python) {
 
 /* Put one back, unless a handler has set another one meanwhile. */
 static void put_back_one(interrupts *self, PyObject *number, PyObject *pair, python_run *python) {
-    PyObject *handler = PyTuple_GET_ITEM(pair, 0);
+    PyObject *handler = PyTuple_GET_ITEM(pair, 0), *bytes = PyTuple_GET_ITEM(pair, 1);
     PyObject *replaced = set_handler_now(self->state, number, handler, python);
     if (replaced && replaced != self->keep) {
         Py_XDECREF(set_handler_now(self->state, number, replaced, python));
-    } else if (replaced) {
+    } else if (replaced && bytes != Py_None) {
         struct sigaction action;
-        memcpy(&action, PyBytes_AS_STRING(PyTuple_GET_ITEM(pair, 1)), sizeof action);
+        memcpy(&action, PyBytes_AS_STRING(bytes), sizeof action);
         sigaction((int)PyLong_AsLong(number), &action, NULL);
     }
     Py_XDECREF(replaced);

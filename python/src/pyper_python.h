@@ -391,10 +391,10 @@ void nested_cancel(python_run *python);
 /* What has been put aside while signal handlers wait; on the stack of whoever starts something. */
 typedef struct interrupts {
     module_state *state;
-    PyObject *handlers; /* (the user's, struct sigaction) by the signal's number; NULL: none */
-    PyObject *arrived;  /* the frame in which a signal has come, by its number */
-    PyObject *keep;     /* arrived.__setitem__, the handler meanwhile */
-    bool all;           /* every handler is put aside, and none is on its way back */
+    PyObject *handlers;       /* (the user's, struct sigaction or None) by the number; NULL: none */
+    PyObject *arrived;        /* the frame in which a signal has come, by its number */
+    PyObject *keep;           /* arrived.__setitem__, the handler meanwhile */
+    bool all;                 /* every handler is put aside, and none is on its way back */
     struct interrupts *outer; /* in the putting aside, or back, of which a handler has come here */
 } interrupts;
 
