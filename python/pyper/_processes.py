@@ -131,7 +131,8 @@ def start(
     # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
+        with _starting:
+            process.start()
     except OSError as error:
         _close_pipes_left_by(error)
         raise
@@ -170,23 +171,28 @@ def _polled_alone(kind: Any) -> Any:
     return Popen
 
 
-def _renew_lock() -> None:
-    global _polling
-    _polling = threading.RLock()  # for a finalizer may poll in the middle of another poll
+def _renew_locks() -> None:
+    """Locks that a finalizer may take again in the middle of what they are for.
+
+    `_starting`: one thread at a time starts a process, for multiprocessing flushes sys.stdout and
+    others when it does.  A fork in the middle of that would copy them locked, without the GIL.
+    """
+    global _polling, _starting
+    _polling, _starting = threading.RLock(), threading.RLock()
 
 
 def _after_fork() -> None:
-    """Whoever had the lock does not exist in a forked process; and the workers are its parent's.
+    """Whoever had the locks does not exist in a forked process; and the workers are its parent's.
 
     At its end multiprocessing would wait for them, which it may not.
     """
-    _renew_lock()
+    _renew_locks()
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
     for child in [child for child in children if hasattr(child._popen, "of_a_worker")]:
         children.discard(child)
 
 
-_renew_lock()
+_renew_locks()
 os.register_at_fork(after_in_child=_after_fork)
 
 
