@@ -188,8 +188,7 @@ def _after_fork() -> None:
     """
     _renew_locks()
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
-    for child in [child for child in children if hasattr(child._popen, "of_a_worker")]:
-        children.discard(child)
+    children -= {child for child in children if hasattr(child._popen, "of_a_worker")}
 
 
 _renew_locks()

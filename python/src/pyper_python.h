@@ -399,9 +399,9 @@ typedef struct interrupts {
 } interrupts;
 
 /* Have signal handlers wait until interrupts_let(): 0, or -1 with an exception (there is no memory),
- * and then interrupts_let() has nothing to do; nor has it where they wait already.  What handlers raise in here and in interrupts_let()
- * waits in the python_run: look whether it has something before you start anything.
- * interrupts_let() keeps the current exception. */
+ * and then interrupts_let() has nothing to do; nor has it where they wait already.  What handlers
+ * raise in here and in interrupts_let() waits in the python_run: look whether it has something
+ * before you start anything.  interrupts_let() keeps the current exception. */
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
 void interrupts_let(interrupts *self, python_run *python);
 

@@ -712,24 +712,30 @@ EACH_HOST(a_thread_that_comes_after_the_driver_is_not_taken_for_it) {
     elsewhere_end(&e);
 }
 
-EACH_HOST(a_cancelled_run_says_so_to_the_loop) {
-    elsewhere e;
-    elsewhere_begin(&e, 0, NULL);
+/* A run with a loop, whose three operations nobody will complete: they can be given up. */
+static pyper_run *three_under_way(elsewhere *e) {
+    elsewhere_begin(e, 0, NULL);
     pyper_pipeline *p =
         pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 2),
-                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .cancel = give_up));
+                   pyper_task(begin, .async = true, .workers = 3, .bind = e, .cancel = give_up));
     pyper_run *run = START(p, NULL, .loop = true);
-    void *out;
-    while (e.count < 3) {
+    pyper_unref(p);
+    while (e->count < 3) {
         CHECK(readable(pyper_fd(run), -1));
         CHECK_EQ(pyper_drive(run), 0);
     }
+    return run;
+}
+
+EACH_HOST(a_cancelled_run_says_so_to_the_loop) {
+    elsewhere e;
+    pyper_run *run = three_under_way(&e);
+    void *out;
     CHECK_EQ(pyper_try_next(run, &out), PYPER_EAGAIN);
     pyper_cancel(run);
     CHECK_EQ(loop_take(run, &out), PYPER_ECANCELED);
     CHECK_EQ(pyper_close(run), 0);
     CHECK_EQ(e.cancelled, 3);
-    pyper_unref(p);
     elsewhere_end(&e);
 }
 
@@ -740,16 +746,8 @@ static void close_run(void *run) {
 /* Whoever closes a run waits for operations that only the loop can end. */
 EACH_HOST(a_loop_drives_to_the_end_what_another_thread_closes) {
     elsewhere e;
-    elsewhere_begin(&e, 0, NULL);
-    pyper_pipeline *p =
-        pyper_pipe(pyper_task(count_for_ever, .branch = true, .throttle = 2),
-                   pyper_task(begin, .async = true, .workers = 3, .bind = &e, .cancel = give_up));
-    pyper_run *run = START(p, NULL, .loop = true);
+    pyper_run *run = three_under_way(&e);
     void *out;
-    while (e.count < 3) {
-        CHECK(readable(pyper_fd(run), -1));
-        CHECK_EQ(pyper_drive(run), 0);
-    }
     thread closer;
     thread_start(&closer, close_run, pyper_run_ref(run));
     CHECK_EQ(loop_take(run, &out), PYPER_ECANCELED);
@@ -759,7 +757,6 @@ EACH_HOST(a_loop_drives_to_the_end_what_another_thread_closes) {
     pyper_run_unref(run);
     thread_join(&closer);
     CHECK_EQ(e.cancelled, 3);
-    pyper_unref(p);
     elsewhere_end(&e);
 }
 
