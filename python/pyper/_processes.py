@@ -63,6 +63,12 @@ _Fds = tuple[int, int, int, int]
 
 _SPARE_FDS = 8  # more than any start method opens at once
 
+_SERVER_ENDED = (
+    "task {!r}: multiprocessing's fork server has ended instead of starting a worker's process; it "
+    "has said why on stderr (it imports the main module since Python 3.14: what the program does "
+    'belongs under `if __name__ == "__main__":`)'
+)
+
 
 # ----------------------------------------------------------------------------- starting
 
@@ -133,8 +139,10 @@ def start(
     try:
         with _starting:
             process.start()
-    except OSError as error:
+    except (OSError, EOFError) as error:
         _close_pipes_left_by(error)
+        if method == "forkserver" and isinstance(error, (ConnectionError, EOFError)):
+            raise RuntimeError(_SERVER_ENDED.format(task.name)) from error
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -218,7 +226,7 @@ def _insist_on_descriptors(fd: int) -> None:
             os.close(duplicate)
 
 
-def _close_pipes_left_by(error: OSError) -> None:
+def _close_pipes_left_by(error: BaseException) -> None:
     """Close the pipes that multiprocessing has made, and forgets, if it cannot fork."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is popen_fork.Popen._launch.__code__:  # type: ignore[attr-defined]
