@@ -88,7 +88,10 @@ def _start_method() -> tuple[str, bool]:
 
 
 def _nothing_chosen() -> None:
-    """Undo that multiprocessing takes the default for the user's choice whenever it is used."""
+    """Undo that multiprocessing takes the default for the user's choice whenever it is used.
+
+    Until then another thread that starts a process would take it for that, too.
+    """
     multiprocessing.set_start_method(None, force=True)
 
 
@@ -122,32 +125,32 @@ def start(
     multiprocessing raise.  Signal handlers wait meanwhile (see interrupt.c).
     """
     _insist_on_a_guard(task)
-    _insist_on_descriptors(fds[0])
-    method, chosen = _start_method()
-    context = multiprocessing.get_context(method)
-    forked = method == "fork"
-    what: Any = task if forked else _Pickled(task)
-    process = context.Process(  # type: ignore[attr-defined]
-        target=_main,
-        args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
-        name=name,
-        daemon=False,
-    )
-    process._Popen = _launched
-    # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with _starting:
+    with _starting:
+        _insist_on_descriptors(fds[0])
+        method, chosen = _start_method()
+        context = multiprocessing.get_context(method)
+        forked = method == "fork"
+        what: Any = task if forked else _Pickled(task)
+        process = context.Process(  # type: ignore[attr-defined]
+            target=_main,
+            args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
+            name=name,
+            daemon=False,
+        )
+        process._Popen = _launched
+        # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             process.start()
-    except (OSError, EOFError) as error:
-        _close_pipes_left_by(error)
-        if method == "forkserver" and isinstance(error, (ConnectionError, EOFError)):
-            raise RuntimeError(_SERVER_ENDED.format(task.name)) from error
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if not chosen:
-            _nothing_chosen()
+        except (OSError, EOFError) as error:
+            _close_pipes_left_by(error)
+            if method == "forkserver" and isinstance(error, (ConnectionError, EOFError)):
+                raise RuntimeError(_SERVER_ENDED.format(task.name)) from error
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if not chosen:
+                _nothing_chosen()
     return process, process.pid
 
 
@@ -182,8 +185,9 @@ def _polled_alone(kind: Any) -> Any:
 def _renew_locks() -> None:
     """Locks that a finalizer may take again in the middle of what they are for.
 
-    `_starting`: one thread at a time starts a process, for multiprocessing flushes sys.stdout and
-    others when it does.  A fork in the middle of that would copy them locked, without the GIL.
+    `_starting`: one thread at a time starts a process, see _nothing_chosen().  Also multiprocessing
+    flushes sys.stdout and others when it starts one.  A fork in the middle of that would copy them
+    locked, without the GIL.
     """
     global _polling, _starting
     _polling, _starting = threading.RLock(), threading.RLock()

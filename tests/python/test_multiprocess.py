@@ -1764,6 +1764,60 @@ def test_beside_threads_nothing_is_forked_unasked(tmp_path: Path) -> None:
     assert done.stdout.split() == [first, "False", "None"]
 
 
+def test_nor_while_another_thread_starts_a_process(tmp_path: Path) -> None:
+    """Meanwhile multiprocessing takes its default for a choice of the user's."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, os, threading
+        from pyper import _processes, task
+
+        begun, asked = threading.Event(), threading.Event()
+
+        class Lock:
+            def __init__(self, lock):
+                self.lock = lock
+
+            def __enter__(self):
+                if threading.current_thread().name == "second":
+                    asked.set()
+                self.lock.acquire()
+
+            def __exit__(self, *_):
+                self.lock.release()
+
+        class Slow:
+            def __reduce__(self):
+                if threading.current_thread().name == "first":
+                    begun.set()
+                    asked.wait()
+                return (Slow, ())
+
+        def parent(x, slow=None):
+            return os.getppid()
+
+        def ask(pipeline):
+            print(set(pipeline(2)) == {os.getpid()})
+
+        if __name__ == "__main__":
+            _processes._starting = Lock(_processes._starting)
+            numbers = task(range, branch=True)
+            slow = numbers | task(parent, multiprocess=True, bind=((), {"slow": Slow()}))
+            first = threading.Thread(target=ask, args=(slow,), name="first")
+            first.start()
+            begun.wait()
+            quick = numbers | task(parent, multiprocess=True)
+            second = threading.Thread(target=ask, args=(quick,), name="second")
+            second.start()
+            first.join()
+            second.join()
+            print(multiprocessing.get_start_method(allow_none=True))
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["False", "False", "None"]
+
+
 def test_several_runs_fit_into_a_limited_address_space(tmp_path: Path) -> None:
     """What a run reserves leaves room for others, and for the stacks of threads."""
     done = run_program(
