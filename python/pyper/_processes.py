@@ -22,7 +22,7 @@ import threading
 import traceback
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from copyreg import dispatch_table
-from multiprocessing import popen_fork, reduction
+from multiprocessing import connection, popen_fork, reduction
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
 from typing import Any
@@ -169,12 +169,20 @@ def _polled_alone(kind: Any) -> Any:
     Whenever multiprocessing starts a process, in any thread, it polls all others.  Whoever polls
     one that has ended takes its exit code from the system and then keeps it; another thread that
     polls between the two would find neither.
+
+    Who waits for one (the program may, which finds it with multiprocessing.active_children()) does
+    so without the lock: meanwhile others may end, and the run must be told of their end.
     """
 
     class Popen(kind):  # type: ignore[misc]
         of_a_worker = True
 
         def poll(self, flag: int = os.WNOHANG) -> int | None:
+            if flag != os.WNOHANG and self.returncode is None:
+                if kind.method == "forkserver":
+                    connection.wait([self.sentinel])
+                else:
+                    _exit_code(self.pid)
             with _polling:
                 code: int | None = super().poll(flag)
                 return code
@@ -268,7 +276,7 @@ def join(process: BaseProcess) -> int | None:
     """
     popen = process._popen  # type: ignore[attr-defined]  # None: it is closed
     try:
-        seen = _exit_code(process)
+        seen = _exit_code(process.pid or 0)
         process.join()
         if process.exitcode is None:
             popen.returncode = 0 if seen is None else seen
@@ -280,10 +288,10 @@ def join(process: BaseProcess) -> int | None:
     return seen
 
 
-def _exit_code(process: BaseProcess) -> int | None:
+def _exit_code(pid: int) -> int | None:
     """Wait for a child and leave it to others to be waited for; None if it is no child any more."""
     try:
-        info = os.waitid(os.P_PID, process.pid or 0, os.WEXITED | os.WNOWAIT)
+        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:
         return None
     assert info is not None

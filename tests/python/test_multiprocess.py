@@ -1540,7 +1540,7 @@ def test_a_second_ctrl_c_leaves_no_process(fork: None, monkeypatch: pytest.Monke
         return pid
 
     def interrupt_and_wait(*args: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and "wait" not in interrupted:
             interrupted.append("wait")
             signal.raise_signal(signal.SIGINT)
         return real_waitid(*args)
@@ -1886,6 +1886,32 @@ def test_another_thread_polls_at_the_same_time(
     with pytest.raises(pyper.WorkerDied, match="was killed by signal 9"):
         next(outputs)
     poller.join()
+
+
+def test_the_program_waits_for_one_worker_while_another_dies(method: str) -> None:
+    """Whoever waits for a process polls it, which keeps nobody from polling others."""
+    outputs = (
+        task(pid_and_stay, branch=True, multiprocess=True)
+        | task(pid_too, branch=True, multiprocess=True)
+    )(0)
+    victim, other = next(outputs), next(outputs)
+    (awaited,) = [worker for worker in workers_alive() if worker.pid == other]
+    program = threading.Thread(target=awaited.join)
+    program.start()
+
+    def waits() -> bool:
+        frame = sys._current_frames().get(program.ident or 0)
+        while frame and frame.f_back:
+            frame = frame.f_back
+            if frame.f_code.co_name == "poll":
+                return True
+        return False
+
+    until(waits)
+    os.kill(victim, signal.SIGKILL)
+    with pytest.raises(pyper.WorkerDied, match="was killed by signal 9"):
+        next(outputs)
+    program.join()
 
 
 def test_a_hundred_kills(fork: None) -> None:
