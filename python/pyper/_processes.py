@@ -22,7 +22,7 @@ import threading
 import traceback
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from copyreg import dispatch_table
-from multiprocessing import connection, popen_fork, reduction
+from multiprocessing import connection, forkserver, popen_fork, reduction, resource_tracker
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
 from typing import Any
@@ -138,9 +138,12 @@ def start(
             daemon=False,
         )
         process._Popen = _launched
-        # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in _main().
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            _ensure_helpers(method)
+            # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in
+            # _main().
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
         except (OSError, EOFError) as error:
             _close_pipes_left_by(error)
@@ -152,6 +155,18 @@ def start(
             if not chosen:
                 _nothing_chosen()
     return process, process.pid
+
+
+def _ensure_helpers(method: str) -> None:
+    """Start multiprocessing's own helpers, if they do not run yet, while no signal is blocked.
+
+    The processes that a fork server starts for the program have the mask with which it began.  And
+    a start of the resource tracker unblocks SIGINT.
+    """
+    if method != "fork":
+        resource_tracker.ensure_running()
+    if method == "forkserver":
+        forkserver.ensure_running()
 
 
 def _launched(process: BaseProcess) -> Any:

@@ -1480,6 +1480,30 @@ def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
         assert caller.stderr.read() == ""
 
 
+def test_and_that_of_other_processes_of_the_program(tmp_path: Path) -> None:
+    """A fork server that was started for a worker blocks no signal of theirs."""
+    done = run_program(
+        tmp_path,
+        """
+        import multiprocessing, signal
+        from multiprocessing import resource_tracker
+        from pyper import task
+
+        def blocked(_):
+            return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("forkserver")
+            resource_tracker.ensure_running()
+            print(*task(blocked, multiprocess=True)(0))
+            with multiprocessing.Pool(1) as pool:
+                print(pool.apply(blocked, (0,)))
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["set()", "set()"]
+
+
 class TooLateError(Exception):
     """What a handler of the program raises."""
 
