@@ -15,7 +15,7 @@ __all__ = ["WorkerThread", "breathe", "leave_at_exit"]
 
 
 def breathe() -> None:
-    """What a worker calls now and then, see function.c: its thread can be stopped here."""
+    """What a thread calls now and then, see pyper_python.h: it can be stopped here."""
 
 
 class Entry(Protocol):

@@ -12,24 +12,6 @@
  */
 #include "pyper_python.h"
 
-/* Without the GIL a thread is stopped (so that another one can collect garbage, say) when it waits
- * somewhere, or between two steps of Python code.  A worker that finds inputs and room, and whose
- * function or iterator is written in C, does neither: so now and then it calls a Python function.
- * False: it has raised. */
-static inline bool breathe(module_state *state) {
-#ifdef Py_GIL_DISABLED
-    enum { EVERY = 256 }; /* then it costs next to nothing; the exact number does not matter */
-    static _Thread_local unsigned count;
-    if (++count % EVERY != 0 || !state->breathe) return true;
-    PyObject *result = PyObject_CallNoArgs(state->breathe);
-    Py_XDECREF(result);
-    return result != NULL;
-#else
-    (void)state;
-    return true;
-#endif
-}
-
 /* --------------------------------------------------------------------------- outputs */
 
 /* What `func` returned is the output.  Takes `result`; NULL: an exception is set. */

@@ -373,7 +373,7 @@ static PyObject *outputs_next(PyObject *op) {
     }
     for (int64_t slept = 0;;) {
         /* Also before the first wait: list(outputs) runs no bytecode that would check. */
-        if (check_signals(self) < 0) return interrupted(self);
+        if (check_signals(self) < 0 || !breathe(state_of(self))) return interrupted(self);
         void *item;
         int rc = next_item(self, &item, &slept);
         if (rc > 0) return item;

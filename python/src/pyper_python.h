@@ -230,6 +230,26 @@ typedef struct plan {
     bool processes; /* at least one task has such workers; then pyper._processes has been */
 } plan;
 
+/* ------------------------------------------------------------------------- without the GIL */
+
+/* Without the GIL a thread is stopped (so that another one can collect garbage, say) when it waits
+ * somewhere, or between two steps of Python code.  A worker that finds inputs and room, and whose
+ * function or iterator is written in C, does neither, nor does list(outputs) where there are some:
+ * so now and then they call a Python function.  False: it has raised. */
+static inline bool breathe(module_state *state) {
+#ifdef Py_GIL_DISABLED
+    enum { EVERY = 256 }; /* then it costs next to nothing; the exact number does not matter */
+    static _Thread_local unsigned count;
+    if (++count % EVERY != 0 || !state->breathe) return true;
+    PyObject *result = PyObject_CallNoArgs(state->breathe);
+    Py_XDECREF(result);
+    return result != NULL;
+#else
+    (void)state;
+    return true;
+#endif
+}
+
 /* -------------------------------------------------------------------------------- outputs.c */
 
 /* When a chain of things that are ready at once should let the event loop have a turn.  Belongs to

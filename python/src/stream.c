@@ -17,6 +17,7 @@ enum { IDLE, BUSY, ENDING, ENDED };
 
 typedef struct stream {
     PyObject ob_base;
+    module_state *module;
     PyObject *name; /* of the task */
     pyper_worker *worker;
     PyObject *cancelled_class;
@@ -40,6 +41,7 @@ PyObject *stream_new(step *step, pyper_worker *worker) {
     }
     PyThread_acquire_lock(left, WAIT_LOCK);
     self->left = left;
+    self->module = step->state;
     self->name = Py_NewRef(step->name);
     self->worker = worker;
     self->cancelled_class = Py_XNewRef(step->state->cancelled);
@@ -98,6 +100,7 @@ static PyObject *refuse(stream *self) {
 
 static PyObject *stream_next(PyObject *op) {
     stream *self = (stream *)op;
+    if (!breathe(self->module)) return NULL;
     if (!turn(self, IDLE, BUSY)) return refuse(self);
     void *item = NULL;
     int rc = pyper_pull(self->worker, &item);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import contextvars
+import functools
 import gc
 import itertools
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import pyper
 from helpers import PATIENCE, until
 from pyper import Outputs, TaskStats, task
 
@@ -633,6 +636,39 @@ def test_garbage_is_collected_while_functions_run_no_bytecode(throttle: int) -> 
         del cycle
         assert gc.collect() > 0
     outputs.close()
+
+
+@pytest.mark.parametrize("reader", ["task", "caller"])
+def test_and_while_many_items_are_read(reader: str) -> None:
+    """Whoever reads them, in C as well, does not wait while there are any."""
+    count = 200_000
+    full, begun = threading.Event(), threading.Event()
+
+    def read(data: Iterator[int]) -> int:
+        next(data)
+        full.wait()
+        next(data)
+        begun.set()
+        collections.deque(map(functools.partial(pow, 3), data), maxlen=0)
+        return 0
+
+    def run() -> None:
+        with contextlib.suppress(pyper.Cancelled):
+            outputs = next(joined) if reader == "task" else read(numbers)
+            assert outputs == 0
+
+    source = task(itertools.repeat, branch=True)
+    numbers, joined = source(20_000, count), (source | task(read, join=True))(20_000, count)
+    outputs = joined if reader == "task" else numbers
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(lambda: outputs.stats()[0].items_out == count)
+    full.set()
+    begun.wait()
+    gc.collect()
+    assert outputs.stats()[0].queued > 0
+    outputs.close()
+    thread.join()
 
 
 @pytest.mark.skipif(not hasattr(sys, "_is_gil_enabled"), reason="asks what 3.13 and newer tell")
