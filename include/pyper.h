@@ -34,6 +34,8 @@
  *    threads hold at that moment (a lock, half a change) stays so in the child for ever.  See
  *    Processes.
  *  - Signal handlers: nothing here may be called from one.
+ *  - Thread cancellation: no function here is a cancellation point.  A thread must not end, by
+ *    pthread_cancel() or pthread_exit(), within a function of yours that the library has called.
  *  - From a task's function you may start, read and close other runs.  Of the function's own run
  *    you may call pyper_cancel() and pyper_stats(); pyper_next() and pyper_close() would wait for
  *    their own caller and answer PYPER_EDEADLK.

@@ -213,6 +213,7 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
     int rc = 0;
     assert(!shared);
     (void)shared;
+    int held = pyper__hold_cancel();
     pthread_mutex_lock(&bucket->lock);
     if (atomic_load(word) == expected) {
         if (deadline_ns == PYPER_FOREVER) {
@@ -233,6 +234,7 @@ int pyper__futex_wait(_Atomic uint32_t *word, uint32_t expected, int64_t deadlin
         }
     }
     pthread_mutex_unlock(&bucket->lock);
+    pyper__let_cancel(held);
     return rc;
 }
 
@@ -295,11 +297,23 @@ static pthread_t thread_of(void *handle) {
 }
 
 void pyper__thread_join(void *thread) {
+    int held = pyper__hold_cancel();
     pthread_join(thread_of(thread), NULL);
+    pyper__let_cancel(held);
 }
 
 void pyper__thread_drop(void *thread) {
     pthread_detach(thread_of(thread));
+}
+
+int pyper__hold_cancel(void) {
+    int held;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &held);
+    return held;
+}
+
+void pyper__let_cancel(int held) {
+    pthread_setcancelstate(held, NULL);
 }
 
 /* ---------------------------------------------------------------- descriptors and bells */
@@ -308,13 +322,15 @@ int pyper__fd_keep(int fd) {
     if (fd < 0 || fd > STDERR_FILENO) return fd;
     int kept = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
     int why = errno == EINVAL ? EMFILE : errno; /* EINVAL: the limit is no higher than that */
-    close(fd);
+    pyper__fd_close(&fd);
     errno = why;
     return kept;
 }
 
 void pyper__fd_close(int *fd) {
+    int held = pyper__hold_cancel();
     if (*fd >= 0) close(*fd);
+    pyper__let_cancel(held);
     *fd = -1;
 }
 
@@ -358,24 +374,30 @@ int pyper__bell_open(int ret_bell[2]) {
 #endif
 
 void pyper__bell_close(const int bell[2]) {
+    int held = pyper__hold_cancel();
     close(bell[0]);
     if (bell[1] != bell[0]) close(bell[1]);
+    pyper__let_cancel(held);
 }
 
 /* Eight bytes are what an eventfd takes; a pipe does not mind.  Where there is no room for them it
  * is rung already. */
 void pyper__bell_ring(const int bell[2]) {
     uint64_t one = 1;
+    int held = pyper__hold_cancel();
     while (write(bell[1], &one, sizeof one) < 0 && errno == EINTR) {
     }
+    pyper__let_cancel(held);
 }
 
 void pyper__bell_silence(const int bell[2]) {
     uint64_t bytes[16];
     ssize_t count;
+    int held = pyper__hold_cancel();
     do {
         count = read(bell[0], bytes, bell[0] == bell[1] ? sizeof bytes[0] : sizeof bytes);
     } while ((count < 0 && errno == EINTR) || count == (ssize_t)sizeof bytes);
+    pyper__let_cancel(held);
 }
 
 /* poll() counts in milliseconds: the wait is at most one too long. */
@@ -388,7 +410,9 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
         timeout = left_ms > INT_MAX ? INT_MAX : (int)left_ms;
     }
     struct pollfd watched = {.fd = bell[0], .events = POLLIN};
+    int held = pyper__hold_cancel();
     int count = poll(&watched, 1, timeout);
+    pyper__let_cancel(held);
     if (count < 0) return errno == EINTR ? PYPER_EINTR : 0;
     return count == 0 && timeout != INT_MAX ? PYPER_ETIMEDOUT : 0;
 }

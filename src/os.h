@@ -114,6 +114,12 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
+/* No call of the library is a cancellation point: a thread that pthread_cancel() ended within it would
+ * leave locks taken, and others waiting for what it has begun.  So around each call of the system
+ * that is one (what `hold` has returned goes back to `let`). */
+int pyper__hold_cancel(void);
+void pyper__let_cancel(int held);
+
 /* A descriptor that has just been opened, to be kept: itself; or a duplicate in its place (closed on
  * exec), if it has the number of stdin, stdout or stderr.  A program may have closed these, and what
  * anybody then prints must not get into what is the library's.

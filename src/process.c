@@ -270,6 +270,7 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
     const pyper__task *task = stage->task;
     struct sigaction ignore = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
     sigaction(SIGINT, &ignore, NULL);
+    (void)pyper__hold_cancel(); /* if the caller's thread is to be cancelled, this one is not */
     __fpurge(stdout);
     __fpurge(stderr);
     for (size_t i = 0; i < all->count; i++) pyper__fd_close(&all->processes[i].pidfd);
@@ -303,8 +304,10 @@ static int wait_for(pyper_run *run, const struct process *process) {
     }
     int raw = 0;
     pid_t pid;
+    int held = pyper__hold_cancel();
     do pid = waitpid(process->pid, &raw, 0);
     while (pid < 0 && errno == EINTR);
+    pyper__let_cancel(held);
     if (pid == process->pid) status = WIFSIGNALED(raw) ? -WTERMSIG(raw) : WEXITSTATUS(raw);
     return status;
 }

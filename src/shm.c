@@ -70,20 +70,22 @@ static char *map(int fd, uint64_t size) {
     return base == MAP_FAILED ? NULL : base;
 }
 
-static int grow(int fd, uint64_t from, uint64_t upto) {
+static int allocate(int fd, int mode, uint64_t offset, uint64_t size) {
     int rc;
-    do rc = fallocate(fd, 0, (off_t)from, (off_t)(upto - from));
+    int held = pyper__hold_cancel();
+    do rc = fallocate(fd, mode, (off_t)offset, (off_t)size);
     while (rc < 0 && errno == EINTR);
-    return rc < 0 ? PYPER_ENOMEM : 0;
+    pyper__let_cancel(held);
+    return rc;
+}
+
+static int grow(int fd, uint64_t from, uint64_t upto) {
+    return allocate(fd, 0, from, upto - from) < 0 ? PYPER_ENOMEM : 0;
 }
 
 /* Give pages back to the system. */
 static void punch(const pyper__shm *shm, uint64_t offset, uint64_t size) {
-    int rc;
-    do
-        rc = fallocate(shm->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-                       (off_t)size);
-    while (rc < 0 && errno == EINTR);
+    (void)allocate(shm->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size);
 }
 
 static void set_bounds(pyper__shm *shm, uint64_t blocks) {
@@ -127,7 +129,7 @@ int pyper__shm_attach(int fd, pyper__shm **ret_shm) {
     struct stat facts;
     pyper__shm *shm = pyper__alloc(sizeof *shm);
     if (!shm) {
-        close(fd);
+        pyper__fd_close(&fd);
         return PYPER_ENOMEM;
     }
     atomic_init(&shm->refs, 1);
@@ -159,7 +161,7 @@ pyper__shm *pyper__shm_ref(pyper__shm *shm) {
 void pyper__shm_unref(pyper__shm *shm) {
     if (!shm || atomic_fetch_sub_explicit(&shm->refs, 1, memory_order_acq_rel) != 1) return;
     if (shm->base) munmap(shm->base, shm->size);
-    if (shm->fd >= 0) close(shm->fd);
+    pyper__fd_close(&shm->fd);
     pyper__free(shm);
 }
 
@@ -314,8 +316,7 @@ static void give_up_locked(pyper__shm *shm) {
     /* What lies between the kept blocks stays mapped, but is empty. */
     if (end > keep && !shm->lost) punch(shm, 0, shm->size);
     unmap_behind(shm, end);
-    close(shm->fd);
-    shm->fd = -1;
+    pyper__fd_close(&shm->fd);
 }
 
 void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {

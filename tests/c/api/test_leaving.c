@@ -568,3 +568,30 @@ TEST(in_a_forked_child_new_runs_work) {
     }
     in_child(run_anew, NULL);
 }
+
+/* ------------------------------------------------------------------ Threads that are cancelled */
+
+static void *run_to_the_end(void *pipeline) {
+    pthread_cancel(pthread_self()); /* at the next cancellation point: none of those below is one */
+    pyper_run *run = pyper_start(pipeline, PTR(100), .type = &pyper_type_int);
+    long sum = 0;
+    for (void *out; pyper_next(run, &out) > 0;) sum += INT(out);
+    int rc = pyper_failed(run);
+    return pyper_close(run) == 0 && rc == 0 ? PTR(sum) : NULL;
+}
+
+TEST(no_call_is_a_cancellation_point) {
+    enum { THREADS, PROCESSES, OPERATIONS, KINDS };
+    for (int kind = 0; kind < KINDS; kind++) {
+        pyper_pipeline *p = pyper_pipe(
+            pyper_task(count_up, .branch = true, .throttle = 1, .type = &pyper_type_int),
+            pyper_task(add_one, .workers = 2, .throttle = 1, .multiprocess = kind == PROCESSES,
+                       .async = kind == OPERATIONS, .type = &pyper_type_int));
+        pthread_t caller;
+        void *sum;
+        CHECK_EQ(pthread_create(&caller, NULL, run_to_the_end, p), 0);
+        CHECK_EQ(pthread_join(caller, &sum), 0);
+        CHECK_EQ(INT(sum), 100 * 101 / 2);
+        pyper_unref(p);
+    }
+}
