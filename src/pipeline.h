@@ -30,8 +30,8 @@ static inline bool pyper__task_is_crowded(const pyper__task *task) {
 /* Synchronization: refs atomic; everything else is set before anybody else sees the pipeline. */
 struct pyper_pipeline {
     _Atomic int64_t refs;
-    int error; /* 0, or why it has failed */
-    char message[256];
+    int error;         /* 0, or why it has failed */
+    char message[384]; /* room for the longest, with two names */
     size_t count;
     pyper__task *tasks[];
 };

@@ -803,6 +803,16 @@ TEST(what_cannot_cross_is_refused) {
     finish(run, p);
 }
 
+/* The longest of these messages, with names that are shown as far as any is. */
+TEST(a_refusal_is_not_cut_before_the_mend) {
+    static const char name[] = "0123456789012345678901234567890123456789012345678901234567890123";
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, .name = name),
+                                   pyper_task(pass, INTS, .multiprocess = true, .name = name));
+    CHECK_EQ(pyper_pipeline_error(p), PYPER_EINVAL);
+    CHECK_HAS(pyper_pipeline_message(p), "(pyper_type_int, pyper_type_blob or your own)");
+    pyper_unref(p);
+}
+
 /* --------------------------------------------------------------------------------- failures */
 
 static int fail_at_10(pyper_worker *w, void *item, void *bind) {
