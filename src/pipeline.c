@@ -101,8 +101,8 @@ static pyper_pipeline *refuse(const pyper_task_options *options, const char *nam
     if (options->multiprocess && !pyper__type_crosses(options->type))
         return failed(PYPER_EINVAL,
                       "task '%.*s': its workers are processes, and the type of its outputs has no "
-                      "encode and decode; give it a .type that has both (pyper_type_int, "
-                      "pyper_type_blob or your own)",
+                      "encode and decode, or no size; give it a .type that has all three "
+                      "(pyper_type_int, pyper_type_blob or your own)",
                       PYPER__SHOWN(name));
     return NULL;
 }
@@ -132,8 +132,8 @@ static pyper_pipeline *refuse_neighbours(const pyper_pipeline *pipeline) {
         if (pipeline->tasks[i]->multiprocess && !pyper__type_crosses(pipeline->tasks[i - 1]->type))
             return failed(PYPER_EINVAL,
                           "task '%.*s': the workers of the next task, '%.*s', are processes, and "
-                          "the type of its outputs has no encode and decode; give it a .type that "
-                          "has both (pyper_type_int, pyper_type_blob or your own)",
+                          "the type of its outputs has no encode and decode, or no size; give it a "
+                          ".type that has all three (pyper_type_int, pyper_type_blob or your own)",
                           PYPER__SHOWN(pipeline->tasks[i - 1]->name),
                           PYPER__SHOWN(pipeline->tasks[i]->name));
     return NULL;

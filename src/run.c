@@ -396,7 +396,7 @@ static int refuse(pyper_run *run, const pyper_start_options *options, const char
     if (*ret_message) return PYPER_EINVAL;
     if (!first->multiprocess || pyper__type_crosses(options->type)) return 0;
     *ret_message = "its worker is a process, and the type of the run's argument has no encode and "
-                   "decode; give pyper_start() a .type that has both";
+                   "decode, or no size; give pyper_start() a .type that has all three";
     return PYPER_EINVAL;
 }
 

@@ -813,6 +813,19 @@ TEST(a_refusal_is_not_cut_before_the_mend) {
     pyper_unref(p);
 }
 
+TEST(a_type_that_only_lacks_its_size_is_refused_in_words_that_say_so) {
+    const pyper_item_type sizeless = {.encode = crossing.encode, .decode = crossing.decode};
+    pyper_pipeline *p = pyper_task(pass, .type = &sizeless, .multiprocess = true);
+    CHECK_EQ(pyper_pipeline_error(p), PYPER_EINVAL);
+    CHECK_HAS(pyper_pipeline_message(p), "no size");
+    pyper_unref(p);
+    p = pyper_task(pass, INTS, .multiprocess = true);
+    pyper_run *run = START(p, PTR(1), .type = &sizeless);
+    ENDS_WITH(run, PYPER_EINVAL);
+    CHECK_HAS(pyper_error_message(run), "no size");
+    close_both(run, p);
+}
+
 /* --------------------------------------------------------------------------------- failures */
 
 static int fail_at_10(pyper_worker *w, void *item, void *bind) {
