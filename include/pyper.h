@@ -392,11 +392,13 @@ PYPER_API void pyper_run_unref(pyper_run *run);
 /* Why the run ended badly.
  *
  * pyper_failed         0, or the code that pyper_next() reports: PYPER_EFAILED if a function
- *                      failed.  A cancelled run has not failed.
+ *                      failed.  To cancel a run is no failure; but a function that fails then is
+ *                      recorded, although pyper_next() goes on saying PYPER_ECANCELED.
  * pyper_error_code     the code given to pyper_fail(), or the one the function returned; if a
  *                      process died, its exit code, or minus the signal that killed it, or
  *                      PYPER_STATUS_UNKNOWN
- * pyper_error_message  a text that names the task and its place; "" if nothing failed
+ * pyper_error_message  a text that names the task and its place; "" if nothing failed.  Of a longer
+ *                      one of your own some 400 bytes are kept
  * pyper_error_task     the index of the task (0 is the first), or -1
  * pyper_error_payload  what was given to pyper_fail_with(), borrowed; or NULL
  * pyper_error_bytes    what was given to pyper_fail_bytes() and *ret_size of them, borrowed; or
@@ -514,6 +516,10 @@ PYPER_API void *pyper_worker_host_data(const pyper_worker *worker);
  * them, from whatever threads.  pyper_emit() says PYPER_KEPT when it has kept the item; with
  * `branch` or `join` an operation that then emits no more until `resume` is called keeps the bound,
  * too: at every moment generated <= started + throttle + workers.
+ *
+ * Going on.  `resume` is called when all that was kept has left, also after the last output.  To an
+ * operation that emits on another thread it may come before that pyper_emit() has returned; what is
+ * said of `cancel` and pyper_done() below goes for `resume` as well.
  *
  * Joining.  The fn of a task with `join` and `async` is called with item NULL; it pulls with
  * pyper_try_pull() until that says PYPER_EAGAIN, returns PYPER_PENDING, and is called again (or
@@ -649,8 +655,8 @@ PYPER_API void *pyper_transfer_reserve(pyper_transfer *to, size_t size);
  * without a copy: writable, seen by no other process, a forked child has its own.  It stays until
  * pyper_kept_release(), which may be called by any thread, also after the end of the run, and
  * accepts NULL.  What is kept when the run has ended is copied where it lies, up to 16 MiB; as long
- * as it is more, the run's memory keeps its descriptor.  Returns NULL if that cannot be had or is not worth it (items below 64 KiB): then
- * copy.  Ownership: returns owned. */
+ * as it is more, the run's memory keeps its descriptor.  Returns NULL if that cannot be had or is
+ * not worth it (items below 64 KiB): then copy.  Ownership: returns owned. */
 typedef struct pyper_kept pyper_kept;
 PYPER_API pyper_kept *pyper_transfer_keep(pyper_transfer *from, void **ret_data);
 PYPER_API void pyper_kept_release(pyper_kept *kept);

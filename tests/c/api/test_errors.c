@@ -264,6 +264,22 @@ EACH_HOST(to_pretend_a_cancel_is_a_failure) {
     close_both(run, p);
 }
 
+static int cancel_and_fail(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_cancel(pyper_worker_run(w));
+    return pyper_fail(w, 7, "too late");
+}
+
+EACH_HOST(a_failure_after_a_cancel_is_recorded) {
+    pyper_pipeline *p = pyper_task(cancel_and_fail);
+    pyper_run *run = START(p, NULL);
+    ENDS_WITH(run, PYPER_ECANCELED);
+    CHECK_EQ(pyper_failed(run), PYPER_EFAILED);
+    CHECK_EQ(pyper_error_code(run), 7);
+    CHECK_HAS(pyper_error_message(run), "too late");
+    close_both(run, p);
+}
+
 /* ------------------------------------------------------------ What happens to everybody else */
 
 static int emit_then_fail(pyper_worker *w, void *item, void *bind) {
