@@ -249,6 +249,9 @@ static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output, *input = worker->stage->input;
 #if PYPER__PROCESSES
     if (output->channel && is_in_fork(worker)) return PYPER_ECANCELED;
+    /* A worker's process that has failed or cancelled the run knows so before the caller's does, who
+     * is to close this edge. */
+    if (worker->run->child && pyper__worker_stopped(worker)) return PYPER_ECANCELED;
     if (output->channel)
         return pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,
                            &worker->seat, input);

@@ -828,6 +828,32 @@ TEST(a_type_that_only_lacks_its_size_is_refused_in_words_that_say_so) {
 
 /* --------------------------------------------------------------------------------- failures */
 
+static int stop_and_emit(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    CHECK_EQ(pyper_emit(w, item_new(1)), 0);
+    if (bind)
+        pyper_cancel(pyper_worker_run(w));
+    else
+        pyper_fail(w, 7, "enough");
+    CHECK(pyper_cancelled(w));
+    CHECK_EQ(pyper_emit(w, item_new(2)), PYPER_ECANCELED);
+    return PYPER_ECANCELED;
+}
+
+/* Also before the caller's process has heard of it. */
+EACH_HOST(who_has_stopped_the_run_emits_nothing_more) {
+    for (int i = 0; i < 20; i++) {
+        pyper_pipeline *p = pyper_task(stop_and_emit, .branch = true, .bind = PTR(i % 2),
+                                       .type = &crossing, .multiprocess = true);
+        pyper_run *run = START(p, PTR(0), .type = &pyper_type_int);
+        void *out;
+        int rc;
+        while ((rc = pyper_next(run, &out)) > 0) CHECK_EQ(item_deliver(out), 1);
+        CHECK_EQ(rc, i % 2 ? PYPER_ECANCELED : PYPER_EFAILED);
+        close_both(run, p);
+    }
+}
+
 static int fail_at_10(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     if (INT(item) == 10) return pyper_fail(w, 404, "no item %ld", INT(item));
