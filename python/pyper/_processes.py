@@ -65,8 +65,8 @@ _SPARE_FDS = 8  # more than any start method opens at once
 
 _SERVER_ENDED = (
     "task {!r}: multiprocessing's fork server has ended instead of starting a worker's process; it "
-    "has said why on stderr (it imports the main module since Python 3.14: what the program does "
-    'belongs under `if __name__ == "__main__":`)'
+    "has said why on stderr (if it imports the main module, what the program does belongs under "
+    '`if __name__ == "__main__":`)'
 )
 
 
@@ -145,7 +145,7 @@ def start(
             # _main().
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
-        except (OSError, EOFError) as error:
+        except Exception as error:
             _close_pipes_left_by(error)
             if method == "forkserver" and isinstance(error, (ConnectionError, EOFError)):
                 raise RuntimeError(_SERVER_ENDED.format(task.name)) from error
@@ -253,8 +253,12 @@ def _insist_on_descriptors(fd: int) -> None:
             os.close(duplicate)
 
 
-def _close_pipes_left_by(error: BaseException) -> None:
-    """Close the pipes that multiprocessing has made, and forgets, if it cannot fork."""
+def _close_pipes_left_by(error: Exception) -> None:
+    """Close the pipes that multiprocessing has made, and forgets, if it cannot fork.
+
+    Nor if a fork that has succeeded raises: Python 3.15 warns of it beside other threads, and
+    warnings may be errors.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is popen_fork.Popen._launch.__code__:  # type: ignore[attr-defined]
             for name in ("parent_r", "child_w", "child_r", "parent_w"):
