@@ -246,7 +246,7 @@ class Pipeline(Generic[P, R_co]):
         """The outputs of the pipeline for these arguments of the first task's function.
 
         Starts nothing: the first output asked for does.  Raises RuntimeError if the first task has
-        `join=True` or several workers.
+        `join=True` or several workers, or if a function cannot be pickled that must be.
         """
         plan: Plan | None = self.__dict__["_plan"]
         outputs: Outputs[R_co] = (plan or self._make_plan()).run(args, kwargs)
@@ -341,7 +341,7 @@ class AsyncPipeline(Pipeline[P, R_co]):
         """The outputs of the pipeline for these arguments of the first task's function.
 
         Starts nothing: the first output asked for does.  Raises RuntimeError if the first task has
-        `join=True` or several workers.
+        `join=True` or several workers, or if a function cannot be pickled that must be.
         """
         plan: Plan | None = self.__dict__["_plan"]
         outputs: Any = (plan or self._make_plan()).run(args, kwargs)

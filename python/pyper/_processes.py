@@ -121,8 +121,10 @@ def start(
 ) -> tuple[BaseProcess, int]:
     """Start a worker's process; returns it and its number.
 
-    A forked process inherits the task, any other gets it pickled.  Raises what pickle and
-    multiprocessing raise.  Signal handlers wait meanwhile (see interrupt.c).
+    The task is the `place`-th (from 1 on) of the `count` tasks of the run; `index` and `worker` say
+    who this is, as the engine counts them (from 0 on).  The descriptors are borrowed.  A forked
+    process inherits the task, any other gets it pickled.  Raises what pickle and multiprocessing
+    raise.  Signal handlers wait meanwhile (see interrupt.c).
     """
     _insist_on_a_guard(task)
     with _starting:

@@ -11,6 +11,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 _Step = (
     tuple[Callable[..., Any], str, bool, bool, bool, int, int]
     | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool]
+    | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool, bool]
     | tuple[Callable[..., Any], str, bool, bool, bool, int, int, bool, bool, object]
 )
 
@@ -27,7 +28,13 @@ def attach(
     fds: tuple[int, int, int, int],
     /,
 ) -> None:
-    """Be a worker of another process's run: returns when it is done."""
+    """Be a worker of another process's run: returns when it is done.
+
+    `plan` has one step, for the `place`-th (from 1 on) of the `count` tasks of the run; `task` and
+    `worker` say who this is, as the engine counts them (from 0 on).  Takes the descriptors.  Raises
+    RuntimeError for what the engine refuses, and SystemExit if there was too little of something:
+    then the run says of what.
+    """
 
 def cancel_live() -> None:
     """Cancel every run that goes on, without waiting, and those that are started later.
@@ -164,7 +171,8 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
     def aclose(self) -> Coroutine[Any, Any, None]:
         """Cancel the run and wait until nothing of it is left.
 
-        Calls in progress are waited for.  Raises what the run has failed with, if nobody was told.
+        Calls in progress are waited for.  Raises what the run has failed with, if nobody was told
+        yet.
         """
 
     def stats(self) -> tuple[TaskStats, ...]:
@@ -185,7 +193,8 @@ class AsyncInputStream(AsyncIterator[_T_co]):
     """The inputs of one call of an asynchronous task with `join=True`, as an asynchronous iterator.
 
     It ends when the inputs are complete, and raises asyncio.CancelledError when the run was
-    cancelled or has failed, so that part of the inputs never looks like all of them.
+    cancelled or has failed, so that part of the inputs never looks like all of them.  Several tasks
+    of the event loop may read: each input goes to one of them.
     """
 
     def __aiter__(self) -> AsyncInputStream[_T_co]: ...

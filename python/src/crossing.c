@@ -177,7 +177,7 @@ static int encode_pickled(module_state *state, PyObject *item, pyper_transfer *t
     PyObject *pickled = NULL;
     if (append) {
         /* dumps(item, protocol=5, buffer_callback=append) */
-        PyObject *const args[] = {item, state->five, append};
+        PyObject *const args[] = {item, state->pickle_protocol, append};
         pickled = PyObject_Vectorcall(state->dumps, args, 1, state->dumps_names);
     }
     Py_XDECREF(append);

@@ -20,8 +20,8 @@ static inline int emit_one(step *step, pyper_worker *worker, PyObject *result) {
     return pyper_emit(worker, result);
 }
 
-/* `func` returned what cannot be iterated: an iterator's reference is what we have not got. */
-static PyObject *iterate(step *step, PyObject *result) {
+/* An iterator over what `func` returned: a new reference, or NULL with an exception. */
+static PyObject *iterator_of(step *step, PyObject *result) {
     PyTypeObject *type = Py_TYPE(result);
     if (type->tp_iter || PySequence_Check(result)) return PyObject_GetIter(result);
     bool async = type->tp_as_async && (type->tp_as_async->am_aiter || type->tp_as_async->am_await);
@@ -65,7 +65,7 @@ static int emit_all(step *step, pyper_worker *worker, PyObject *iterator) {
 
 /* Each item of what `func` returned is an output.  Takes `result`; NULL: an exception is set. */
 static int emit_each(step *step, pyper_worker *worker, PyObject *result) {
-    PyObject *iterator = result ? iterate(step, result) : NULL;
+    PyObject *iterator = result ? iterator_of(step, result) : NULL;
     Py_XDECREF(result);
     if (!iterator) return failure_report(step, worker);
     int rc;

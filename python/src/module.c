@@ -141,7 +141,7 @@ static int module_exec(PyObject *module) {
     if (!(state->names_of_task = PyTuple_Pack(2, state->name_name, state->name_context))) return -1;
     if (!(state->dumps_names = Py_BuildValue("(ss)", "protocol", "buffer_callback"))) return -1;
     if (!(state->loads_names = Py_BuildValue("(s)", "buffers"))) return -1;
-    if (!(state->five = PyLong_FromLong(5))) return -1;
+    if (!(state->pickle_protocol = PyLong_FromLong(5))) return -1;
     if (register_as(state->generator, state->outputs_type) < 0) return -1;
     if (register_as(state->async_generator, state->async_outputs_type) < 0) return -1;
     if (find_main_thread(state) < 0) return -1;
@@ -170,7 +170,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->names_of_task);
     Py_CLEAR(state->dumps_names);
     Py_CLEAR(state->loads_names);
-    Py_CLEAR(state->five);
+    Py_CLEAR(state->pickle_protocol);
     return 0;
 }
 #undef CLEAR

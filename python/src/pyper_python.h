@@ -109,7 +109,6 @@ typedef struct python_run python_run;
     X(name_bootstrap, "_bootstrap")                                                                \
     X(name_close, "close")                                                                         \
     X(name_add_note, "add_note")                                                                   \
-    X(name_send, "send")                                                                           \
     X(name_throw, "throw")                                                                         \
     X(name_aclose, "aclose")                                                                       \
     X(name_create_future, "create_future")                                                         \
@@ -178,7 +177,7 @@ typedef struct module_state {
 #undef FIELD
     PyObject *names_of_task;             /* ("name", "context"), for vectorcall */
     PyObject *dumps_names, *loads_names; /* as those: of the options of dumps and loads */
-    PyObject *five;
+    PyObject *pickle_protocol;           /* 5, as an int */
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
      * Outputs.  A forked child begins a new `generation` with an empty list.  `ending`: the
@@ -277,9 +276,10 @@ struct outputs {
     outputs *newer, *older;
     uint64_t generation; /* of the list it is in; 0: in none */
 
-    struct driver *driver; /* of AsyncOutputs: set with `run`; NULL: it could not be started */
-    PyObject *loop;        /* of AsyncOutputs: of the first __anext__() */
-    struct turn turn;      /* of AsyncOutputs */
+    /* Of AsyncOutputs; they belong to the thread of the loop. */
+    struct driver *driver; /* set with `run`; NULL: it could not be started */
+    PyObject *loop;        /* of the first __anext__() */
+    struct turn turn;
 };
 
 /* Start the run, for the thread that has brought the phase to STARTING: 0, or -1 with an
@@ -339,7 +339,7 @@ struct python_run {
     atomic_size_t references;
     plan *plan;
     PyObject *context;   /* the contextvars of the call; each worker enters a copy of its own */
-    atomic_size_t alive; /* worker threads that may still call a function */
+    atomic_size_t alive; /* workers, on threads and on the loop, that may still call a function */
     atomic_int noted;    /* further failures that were noted at the first */
     bool child;          /* this is a worker's process; never changes */
     bool begun;          /* a process is being started: only then the call's arguments have gone */
@@ -541,7 +541,7 @@ void host_resume_caller(void *host_data);
 
 /* --------------------------------------------------------------------------------- slot.c */
 
-/* The coroutine that carries a worker; see slot.c. */
+/* The coroutine that carries a worker; see slot.c.  All of it belongs to the thread of the loop. */
 typedef struct slot {
     PyObject_HEAD step *step;
     driver *driver;       /* a reference */

@@ -74,7 +74,8 @@ static struct name *place_of_text(struct names *names, const char *text, size_t 
     return &names->by_text[hash % NAMES];
 }
 
-/* Keep it in both ways; takes nothing.  That there is no memory for it does not matter. */
+/* Keep in this place what `object` is called; takes nothing.  That there is no memory for it does not
+ * matter. */
 static void name_keep(struct names *names, struct name *place, PyObject *object, const char *text,
                       size_t size) {
     char *copy = PyMem_RawMalloc(size ? size : 1);
@@ -367,7 +368,8 @@ static bool write_object(writer *w, PyObject *value) {
     bool plain;
     PyObject *dict = plain_dict(state, value, &plain);
     PyObject *answer =
-        plain ? PyObject_CallMethodOneArg(value, state->name_reduce_ex, state->five) : NULL;
+        plain ? PyObject_CallMethodOneArg(value, state->name_reduce_ex, state->pickle_protocol)
+              : NULL;
     bool written = answer && write_answer(w, type, dict, answer);
     Py_XDECREF(answer);
     Py_XDECREF(dict);
