@@ -66,7 +66,6 @@
  *   shared     may be called on the same object from several threads at once
  *   worker     may be called only with the worker that a function was given, by the thread that
  *              runs this function (or by one thread at a time on its behalf)
- *
  *   driver     called only by the thread that drives the run (see Asynchronous tasks)
  *
  * Sections: Version - Errors - Item types - Pipelines - Runs - Writing functions - Asynchronous
@@ -104,7 +103,8 @@ extern "C" {
 #define PYPER_VERSION_PATCH 0
 #define PYPER_VERSION_STRING "0.1.0"
 
-/* The version of the library that is linked, as "major.minor.patch"; a constant string. */
+/* The version of the library that is linked, as "major.minor.patch"; a constant string.
+ * Thread safety: shared. */
 PYPER_API const char *pyper_version(void);
 
 /* -------------------------------------------------------------------------------- Errors */
@@ -123,7 +123,7 @@ PYPER_API const char *pyper_version(void);
     X(EFORKED, -9, "the run belongs to the parent of this forked process")                         \
     X(EDIED, -11, "a worker's process died")                                                       \
     X(EPROCESS, -12, "a process could not be started")                                             \
-    X(ENOTSUP, -13, "process workers need Linux")                                                  \
+    X(ENOTSUP, -13, "the system does not support this")                                            \
     X(EAGAIN, -14, "not now: it will be told when to try again")                                   \
     X(EMFILE, -15, "no file descriptors are left")
 
@@ -201,8 +201,8 @@ typedef struct pyper_worker pyper_worker;     /* the seat of a function that is 
  * PYPER_ECANCELED once the function has been told that the run is over.  Without `branch` a
  * call that returns 0 must have emitted exactly once.
  *
- * Called on a worker's own thread, holding no lock of the library, with the host's token; by at
- * most `workers` threads at once. */
+ * Called on a worker's own thread (in an asynchronous task: by the driver, see there), holding no
+ * lock of the library, with the host's token; by at most `workers` threads at once. */
 typedef int (*pyper_fn)(pyper_worker *worker, void *item, void *bind);
 
 #define PYPER_WORKERS_MAX 1000000
@@ -355,7 +355,7 @@ inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr
  * Blocks: yes.  Thread safety: shared (each output goes to one caller). */
 PYPER_API int pyper_next_until(pyper_run *run, void **ret_item, int64_t deadline_ns);
 
-/* pyper_next_until() without a limit. */
+/* pyper_next_until() without a limit.  Blocks: yes.  Thread safety: shared. */
 PYPER_API int pyper_next(pyper_run *run, void **ret_item);
 
 /* Stop the run: no new call starts, everybody who waits in it wakes, outputs not yet taken are
@@ -438,7 +438,7 @@ PYPER_API int pyper_emit(pyper_worker *worker, void *item);
  * Ownership: *ret_item is returned owned.  Blocks: yes.  Thread safety: worker. */
 PYPER_API int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns);
 
-/* pyper_pull_until() without a limit. */
+/* pyper_pull_until() without a limit.  Blocks: yes.  Thread safety: worker. */
 PYPER_API int pyper_pull(pyper_worker *worker, void **ret_item);
 
 /* Fail the run with a code of your own and a message (as printf()).  Returns PYPER_EFAILED, so that
@@ -466,9 +466,8 @@ PYPER_API int pyper_fail_bytes(pyper_worker *worker, int code, const char *messa
                                const void *data, size_t size);
 
 /* Has the run (or this part of it) been told to stop?  A long call that asks now and then, and
- * returns PYPER_ECANCELED, makes a quick end.  Once it is true, no thread of this
- * process begins another call of the task (an asynchronous one's loop may).  Cheap.  Thread safety:
- * shared. */
+ * returns PYPER_ECANCELED, makes a quick end.  Once it is true, no thread of this process begins
+ * another call of the task (an asynchronous one's loop may).  Cheap.  Thread safety: shared. */
 PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
 /* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1), and the
@@ -581,14 +580,20 @@ PYPER_API int pyper_fd(pyper_run *run);
  *
  * The thread that calls it is the driver from now on.  The driver changes only while no thread
  * calls anything for this run as its driver.
- * Returns 0; PYPER_EINVAL; PYPER_EFORKED; PYPER_EDEADLK (called by one of the run's own functions).
+ * Returns 0; PYPER_EINVAL: NULL, or a run that was not started with `loop`; PYPER_EFORKED;
+ * PYPER_EDEADLK (called by one of the run's own functions).
  * Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_drive(pyper_run *run);
 
 /* pyper_next() without waiting: PYPER_EAGAIN if there is nothing yet; then pyper_fd() becomes
  * readable when it is worth asking again.  That a run was cancelled is reported as its end is, when
  * every worker has left: so whoever drives until something else than PYPER_EAGAIN and 1 comes has
- * left nothing undone.  Blocks: no.  Thread safety: driver. */
+ * left nothing undone.
+ *
+ * Returns PYPER_EAGAIN; PYPER_EINVAL: NULL, or a run that was not started with `loop`; else as
+ * pyper_next_until().
+ * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
+ * Blocks: no.  Thread safety: driver. */
 PYPER_API int pyper_try_next(pyper_run *run, void **ret_item);
 
 /* ---------------------------------------------------------------------------- Statistics */
@@ -701,7 +706,9 @@ typedef struct pyper_attach_options {
 /* Be a worker: returns when it is done, 0 or a PYPER_E... code if it could not begin (PYPER_EINVAL
  * also for NULL).  Then the run has been told why, unless the memory that the processes share could
  * not be had: let the process end, and the run says that it ended before it could begin.  When the
- * process that started the run dies, this one ends at once, by _exit().  Blocks: yes. */
+ * process that started the run dies, this one ends at once, by _exit().
+ * Ownership: takes the descriptors, also on failure; of everything else see the options.
+ * Blocks: yes.  Thread safety: shared. */
 PYPER_API int pyper_attach_from(const pyper_attach_options *options);
 
 #ifdef __cplusplus

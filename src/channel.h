@@ -46,7 +46,8 @@
  * What it does not do: it knows no items, only bytes; no tasks and no runs.
  *
  * Synchronization (in the shared memory)
- *   limit, block, lanes, hands, consumers, one_at_a_time, order   set by init, never change.
+ *   limit, block, lanes, hands, hands_at, consumers, one_at_a_time, order   set by init, never
+ *                change.
  *   state        atomic; only grows, see queue.h.
  *   lane.tail    atomic; written by the producer after the record (seq_cst; pairs with every read
  *                of it by the consuming end).
@@ -59,7 +60,7 @@
  *   hand.at, bytes, origin, ticket   written by its owner with pop_lock; read by him, and by others
  *                with pop_lock.  hand.noticed   pop_lock.
  *   lost         atomic; pop_lock.
- *   pushed, line push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
+ *   pushed, line   push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
  *   order->*     push_lock; turn, kept, blocked and broken are also read without (atomic): who waits
  *                out of turn for room says so before he looks for it, and who makes room looks there
@@ -91,7 +92,14 @@ typedef struct pyper__record {
 
 struct pyper__channel_shared;
 
-/* One process's door to a channel. */
+/* One process's door to a channel.
+ *
+ * Synchronization
+ *   shm, shared, hand   set by init and attach, never change; waker   also set by the loop's
+ *              pyper__processes_set_waker(), before a second process is started.
+ *   pop_lock   see park.h.
+ *   told       atomic; only grows.
+ *   ungiven, claim, claimed, claimed_ns   of the one thread that consumes here. */
 typedef struct pyper__channel {
     pyper__shm *shm; /* borrowed from the run */
     struct pyper__channel_shared *shared;
@@ -191,7 +199,8 @@ int64_t pyper__channel_popped(const pyper__channel *channel);
 int64_t pyper__channel_there(const pyper__channel *channel); /* items that can be popped */
 int64_t pyper__channel_room(const pyper__channel *channel);  /* INT64_MAX: there is no bound */
 
-/* Have everybody who sleeps at this channel look again: its state is another, or a peer has died. */
+/* Have everybody who sleeps at this channel look again: its state has changed, or a peer has
+ * died. */
 void pyper__channel_rouse(const pyper__channel *channel);
 
 #endif

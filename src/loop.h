@@ -81,13 +81,13 @@ typedef struct pyper__slot {
     pyper__post done_post;
     void *state;     /* the operation's */
     int64_t emitted; /* outputs of the call under way, those in the hand included */
-    int rc;          /* what pyper_done() was given */
+    int rc;          /* if done: what pyper_done() was given, or the function has returned */
     bool started;    /* a host's slot exists; a join has been called */
     bool resumed;    /* a host's slot has been resumed and has not come to it yet */
     bool ticketed;   /* has an input whose ticket is not done */
     bool operating;  /* an operation is under way */
     bool calling;    /* its function is being called */
-    bool done;       /* pyper_done() has been called */
+    bool done;       /* the operation has ended, by pyper_done() or a return */
     bool wants;      /* the operation is to be resumed when its hand is empty */
     bool told;       /* its cancel has been called */
     bool left;

@@ -57,7 +57,7 @@ struct pyper__turn {
 };
 
 pyper__order *pyper__order_create(pyper__queue *queue, int64_t window);
-void pyper__order_free(pyper__order *order);
+void pyper__order_free(pyper__order *order); /* NULL is accepted */
 
 /* Wakes consumers for what can be taken now.
  *
@@ -77,9 +77,9 @@ void pyper__order_expect_one_each(pyper__order *order);
  * what to wait for. */
 int pyper__order_try_done(pyper__order *order, int64_t ticket, struct pyper__turn *ret_wait);
 
-/* The same, waiting for its turn.
- *
- * Returns 0, PYPER_ECANCELED or PYPER_ENOMEM. Waits while the ticket is beyond the window. */
+/* The same, but wait while the ticket is beyond the window: 0, PYPER_ECANCELED or PYPER_ENOMEM.
+ * `input` is the queue that this producer consumes (or NULL): before waiting, its free places are
+ * given back. */
 int pyper__order_done(pyper__order *order, int64_t ticket, pyper__seat *seat, pyper__queue *input);
 
 /* Wait for what pyper__order_try_push() or pyper__order_try_done() has said, if it has an event. */

@@ -173,8 +173,6 @@ void pyper__futex_wake(_Atomic uint32_t *word, int count, bool shared) {
 
 #else
 
-/* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has
- * changed the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
 bool pyper__fence_others(void) {
     return false;
 }
@@ -183,6 +181,8 @@ bool pyper__can_fence_others(void) {
     return false;
 }
 
+/* A sleeper re-tests *word under its bucket's lock, and a waker takes that lock after it has
+ * changed the word: so no wake-up is lost.  Everybody of a bucket wakes; most go back to sleep. */
 #define BUCKETS 64
 static struct bucket {
     pthread_mutex_t lock;
@@ -428,6 +428,7 @@ uint64_t pyper__number_thread(void) {
         pyper__thread_number = atomic_fetch_add_explicit(&next_number, 1, memory_order_relaxed);
     return pyper__thread_number;
 }
+
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 
 static void in_child(void) {

@@ -1,8 +1,9 @@
 /* os - everything the library asks of the operating system: memory, the clock, sleeping on a word,
  * threads, and whether this process was forked.
  *
- * The only room with platform branches.  Codes of the system are translated here: what comes out
- * is a PYPER_E... code.  All memory of the library goes through pyper__alloc(), so that a test can
+ * The only room with platform branches, but for what there is only where workers may be processes
+ * (PYPER__PROCESSES: shm, board, channel, process, child, and the lines of others that call them).
+ * Codes of the system are translated here: what comes out is a PYPER_E... code.  All memory of the library goes through pyper__alloc(), so that a test can
  * fail each allocation in turn; the same for threads. */
 #ifndef PYPER_OS_H
 #define PYPER_OS_H

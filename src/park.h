@@ -1,7 +1,8 @@
 /* park - sleeping and waking.
  *
  * An *event* is where threads wait for a condition that others make true.  The one legal way to
- * wait is pyper__await(), which holds the wait loop; no other file sleeps.  A *seat* is what a
+ * wait is pyper__await(), which holds the wait loop; no other file waits for threads.  (Two threads
+ * watch descriptors, for the death of processes: in process.c and child.c.)  A *seat* is what a
  * thread brings to a wait: its host, whose token is given up meanwhile, and the clock of its
  * waiting time.
  *
@@ -205,10 +206,10 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *   shared  set by init: it lies in memory that processes share.
  *   light, adapts   set by pyper__event_let_notify_lightly(), before others see it: some notifiers
  *           are, and all of them are careful where they are asked to.
- *   looped, waker, no_sleepers   set after init by who owns the event, before others see it: a loop
- *           may be among the waiters (it counts itself in like everybody else, with
- *           pyper__event_enter()); nobody else is, so the count is exact.  What wakes it is `waker`, or, since that is
- *           each process's own, what pyper__event_notify_through() is given. */
+ *   looped, waker, no_sleepers   set after init by who owns the event, before others see it.
+ *           looped: a loop may be among the waiters (it counts itself in like everybody else, with
+ *           pyper__event_enter()); no_sleepers: nobody else is.  What wakes the loop is `waker`, or,
+ *           since that is each process's own, what pyper__event_notify_through() is given. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;

@@ -26,6 +26,7 @@
 
 #include "thread.h"
 
+/* One worker's process; see `processes` below. */
 struct process {
     pid_t pid;
     int pidfd; /* -1: it has gone */
@@ -37,13 +38,13 @@ struct process {
 };
 
 /* Synchronization
- *   shm, doors     set by create, never change (but for the doors' waker).
+ *   shm, board_size, doors   set by create, never change (but for the doors' waker).
  *   waker          set before the processes are started, never changes.
  *   bell, caller, silent   set by create; closed by retire, under `lock`.  `silent` stands for the
  *              bell of a loop where there is none: a host gets no descriptor twice.
  *   inside         atomic; callers who may be using the memory.
  *   retiring, retired   atomic, only false -> true; who sets `retired` does it.
- *   processes, count   written by start, then the supervisor's own.
+ *   processes, count, polled   written by start, then the supervisor's own.
  *   thread, has_thread   as a worker's. */
 struct pyper__processes {
     pyper__shm *shm;

@@ -14,8 +14,8 @@
  *     in the queues.
  *
  * Synchronization
- *   pipeline, host, host_data, own_host, stages, queues, outputs, forks, processes, child   set by
- *              start before any worker runs.
+ *   pipeline, host, host_data, own_host, count, stages, queues, outputs, forks, processes, child,
+ *              loop   set by start before any worker runs; of a stage, all but alive and started.
  *   refs       atomic; one for all handles together, one for each worker that has been started.
  *   handles    atomic; the references of users; the last one to go cancels the run.
  *   alive      atomic; workers that have not left, and one for pyper_start() itself.
@@ -82,7 +82,7 @@ struct pyper_run {
 
     struct pyper__processes *processes; /* of a run with process workers; see process.h */
     struct pyper__child *child;         /* this is the run as a worker's process sees it */
-    struct pyper__loop *loop; /* set by start before any worker runs; NULL: all is threads */
+    struct pyper__loop *loop;           /* of a run that has to be driven; see loop.h */
     pyper_host own_host;
 };
 

@@ -44,7 +44,7 @@ static int64_t alive(const pyper_run *run, const pyper__stage *stage) {
 
 static pyper_task_stats read_stage(const pyper_run *run, pyper__stage *stage) {
     /* Popped before pushed, so that `queued` is never negative. */
-    int64_t started = pyper__edge_popped(stage->output);
+    int64_t popped = pyper__edge_popped(stage->output);
     int64_t emitted = pyper__edge_pushed(stage->output);
     pyper_task_stats stats = {
         .name = stage->task->name,
@@ -52,7 +52,7 @@ static pyper_task_stats read_stage(const pyper_run *run, pyper__stage *stage) {
         .alive = alive(run, stage),
         .items_in = pyper__edge_started(stage->input),
         .items_out = emitted,
-        .queued = emitted > started ? emitted - started : 0,
+        .queued = emitted > popped ? emitted - popped : 0,
     };
     for (int64_t k = 0; k < stage->task->workers; k++) add_worker(&stats, &stage->workers[k]);
     return stats;
