@@ -186,7 +186,7 @@ static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
 int pyper_attach_from(const pyper_attach_options *given) {
     pyper_attach_options options = {.size = sizeof options, .fds = {-1, -1, -1, -1}};
     if (!given) return PYPER_EINVAL;
-    memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    pyper__copy_known(&options, sizeof options, given);
     pyper__shm *shm = NULL;
     pyper__watch_forks();
     int rc = pyper__shm_attach(options.fds[0], &shm);

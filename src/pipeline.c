@@ -20,16 +20,6 @@ static void task_unref(pyper__task *task) {
     pyper__free(task);
 }
 
-/* Options of an older caller are shorter than ours: what he does not know is 0. */
-static pyper_task_options complete(const pyper_task_options *options) {
-    pyper_task_options all = {.size = sizeof all};
-    if (options) {
-        size_t known = options->size < sizeof all ? options->size : sizeof all;
-        memcpy(&all, options, known);
-    }
-    return all;
-}
-
 static pyper__task *task_create(const pyper_task_options *options, const char *name) {
     size_t length = strlen(name);
     pyper__task *task = pyper__alloc(sizeof *task + length + 1);
@@ -108,7 +98,8 @@ static pyper_pipeline *refuse(const pyper_task_options *options, const char *nam
 }
 
 pyper_pipeline *pyper_task_from(const pyper_task_options *given) {
-    pyper_task_options options = complete(given);
+    pyper_task_options options = {.size = sizeof options};
+    if (given) pyper__copy_known(&options, sizeof options, given);
     const char *name = options.name ? options.name : "task";
     pyper_pipeline *bad = given ? refuse(&options, name)
                                 : failed(PYPER_EINVAL, "pyper_task_from() was given no options");

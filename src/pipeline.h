@@ -2,7 +2,17 @@
 #ifndef PYPER_PIPELINE_H
 #define PYPER_PIPELINE_H
 
+#include <string.h>
+
 #include "os.h"
+
+/* Copy a public struct that begins with its size from a caller who may be older or newer than this
+ * library: as much as both know.  What he does not know stays as it is; `size` is ours. */
+static inline void pyper__copy_known(void *ret_struct, size_t size, const void *given) {
+    size_t known;
+    memcpy(&known, given, sizeof known);
+    memcpy(ret_struct, given, known < size ? known : size);
+}
 
 /* One task, shared by all the pipelines that it was piped into.
  * Synchronization: refs atomic; everything else is set before anybody else sees the task. */

@@ -468,10 +468,9 @@ static void start(pyper_run *run, const pyper_start_options *options) {
     open_gate(run);
 }
 
-/* The table of an older host is shorter than ours: what he does not know is not there. */
 static pyper_host complete(const pyper_host *host) {
     pyper_host all = {.size = sizeof all};
-    if (host) memcpy(&all, host, host->size < sizeof all ? host->size : sizeof all);
+    if (host) pyper__copy_known(&all, sizeof all, host);
     return all;
 }
 
@@ -483,7 +482,7 @@ void pyper__run_set_host(pyper_run *run, const pyper_host *host, void *host_data
 
 pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_start_options options = {.size = sizeof options};
-    if (given) memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    if (given) pyper__copy_known(&options, sizeof options, given);
     pyper__watch_forks();
     pyper_run *run = pyper__alloc(sizeof *run);
     if (!run) {
