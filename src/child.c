@@ -102,41 +102,38 @@ static int start_following(int caller) {
     return rc;
 }
 
-/* The follower lives as long as the process, so it comes last of what may fail. */
-int pyper__child_work(const pyper_attach_options *options, pyper__shm *shm) {
-    pyper__board *board = pyper__board_at(shm);
-    size_t index = (size_t)options->task;
-    pyper__board_stage *entry = &board->stages[index];
-    pyper__board_worker *me = pyper__board_worker_at(shm, index, options->worker);
+/* The run as it is seen from here: one stage, of one worker, between two channels. */
+struct view {
+    pyper_run *run;
+    pyper__task *task;
+    pyper_worker *worker;
+    pyper__stage stage;
+    pyper__queue input, output;
+    pyper__channel input_door, output_door;
+};
 
-    struct pyper__child child = {
-        .shm = shm, .bell = {options->fds[1], options->fds[1]}, .stage = index};
-    child.waker.state = &board->loop_state;
-    child.waker.bell[0] = child.waker.bell[1] = options->fds[3];
-    size_t name = strlen(entry->name) + 1;
-    pyper_run *run = pyper__alloc(sizeof *run);
-    pyper__task *task = pyper__alloc(sizeof *task + name);
-    pyper_worker *worker = pyper__alloc(sizeof *worker);
-    int rc = run && task && worker ? start_following(options->fds[2]) : PYPER_ENOMEM;
-    if (rc < 0) {
-        pyper__free(run);
-        pyper__free(task);
-        pyper__free(worker);
-        char message[120];
-        snprintf(message, sizeof message, "worker %" PRId64 " of %" PRId64 " could not begin: %s",
-                 options->worker + 1, entry->workers, pyper_strerror(rc));
-        child_fail(&child, rc, index, rc, message, NULL, 0);
-        return rc;
-    }
-    pyper__channel input, output;
-    pyper__channel_attach(&input, shm, entry->input, &child.waker, options->worker);
-    pyper__channel_attach(&output, shm, entry->output, &child.waker, 0);
-    pyper__queue from = {.type = options->input_type};
-    pyper__queue to = {.type = options->output_type};
-    pyper__queue_cross(&from, &input, false);
-    pyper__queue_cross(&to, &output, pyper__channel_is_ordered(&output));
+/* 0 or a code; view_free() either way.  The follower lives as long as the process, so it comes last
+ * of what may fail. */
+static int view_make(struct view *view, const pyper__board_stage *entry, int caller) {
+    view->run = pyper__alloc(sizeof *view->run);
+    view->task = pyper__alloc(sizeof *view->task + sizeof entry->name);
+    view->worker = pyper__alloc(sizeof *view->worker);
+    if (!view->run || !view->task || !view->worker) return PYPER_ENOMEM;
+    return start_following(caller);
+}
 
-    memcpy(task->name, entry->name, name);
+static void view_free(struct view *view) {
+    if (view->run && view->run->failure.destroy)
+        view->run->failure.destroy(view->run->failure.payload);
+    if (view->run) pyper__free(view->run->failure.data);
+    pyper__free(view->worker);
+    pyper__free(view->task);
+    pyper__free(view->run);
+}
+
+static void fill_task(pyper__task *task, const pyper__board_stage *entry,
+                      const pyper_attach_options *options) {
+    memcpy(task->name, entry->name, sizeof entry->name);
     task->fn = options->fn;
     task->bind = options->bind;
     task->branch = entry->branch;
@@ -144,33 +141,76 @@ int pyper__child_work(const pyper_attach_options *options, pyper__shm *shm) {
     task->workers = entry->workers;
     task->type = options->output_type;
     task->multiprocess = true;
+}
 
-    pyper__stage stage = {.task = task, .index = index, .input = &from, .output = &to};
-    stage.workers = worker;
+static void fill_edges(struct view *view, const pyper__board_stage *entry,
+                       struct pyper__child *child, const pyper_attach_options *options) {
+    pyper__channel_attach(&view->input_door, child->shm, entry->input, &child->waker,
+                          options->worker);
+    pyper__channel_attach(&view->output_door, child->shm, entry->output, &child->waker, 0);
+    view->input.type = options->input_type;
+    view->output.type = options->output_type;
+    pyper__queue_cross(&view->input, &view->input_door, false);
+    pyper__queue_cross(&view->output, &view->output_door,
+                       pyper__channel_is_ordered(&view->output_door));
+}
+
+static void fill_run(pyper_run *run, struct pyper__child *child,
+                     const pyper_attach_options *options) {
     atomic_init(&run->refs, 1);
     atomic_init(&run->handles, 1);
-    run->child = &child;
+    run->child = child;
     atomic_init(&run->gate_open, true);
     pyper__run_set_host(run, options->host, options->host_data);
     run->forks = atomic_load(&pyper__forks);
     pyper__seat_init(&run->callers, run->host, run->host_data);
+}
 
-    worker->run = run;
-    worker->stage = &stage;
-    worker->output = &to;
-    worker->allowed = task->branch ? INT64_MAX : 1;
-    worker->index = options->worker;
+static void fill_worker(struct view *view, pyper__board_worker *me, int64_t index) {
+    pyper_worker *worker = view->worker;
+    worker->run = view->run;
+    worker->stage = &view->stage;
+    worker->output = &view->output;
+    worker->allowed = view->task->branch ? INT64_MAX : 1;
+    worker->index = index;
     worker->seat.clock = &me->clock;
-    atomic_store(&me->state, PYPER__AT_WORK);
-    pyper__worker_work(worker);
-    if (!pyper__run_inherited(run)) child_left(&child, &stage, me);
+}
 
-    if (run->failure.destroy) run->failure.destroy(run->failure.payload);
-    pyper__free(run->failure.data);
-    pyper__free(worker);
-    pyper__free(task);
-    pyper__free(run);
-    return 0;
+static void work(struct view *view, struct pyper__child *child, pyper__board_worker *me) {
+    atomic_store(&me->state, PYPER__AT_WORK);
+    pyper__worker_work(view->worker);
+    if (!pyper__run_inherited(view->run)) child_left(child, &view->stage, me);
+}
+
+int pyper__child_work(const pyper_attach_options *options, pyper__shm *shm) {
+    pyper__board *board = pyper__board_at(shm);
+    size_t index = (size_t)options->task;
+    const pyper__board_stage *entry = &board->stages[index];
+    pyper__board_worker *me = pyper__board_worker_at(shm, index, options->worker);
+    struct pyper__child child = {
+        .shm = shm, .bell = {options->fds[1], options->fds[1]}, .stage = index};
+    child.waker.state = &board->loop_state;
+    child.waker.bell[0] = child.waker.bell[1] = options->fds[3];
+    struct view view = {.stage = {.index = index}};
+    int rc = view_make(&view, entry, options->fds[2]);
+    if (rc == 0) {
+        fill_task(view.task, entry, options);
+        fill_edges(&view, entry, &child, options);
+        fill_run(view.run, &child, options);
+        fill_worker(&view, me, options->worker);
+        view.stage.task = view.task;
+        view.stage.workers = view.worker;
+        view.stage.input = &view.input;
+        view.stage.output = &view.output;
+        work(&view, &child, me);
+    } else {
+        char message[120];
+        snprintf(message, sizeof message, "worker %" PRId64 " of %" PRId64 " could not begin: %s",
+                 options->worker + 1, entry->workers, pyper_strerror(rc));
+        child_fail(&child, rc, index, rc, message, NULL, 0);
+    }
+    view_free(&view);
+    return rc;
 }
 
 /* --------------------------------------------------------------------------------- attaching */
