@@ -602,11 +602,6 @@ static bool output_or_over(const void *arg) {
     return over(edge) || pyper__edge_there(edge) != 0;
 }
 
-static bool all_left(const void *arg) {
-    const pyper_run *run = arg;
-    return atomic_load(&run->alive) == 0;
-}
-
 /* Look until there is nothing more to do or the slice is over; says whether there is more. */
 static bool drive(pyper__loop *loop) {
     loop->budget = BUDGET;
@@ -631,10 +626,6 @@ static void fall_asleep(pyper__loop *loop) {
 
 /* ------------------------------------------------------------ driving for a caller who waits */
 
-static bool interruptible(const pyper__loop *loop) {
-    return loop->run->host && loop->run->host->interruptible;
-}
-
 /* Drive until ready(run).  The caller is the driver. */
 static int drive_until(pyper__loop *loop, bool (*ready)(const void *), pyper__watch *what,
                        int64_t deadline_ns) {
@@ -648,7 +639,8 @@ static int drive_until(pyper__loop *loop, bool (*ready)(const void *), pyper__wa
             rc = PYPER_ETIMEDOUT;
             break;
         }
-        rc = pyper__await_bell(seat, &loop->waker, deadline_ns, interruptible(loop));
+        rc = pyper__await_bell(seat, &loop->waker, deadline_ns,
+                               pyper__run_is_interruptible(loop->run));
         if (rc < 0) break;
     }
     fall_asleep(loop);
@@ -664,19 +656,19 @@ static bool output_or_nobody(const void *arg) {
 }
 
 static bool all_left_or_nobody(const void *arg) {
-    return all_left(arg) || nobody_drives(arg);
+    return pyper__run_all_left(arg) || nobody_drives(arg);
 }
 
 int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
     pyper_run *run = loop->run;
     int rc = 0;
     pyper__run_enter(run);
-    while (rc == 0 && !all_left(run)) {
+    while (rc == 0 && !pyper__run_all_left(run)) {
         bool taken = take_driving(loop);
         rc = taken || is_driver(loop)
-                 ? drive_until(loop, all_left, &loop->end, deadline_ns)
+                 ? drive_until(loop, pyper__run_all_left, &loop->end, deadline_ns)
                  : pyper__await(&run->callers, &run->done, all_left_or_nobody, run, deadline_ns,
-                                PYPER__OTHER, interruptible(loop));
+                                PYPER__OTHER, pyper__run_is_interruptible(run));
         if (taken) leave_driving(loop);
     }
     pyper__run_leave(run);
@@ -684,18 +676,13 @@ int pyper__loop_await_end(pyper__loop *loop, int64_t deadline_ns) {
 }
 
 #if PYPER__PROCESSES
-/* An output that could not be decoded ends the stream, as in run.c. */
 static int receive_output(pyper__loop *loop, void **ret_item) {
     pyper_run *run = loop->run;
     pyper__queue *edge = &run->queues[run->count];
     int64_t ticket;
     int rc = pyper__try_receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket);
     if (rc == PYPER__AGAIN) pyper__edge_settle(edge);
-    if (rc == PYPER_EFAILED) {
-        pyper__edge_set_state(edge, PYPER__CANCELLED);
-        return 0;
-    }
-    return rc == PYPER_ECANCELED && !atomic_load(&run->cancelled) ? 0 : rc;
+    return pyper__run_received(run, rc);
 }
 #endif
 
@@ -724,9 +711,10 @@ int pyper__loop_pop(pyper__loop *loop, void **ret_item, int64_t deadline_ns) {
         }
         int rc = pop_output(loop, ret_item), waited = 0;
         if (rc == PYPER__AGAIN)
-            waited = mine ? drive_until(loop, output_or_over, &loop->outputs, deadline_ns)
-                          : pyper__await(&run->callers, loop->outputs.event, output_or_nobody, run,
-                                         deadline_ns, PYPER__STARVED, interruptible(loop));
+            waited =
+                mine ? drive_until(loop, output_or_over, &loop->outputs, deadline_ns)
+                     : pyper__await(&run->callers, loop->outputs.event, output_or_nobody, run,
+                                    deadline_ns, PYPER__STARVED, pyper__run_is_interruptible(run));
         if (taken) leave_driving(loop);
         if (rc == 1) pyper__seat_share_token(&run->callers);
         if (rc != PYPER__AGAIN) return rc;
@@ -758,7 +746,7 @@ static int refuse_driver(const pyper_run *run) {
  * notification may have come for what he had taken already. */
 static bool caller_may_go_on(pyper__loop *loop) {
     do {
-        if (output_or_over(loop->run) || all_left(loop->run)) return true;
+        if (output_or_over(loop->run) || pyper__run_all_left(loop->run)) return true;
     } while (watch(&loop->outputs));
     return false;
 }
@@ -796,11 +784,11 @@ static int wait_as_caller(pyper__loop *loop, bool (*ready)(const void *), pyper_
 static int next_of(pyper__loop *loop, void **ret_item) {
     for (;;) {
         /* As in next_slow() of run.c: what comes after a failure has ended the stream. */
-        bool complete = all_left(loop->run);
+        bool complete = pyper__run_all_left(loop->run);
         int rc = pop_output(loop, ret_item);
         if (rc == 1) pyper__seat_share_token(&loop->run->callers);
         if (!complete && (rc == 0 || rc == PYPER_ECANCELED))
-            rc = wait_as_caller(loop, all_left, &loop->end);
+            rc = wait_as_caller(loop, pyper__run_all_left, &loop->end);
         else if (rc == PYPER__AGAIN)
             rc = wait_as_caller(loop, output_or_over, &loop->outputs);
         else

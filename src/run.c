@@ -390,9 +390,11 @@ static void count_unstarted_out(pyper_run *run) {
 static int refuse(pyper_run *run, const pyper_start_options *options, const char **ret_message) {
     const pyper__task *first = run->pipeline->tasks[0];
     if (first->join)
-        *ret_message = "the first task cannot have join: there is nothing to pull from";
+        *ret_message = "it is the first of the pipeline, so there is nothing for it to join; leave "
+                       "join out, or pipe another task into it";
     if (first->workers > 1)
-        *ret_message = "the first task cannot have several workers: it is called once";
+        *ret_message = "it is the first of the pipeline and called once, so it cannot have several "
+                       "workers; leave workers out, or pipe another task into it";
     if (*ret_message) return PYPER_EINVAL;
     if (!first->multiprocess || pyper__type_crosses(options->type)) return 0;
     *ret_message = "its worker is a process, and the type of the run's argument has no encode and "
@@ -414,16 +416,33 @@ static int put_argument(pyper_run *run, void *argument) {
     return rc;
 }
 
+/* Why something could not be had, on this thread and just now. */
+static void why(int rc, char *ret_text, size_t size) {
+    const char *refused = rc == PYPER_ENOTSUP ? pyper__refused_call() : NULL;
+    if (refused)
+        snprintf(ret_text, size, "the system refuses %s(), which the run needs", refused);
+    else
+        snprintf(ret_text, size, "%s", pyper_strerror(rc));
+}
+
 /* What the run needs could not be had: fail it. */
 static void fail_to_furnish(pyper_run *run, int rc) {
-    const char *message = rc == PYPER_ENOMEM ? out_of_memory.failure.message : pyper_strerror(rc);
-    const char *refused = rc == PYPER_ENOTSUP ? pyper__refused_call() : NULL;
     char text[80];
-    if (refused) {
-        snprintf(text, sizeof text, "the system refuses %s(), which the run needs", refused);
-        message = text;
-    }
-    pyper__run_fail(run, rc, NULL, rc, message, NULL, NULL);
+    why(rc, text, sizeof text);
+    pyper__run_fail(run, rc, NULL, rc, rc == PYPER_ENOMEM ? out_of_memory.failure.message : text,
+                    NULL, NULL);
+}
+
+/* Not all workers could be started; `unstarted` is the one, NULL: it was the supervisor. */
+static void fail_to_start(pyper_run *run, const pyper_worker *unstarted, int rc) {
+    char reason[80], text[160];
+    why(rc, reason, sizeof reason);
+    if (unstarted)
+        snprintf(text, sizeof text, "worker %" PRId64 " of %" PRId64 " could not be started: %s",
+                 unstarted->index + 1, unstarted->stage->task->workers, reason);
+    else
+        snprintf(text, sizeof text, "the processes could not be looked after: %s", reason);
+    pyper__run_fail(run, rc, unstarted ? unstarted->stage : NULL, rc, text, NULL, NULL);
 }
 
 static void start(pyper_run *run, const pyper_start_options *options) {
@@ -454,15 +473,7 @@ static void start(pyper_run *run, const pyper_start_options *options) {
     pyper_worker *unstarted = NULL;
     rc = start_workers(run, &unstarted);
     if (rc < 0) {
-        char text[160];
-        if (unstarted)
-            snprintf(text, sizeof text,
-                     "worker %" PRId64 " of %" PRId64 " could not be started: %s",
-                     unstarted->index + 1, unstarted->stage->task->workers, pyper_strerror(rc));
-        else
-            snprintf(text, sizeof text, "the processes could not be looked after: %s",
-                     pyper_strerror(rc));
-        pyper__run_fail(run, rc, unstarted ? unstarted->stage : NULL, rc, text, NULL, NULL);
+        fail_to_start(run, unstarted, rc);
         count_unstarted_out(run);
     }
     open_gate(run);
@@ -508,11 +519,6 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
 
 /* ---------------------------------------------------------------------------------- waiting */
 
-static bool all_left(const void *arg) {
-    const pyper_run *run = arg;
-    return atomic_load(&run->alive) == 0;
-}
-
 static bool not_busy(const void *arg) {
     const pyper_run *run = arg;
     return atomic_load(&run->joining) != JOIN_BUSY;
@@ -520,7 +526,7 @@ static bool not_busy(const void *arg) {
 
 static int await(pyper_run *run, bool (*ready)(const void *), int64_t deadline_ns) {
     return pyper__await(&run->callers, &run->done, ready, run, deadline_ns, PYPER__OTHER,
-                        run->host && run->host->interruptible);
+                        pyper__run_is_interruptible(run));
 }
 
 static int join_threads(pyper_run *run) {
@@ -565,7 +571,7 @@ int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (pyper__run_inherited(run)) return PYPER_EFORKED;
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
     int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
-                       : await(run, all_left, deadline_ns);
+                       : await(run, pyper__run_all_left, deadline_ns);
     if (rc == 0) rc = pyper__run_join_once(run, deadline_ns);
 #if PYPER__PROCESSES
     if (rc == 0 && run->processes && atomic_load(&run->cancelled)) pyper__processes_retire(run);
@@ -592,20 +598,23 @@ int pyper__run_outcome(pyper_run *run) {
 }
 
 #if PYPER__PROCESSES
-/* An output that could not be decoded has failed the run and ends the stream: those behind it would
- * come after a gap.  Perhaps a host was interrupted while it decoded: let it look before it waits. */
-static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
-                          bool interruptible) {
-    pyper__queue *edge = &run->queues[run->count];
-    int64_t ticket;
-    int rc = pyper__receive(run, &run->stages[run->count - 1], edge, ret_item, &ticket,
-                            &run->callers, deadline_ns, interruptible);
-    if (rc > 0) pyper__seat_share_token(&run->callers);
+int pyper__run_received(pyper_run *run, int rc) {
     if (rc == PYPER_EFAILED) {
-        pyper__edge_set_state(edge, PYPER__CANCELLED);
-        return interruptible ? PYPER_EINTR : 0;
+        pyper__edge_set_state(&run->queues[run->count], PYPER__CANCELLED);
+        return 0;
     }
     return rc == PYPER_ECANCELED && !atomic_load(&run->cancelled) ? 0 : rc;
+}
+
+static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
+                          bool interruptible) {
+    int64_t ticket;
+    int rc = pyper__receive(run, &run->stages[run->count - 1], &run->queues[run->count], ret_item,
+                            &ticket, &run->callers, deadline_ns, interruptible);
+    if (rc > 0) pyper__seat_share_token(&run->callers);
+    int answer = pyper__run_received(run, rc);
+    /* Perhaps a host was interrupted while it decoded: let it look before it waits. */
+    return rc == PYPER_EFAILED && interruptible ? PYPER_EINTR : answer;
 }
 #endif
 
@@ -613,7 +622,7 @@ static int receive_output(pyper_run *run, void **ret_item, int64_t deadline_ns,
 static int pop_output(pyper_run *run, void **ret_item, int64_t deadline_ns) {
     if (run->loop) return pyper__loop_pop(run->loop, ret_item, deadline_ns);
     pyper__queue *queue = &run->queues[run->count];
-    bool interruptible = run->host && run->host->interruptible;
+    bool interruptible = pyper__run_is_interruptible(run);
 #if PYPER__PROCESSES
     if (queue->channel) return receive_output(run, ret_item, deadline_ns, interruptible);
 #endif
@@ -631,7 +640,7 @@ static PYPER__NOINLINE int next_slow(pyper_run *run, void **ret_item, int64_t de
     for (;;) {
         /* A failure ends the stream under workers who may be emitting: what they have put there
          * when they leave comes first. */
-        bool complete = all_left(run);
+        bool complete = pyper__run_all_left(run);
         pyper__run_enter(run);
         int rc = pop_output(run, ret_item, deadline_ns);
         pyper__run_leave(run);

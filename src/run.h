@@ -109,6 +109,20 @@ void pyper__run_stop(pyper_run *run, size_t upto);
 /* Has this stage been told to stop? */
 bool pyper__run_stopped(const pyper_run *run, size_t stage);
 
+/* Have all workers left?  (Of a pyper_run, as what is waited for.) */
+static inline bool pyper__run_all_left(const void *run) {
+    return atomic_load(&((const pyper_run *)run)->alive) == 0;
+}
+
+/* Does a signal end the waits of its callers? */
+static inline bool pyper__run_is_interruptible(const pyper_run *run) {
+    return run->host && run->host->interruptible;
+}
+
+/* `rc` has come of receiving an output for the caller: what that means to him.  An output that could
+ * not be decoded has failed the run and ends the stream: those behind it would come after a gap. */
+int pyper__run_received(pyper_run *run, int rc);
+
 /* How far an ordered task with this throttle may be ahead of the one whose turn it is. */
 int64_t pyper__run_window(int64_t throttle);
 
