@@ -87,7 +87,7 @@ static int64_t how_many_more_locked(pyper__queue *queue, const pyper__claim *cla
     int64_t head = atomic_load_explicit(&queue->head, memory_order_relaxed);
     int64_t wanted = claim->pace - 1;
     int share = queue->claims->share;
-    if ((queue->seen - head) >> share < wanted && !queue->slots)
+    if ((queue->seen - head) >> share < wanted && !queue->ring)
         queue->seen = atomic_load(&queue->tail);
     return pyper__least((queue->seen - head) >> share, wanted);
 }

@@ -14,7 +14,7 @@
  * moves the turn on to a ticket exchanges it for TURN.  The second of the two sees the first: so
  * either the worker learns that it has the turn, or who moves the turn that the output is there.
  *
- * (With a bound, one output each needs no turns: see slots.h.)
+ * (With a bound, one output each needs no turns: see ring.h.)
  *
  * Bounds
  *   - Only tickets below turn + window keep anything or are done; later ones wait.

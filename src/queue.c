@@ -3,7 +3,7 @@
 
 #include "claim.h"
 #include "order.h"
-#include "slots.h"
+#include "ring.h"
 
 /* --------------------------------------------------------------------------------- chunks */
 
@@ -123,7 +123,7 @@ int pyper__queue_init(pyper__queue *queue, int64_t throttle, bool many_producers
 }
 
 void pyper__queue_push_quickly(pyper__queue *queue) {
-    queue->quick_push = !queue->channel && !queue->order && !queue->slots &&
+    queue->quick_push = !queue->channel && !queue->order && !queue->ring &&
                         pyper__event_let_notify_lightly(&queue->items, true);
 }
 
@@ -137,7 +137,7 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
 
 /* ------------------------------------------------------------------------------ what is there */
 
-/* With slots nobody counts what is there, so the consuming end looks; this far at once.  Who claims
+/* With a ring nobody counts what is there, so the consuming end looks; this far at once.  Who claims
  * shares what was seen, and so looks further. */
 #define LOOK_AHEAD 16
 #define LOOK_AHEAD_CLAIMING 64
@@ -149,40 +149,40 @@ static int64_t look_ahead(const pyper__queue *queue) {
 
 /* What can be popped, from `head` on, ends here; or further on. */
 static int64_t there_until(const pyper__queue *queue, int64_t head) {
-    if (!queue->slots) return atomic_load(&queue->tail);
+    if (!queue->ring) return atomic_load(&queue->tail);
     int64_t until = head, most = head + look_ahead(queue);
-    while (until < most && pyper__slots_has(queue->slots, until)) until++;
+    while (until < most && pyper__ring_has(queue->ring, until)) until++;
     return until;
 }
 
 int pyper__queue_state_of_items(const pyper__queue *queue) {
     int state = atomic_load(&queue->state);
-    bool more = state == PYPER__ENDED && queue->slots && pyper__slots_expect_next(queue);
+    bool more = state == PYPER__ENDED && queue->ring && pyper__ring_expect_next(queue);
     return more ? PYPER__OPEN : state;
 }
 
 /* Has the consuming end seen the first item?  If it has popped all that it had seen it looks for
- * more.  What lies in slots is copied to its chunk, and leaves from there like any other. */
+ * more.  What lies in the ring is copied to its chunk, and leaves from there like any other. */
 static bool has_seen_first(pyper__queue *queue, int64_t head) {
     if (head < queue->seen) return true;
     queue->seen = there_until(queue, head);
-    if (queue->slots) {
+    if (queue->ring) {
         queue->pop_base = base_of(queue->pop_chunk, head);
         for (int64_t t = head; t < queue->seen; t++)
-            *pyper__queue_slot(queue->pop_base, t) = pyper__slots_item(queue->slots, t);
+            *pyper__queue_slot(queue->pop_base, t) = pyper__ring_item(queue->ring, t);
     }
     return head < queue->seen;
 }
 
 static bool is_any_there(const pyper__queue *queue, int64_t head) {
-    if (queue->slots) return pyper__slots_has(queue->slots, head);
+    if (queue->ring) return pyper__ring_has(queue->ring, head);
     return head != atomic_load(&queue->tail);
 }
 
 int64_t pyper__queue_there(const pyper__queue *queue) {
     /* Popped before pushed, so that it is never negative. */
     int64_t popped = pyper__queue_popped(queue);
-    if (!queue->slots) return atomic_load(&queue->tail) - popped;
+    if (!queue->ring) return atomic_load(&queue->tail) - popped;
     return there_until(queue, atomic_load(&queue->head)) - popped;
 }
 
@@ -224,7 +224,7 @@ void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
     void *item;
     while (queue->pop_chunk && take_any(queue, &item)) pyper__queue_destroy_item(queue, item, seat);
     while ((queue->order && pyper__order_take_any(queue->order, &item)) ||
-           (queue->slots && pyper__slots_take_any(queue, &item))) {
+           (queue->ring && pyper__ring_take_any(queue, &item))) {
         /* As if it had joined the queue. */
         atomic_fetch_add(&queue->tail, 1);
         atomic_fetch_add(&queue->head, 1);
@@ -235,7 +235,7 @@ void pyper__queue_drain(pyper__queue *queue, pyper__seat *seat) {
 void pyper__queue_fini(pyper__queue *queue, pyper__seat *seat) {
     pyper__queue_drain(queue, seat);
     pyper__order_free(queue->order);
-    pyper__slots_free(queue->slots);
+    pyper__ring_free(queue->ring);
     pyper__claims_free(queue->claims);
     chunks_free(queue->pop_chunk);
     chunks_free(queue->push_spare);
@@ -252,12 +252,12 @@ void pyper__queue_set_state(pyper__queue *queue, int state) {
     pyper__event_notify_all(&queue->items);
     pyper__event_notify_all(&queue->places);
     if (queue->order) pyper__order_notify_all(queue->order);
-    if (queue->slots) pyper__slots_notify_all(queue->slots);
+    if (queue->ring) pyper__ring_notify_all(queue->ring);
 }
 
 int64_t pyper__queue_pushed(pyper__queue *queue) {
     if (queue->order) return pyper__order_pushed(queue->order);
-    if (queue->slots) return pyper__slots_pushed(queue);
+    if (queue->ring) return pyper__ring_pushed(queue);
     int64_t tail = atomic_load_explicit(&queue->tail, memory_order_relaxed);
     if (queue->limit == INT64_MAX) return tail;
     return pyper__least(tail, pyper__queue_started(queue) + queue->limit);
@@ -284,8 +284,8 @@ static bool pushes_from_hand(const pyper__queue *queue) {
 /* With a bound: wake producers if half of the places are free (or, `all`, if any is).  Too few
  * woken now are woken by a later call: at the latest when the consumer is about to wait. */
 static void wake_producers(pyper__queue *queue, bool all) {
-    if (queue->slots && !queue->slots->drawn) {
-        pyper__slots_tell_of_places(queue, all ? 1 : queue->wake_from);
+    if (queue->ring && !queue->ring->drawn) {
+        pyper__ring_tell_of_places(queue, all ? 1 : queue->wake_from);
         return;
     }
     int64_t free_places = pyper__queue_room(queue);
@@ -392,13 +392,13 @@ int pyper__queue_push(pyper__queue *queue, void *item, int64_t ticket, pyper__se
     for (;;) {
         struct pyper__turn wait_for;
         wait_for.event = NULL; /* wait for room */
-        int rc = queue->order   ? pyper__order_try_push(queue->order, item, ticket, &wait_for)
-                 : queue->slots ? pyper__slots_try_push(queue, item, ticket)
-                                : push_unordered(queue, item);
+        int rc = queue->order  ? pyper__order_try_push(queue->order, item, ticket, &wait_for)
+                 : queue->ring ? pyper__ring_try_push(queue, item, ticket)
+                               : push_unordered(queue, item);
         if (rc != PYPER__AGAIN) return rc;
         if (input) pyper__queue_settle(input);
-        if (queue->slots && !queue->slots->drawn) {
-            pyper__slots_await_place(queue, ticket, seat);
+        if (queue->ring && !queue->ring->drawn) {
+            pyper__ring_await_place(queue, ticket, seat);
             continue;
         }
         if (pushes_from_hand(queue)) return push_from_hand(queue, item, seat);

@@ -5,7 +5,7 @@
  * needs no lock; an end with several has a lock that they take for one item.  The two ends meet
  * only in two counters: `tail`, how many items were published, and `given_back`, how many places of
  * the bound are free again.  (Where several workers emit and there is a bound, their items mostly
- * lie in places of their own instead of chunks: slots.h.)
+ * lie in places of their own instead of chunks: ring.h.)
  *
  * Promises
  *   - An item is visible to the consumer when push returns.
@@ -31,8 +31,8 @@
  *
  * Synchronization
  *   limit, block, many_producers, many_consumers, type, order, channel, passes_turn, claims,
- *                wake_from, slots   set by init (and pyper__queue_cross(),
- *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__slots_create()),
+ *                wake_from, ring   set by init (and pyper__queue_cross(),
+ *                pyper__order_expect_one_each(), pyper__claims_create(), pyper__ring_create()),
  *                never change.
  *   state        atomic; only grows: open -> ended -> cancelled.  Decides what push and pop answer.
  *   tail         atomic; written by the producing end after it has written the slot (pairs with
@@ -43,7 +43,7 @@
  *   given_back   atomic; written by the consuming end, read by the producing end; the license to
  *                use that many places of the bound again.
  *   head         atomic; written by the consuming end (relaxed).  Read without that end by who is
- *                about to sleep there, by producers (for the size of a new chunk; with slots, for
+ *                about to sleep there, by producers (for the size of a new chunk; with a ring, for
  *                whom to wake), by pyper__edge_is_complete() and by statistics.  With claims what
  *                lies before it has been claimed, if not begun.
  *   drained      atomic, relaxed: how many of those that head has passed were destroyed instead.
@@ -63,8 +63,8 @@
  * Invariants
  *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with
  *   a limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an
- *   order waits in its push.  (With slots what is there is told by them, and tail is what they make
- *   of it.)
+ *   order waits in its push.  (With a ring what is there is told by that, and tail is what it makes of
+ *   it.)
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.
@@ -88,7 +88,7 @@ typedef struct pyper__chunk {
 #define PYPER__CHUNK_SLOTS                                                                         \
     ((PYPER__CHUNK_SIZE - (int64_t)sizeof(pyper__chunk)) / (int64_t)sizeof(void *))
 
-struct pyper__slots;
+struct pyper__ring;
 struct pyper__order;
 struct pyper__channel;
 struct pyper__claims;
@@ -117,7 +117,7 @@ typedef struct pyper__queue {
     struct pyper__channel *channel; /* if set, the items go through it instead; see edge.h */
     bool passes_turn;               /* who has made a call says so: see order, or the channel */
     struct pyper__claims *claims;   /* NULL: nobody claims items ahead; see claim.h */
-    struct pyper__slots *slots;     /* if set, the items lie there and not in chunks; see slots.h */
+    struct pyper__ring *ring;       /* if set, the items lie there and not in chunks; see ring.h */
     _Alignas(PYPER__CACHE_LINE) _Atomic int state;
     pyper__event items;
 
@@ -143,8 +143,8 @@ typedef struct pyper__queue {
     int64_t seen;            /* how far it has looked: tail, or the first place that was not done */
     int64_t give_at;         /* places are given back when this many have begun */
     int64_t counted;         /* with claims: how many have begun, as far as anybody has looked */
-    int64_t pop_end;         /* as push_end; with slots there is none */
-    pyper__chunk *pop_chunk; /* with slots: what it has seen there is copied to this */
+    int64_t pop_end;         /* as push_end; with a ring there is none */
+    pyper__chunk *pop_chunk; /* with a ring: what it has seen there is copied to this */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t given_back;
     pyper__event places;
     _Atomic int64_t drained;
@@ -185,7 +185,7 @@ int64_t pyper__queue_pushed(pyper__queue *queue);
 int64_t pyper__queue_popped(const pyper__queue *queue);
 int64_t pyper__queue_started(const pyper__queue *queue); /* popped, but not to be destroyed */
 
-/* How many items can be popped at this moment (with slots: at least, but 0 only if there is none),
+/* How many items can be popped at this moment (with a ring: at least, but 0 only if there is none),
  * and pushed (INT64_MAX: there is no bound). */
 int64_t pyper__queue_there(const pyper__queue *queue);
 
@@ -315,7 +315,7 @@ static inline bool pyper__queue_pop_shared(pyper__queue *queue, void **ret_item,
     pyper__lock_take(&queue->pop_lock.lock);
     *ret_ticket = atomic_load_explicit(&queue->head, memory_order_relaxed);
     bool taken = pyper__queue_pop_at_once(queue, ret_item) ||
-                 (queue->slots && pyper__queue_pop_with_care(queue, ret_item) == 1);
+                 (queue->ring && pyper__queue_pop_with_care(queue, ret_item) == 1);
     pyper__lock_give(&queue->pop_lock.lock);
     return taken;
 }

@@ -11,7 +11,7 @@
 #include "loop.h"
 #include "order.h"
 #include "process.h"
-#include "slots.h"
+#include "ring.h"
 #include "text.h"
 #include "thread.h"
 #include "transfer.h"
@@ -269,7 +269,7 @@ static int let_claim(pyper__stage *stage) {
 }
 
 /* Ordered, with a bound and one output each, and no event loop that would have to wait for places:
- * then the places keep the order (slots.h), and nobody needs another. */
+ * then the places keep the order (ring.h), and nobody needs another. */
 static bool has_ordered_places(const pyper__task *task) {
     return task->ordered && !task->branch && !task->async && task->throttle > 0 &&
            task->throttle <= WINDOW_MAX;
@@ -280,14 +280,14 @@ static int choose_places(pyper__stage *stage) {
     const pyper__task *task = stage->task;
     pyper__queue *output = stage->output;
     if (task->workers == 1 || task->async || output->channel) return 0;
-    if (has_ordered_places(task)) return pyper__slots_create(output, false);
+    if (has_ordered_places(task)) return pyper__ring_create(output, false);
     bool bounded = output->limit < INT64_MAX;
     if (task->ordered) {
         if (!task->branch && !bounded) pyper__order_expect_one_each(output->order);
         return 0;
     }
     bool drawn = bounded && output->limit <= DRAW_PLACES_MAX && task->workers <= DRAW_WORKERS_MAX;
-    return drawn ? pyper__slots_create(output, true) : 0;
+    return drawn ? pyper__ring_create(output, true) : 0;
 }
 
 /* What the stages and the queues need, nobody working yet: 0, PYPER_ENOMEM, PYPER_EMFILE or

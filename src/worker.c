@@ -5,7 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "slots.h"
+#include "ring.h"
 #include "text.h"
 #include "transfer.h"
 
@@ -276,8 +276,8 @@ static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (output->order) {
         struct pyper__turn wait;
         rc = pyper__order_try_push(output->order, item, worker->ticket, &wait);
-    } else if (output->slots) {
-        rc = pyper__slots_try_push(output, item, worker->ticket);
+    } else if (output->ring) {
+        rc = pyper__ring_try_push(output, item, worker->ticket);
     } else {
         bool seldom = worker->claim && worker->claim->seldom;
         if (pyper__queue_push_shared(output, item, seldom, &worker->near))

@@ -6,7 +6,7 @@
 #include "explorer.h"
 #include "order.h"
 #include "queue.h"
-#include "slots.h"
+#include "ring.h"
 
 enum { ITEMS = 8 };
 
@@ -86,7 +86,7 @@ static void destroy_queue(void) {
 static void check_bound(void) {
     pyper__queue *q = &state.queue;
     int64_t tail = q->tail, head = q->head, given_back = q->given_back, kept = q->kept;
-    MODEL_CHECK(given_back <= head && (head <= tail || q->slots != NULL));
+    MODEL_CHECK(given_back <= head && (head <= tail || q->ring != NULL));
     if (q->claims) MODEL_CHECK(given_back <= pyper__claims_begun(q->claims));
     if (q->limit == INT64_MAX) return;
     bool from_hand = state.producer_count == 1 && !q->order;
@@ -121,7 +121,7 @@ static bool push(long item, pyper__seat *seat) {
     bool at_once = false;
     if (state.producer_count == 1)
         at_once = pyper__queue_push_at_once(&state.queue, pointer);
-    else if (!state.queue.slots)
+    else if (!state.queue.ring)
         at_once = pyper__queue_push_shared(&state.queue, pointer, seldom, &near);
     if (at_once) {
         MODEL_CHECK(!over);
@@ -486,7 +486,7 @@ static void in_order(int64_t limit, int64_t window, long tickets, long outputs) 
     model_thread("consumer", consume_in_order, NULL, 0);
 }
 static void make_slots(bool drawn) {
-    if (pyper__slots_create(&state.queue, drawn) < 0) model_fail(__FILE__, __LINE__, "no memory");
+    if (pyper__ring_create(&state.queue, drawn) < 0) model_fail(__FILE__, __LINE__, "no memory");
 }
 static void expect_one_each(void) {
     if (state.queue.limit < INT64_MAX)
@@ -505,7 +505,7 @@ static void consume_and_call(void *number) {
     void *item;
     int64_t ticket;
     while (pyper__queue_pop(&state.queue, &item, &ticket, seat, PYPER_FOREVER, false) > 0) {
-        MODEL_CHECK(ticket == (intptr_t)item || state.queue.slots->drawn);
+        MODEL_CHECK(ticket == (intptr_t)item || state.queue.ring->drawn);
         call((intptr_t)item, seat);
     }
 }

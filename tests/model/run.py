@@ -128,13 +128,13 @@ MODELS = {
     ),
     # Where two wait for the same event there is no end of orders: each may go on waking the other.
     "queue": Model(
-        ("park.c", "queue.c", "claim.c", "order.c", "slots.c"),
+        ("park.c", "queue.c", "claim.c", "order.c", "ring.c"),
         (
             *SMALL,
             *SIMPLE_LOCK,
             ("order.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1"),
-            ("slots.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1"),
-            ("slots.h", "#define PYPER__SLOTS_EVENTS 64", "#define PYPER__SLOTS_EVENTS 2"),
+            ("ring.c", "#define SIZE_MIN 64", "#define SIZE_MIN 1"),
+            ("ring.h", "#define PYPER__RING_EVENTS 64", "#define PYPER__RING_EVENTS 2"),
             ("claim.c", "queue->limit / 4 / workers", "queue->limit"),
             ("claim.c", "#define LEAST 8", "#define LEAST 2"),
         ),

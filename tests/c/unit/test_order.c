@@ -3,7 +3,7 @@
 #include "../kit.h"
 
 #include "order.h"
-#include "slots.h"
+#include "ring.h"
 
 static pyper__queue queue;
 static pyper__seat seat;
@@ -17,8 +17,8 @@ static void open_queue(int64_t throttle, int64_t window) {
 
 static int try_push(int64_t ticket, void *item) {
     struct pyper__turn turn;
-    return queue.slots ? pyper__slots_try_push(&queue, item, ticket)
-                       : pyper__order_try_push(queue.order, item, ticket, &turn);
+    return queue.ring ? pyper__ring_try_push(&queue, item, ticket)
+                      : pyper__order_try_push(queue.order, item, ticket, &turn);
 }
 
 static int done(int64_t ticket) {
@@ -79,7 +79,7 @@ TEST(the_turn_may_come_before_the_call_is_done) {
 /* As a run decides. */
 static void expect_one_each(void) {
     if (queue.limit < INT64_MAX)
-        CHECK_EQ(pyper__slots_create(&queue, false), 0);
+        CHECK_EQ(pyper__ring_create(&queue, false), 0);
     else
         pyper__order_expect_one_each(queue.order);
     CHECK(!queue.passes_turn);
@@ -167,9 +167,9 @@ TEST(with_a_bound_each_ticket_has_its_place) {
 TEST(places_that_cannot_be_had_leave_the_order_as_it_is) {
     open_queue(100, 100);
     atomic_store(&pyper__fail_alloc_at, 1);
-    CHECK_EQ(pyper__slots_create(&queue, false), PYPER_ENOMEM);
+    CHECK_EQ(pyper__ring_create(&queue, false), PYPER_ENOMEM);
     atomic_store(&pyper__fail_alloc_at, -1);
-    CHECK(queue.passes_turn && queue.order && !queue.slots);
+    CHECK(queue.passes_turn && queue.order && !queue.ring);
     pyper__queue_fini(&queue, &seat);
 }
 

@@ -3,7 +3,7 @@
 #include "../kit.h"
 
 #include "queue.h"
-#include "slots.h"
+#include "ring.h"
 
 static pyper__queue queue; /* aligned to its cache lines */
 
@@ -17,7 +17,7 @@ static void open_queue(int64_t throttle, bool many_producers, bool many_consumer
     memset(&queue, 0, sizeof queue);
     CHECK_EQ(pyper__queue_init(&queue, throttle, many_producers, many_consumers, 0, &item_type), 0);
     if (draw && many_producers && throttle > 0)
-        CHECK_EQ(pyper__slots_create(&queue, true), 0);
+        CHECK_EQ(pyper__ring_create(&queue, true), 0);
     else
         pyper__queue_push_quickly(&queue);
     atomic_store(&quick_pushes, 0);
@@ -38,7 +38,7 @@ static void close_queue(void) {
 static bool push_quickly(void *item) {
     static _Thread_local uintptr_t near;
     bool seldom = (uintptr_t)item % 32 == 0; /* some */
-    if (queue.slots) return false;
+    if (queue.ring) return false;
     return queue.many_producers ? pyper__queue_push_shared(&queue, item, seldom, &near)
                                 : pyper__queue_push_at_once(&queue, item);
 }
@@ -174,7 +174,7 @@ TEST(exactly_as_many_as_there_are_places) {
             for (int64_t n = 0; n < limit; n++) CHECK_EQ(push(&seat, item_new(n)), 0);
             void *late = item_new(-1);
             CHECK(!push_quickly(late));
-            if (draw) CHECK_EQ(pyper__slots_try_push(&queue, late, 0), PYPER__AGAIN);
+            if (draw) CHECK_EQ(pyper__ring_try_push(&queue, late, 0), PYPER__AGAIN);
             item_deliver(late);
             CHECK_EQ(pyper__queue_pushed(&queue) - pyper__queue_popped(&queue), limit);
             for (int64_t n = 0; n < limit; n++) {

@@ -1,5 +1,5 @@
-/* slots - see slots.h. */
-#include "slots.h"
+/* ring - see ring.h. */
+#include "ring.h"
 
 #include <assert.h>
 
@@ -8,28 +8,28 @@
 /* So that those who wait for different tickets have different events, however narrow the bound. */
 #define SIZE_MIN 64
 
-int pyper__slots_create(pyper__queue *queue, bool drawn) {
+int pyper__ring_create(pyper__queue *queue, bool drawn) {
     assert(queue->limit < INT64_MAX);
     size_t size = SIZE_MIN;
     while (size < (size_t)queue->limit) size *= 2;
-    pyper__slots *slots = pyper__alloc(sizeof *slots + size * sizeof slots->place[0]);
-    if (!slots) return PYPER_ENOMEM;
-    slots->size = (int64_t)size;
-    slots->drawn = drawn;
-    atomic_init(&slots->upto, queue->limit);
-    atomic_init(&slots->told, queue->limit);
+    pyper__ring *ring = pyper__alloc(sizeof *ring + size * sizeof ring->place[0]);
+    if (!ring) return PYPER_ENOMEM;
+    ring->size = (int64_t)size;
+    ring->drawn = drawn;
+    atomic_init(&ring->upto, queue->limit);
+    atomic_init(&ring->told, queue->limit);
     (void)pyper__event_let_notify_lightly(&queue->items, true);
-    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) pyper__event_init(&slots->free[i]);
+    for (int i = 0; i < PYPER__RING_EVENTS; i++) pyper__event_init(&ring->free[i]);
     pyper__order_free(queue->order);
     queue->order = NULL;
     queue->passes_turn = false;
     queue->pop_end = INT64_MAX; /* its chunk is filled anew, and never drained */
-    queue->slots = slots;
+    queue->ring = ring;
     return 0;
 }
 
-void pyper__slots_free(pyper__slots *slots) {
-    pyper__free(slots);
+void pyper__ring_free(pyper__ring *ring) {
+    pyper__free(ring);
 }
 
 /* ------------------------------------------------------------------------------------- pushing */
@@ -40,12 +40,12 @@ static int64_t places_until(const pyper__queue *queue) {
 }
 
 static bool has_place(pyper__queue *queue, int64_t ticket) {
-    pyper__slots *slots = queue->slots;
-    if (pyper__likely(ticket < atomic_load_explicit(&slots->upto, memory_order_acquire)))
+    pyper__ring *ring = queue->ring;
+    if (pyper__likely(ticket < atomic_load_explicit(&ring->upto, memory_order_acquire)))
         return true;
     int64_t upto = places_until(queue);
     if (ticket >= upto) return false;
-    atomic_store_explicit(&slots->upto, upto, memory_order_release);
+    atomic_store_explicit(&ring->upto, upto, memory_order_release);
     return true;
 }
 
@@ -62,7 +62,7 @@ static int64_t draw(pyper__queue *queue) {
  * nobody else will tell them, are this one and those behind it.  If the queue has ended it may be
  * the last one that they wait for, all of them. */
 static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
-    pyper__slots *slots = queue->slots;
+    pyper__ring *ring = queue->ring;
     atomic_thread_fence(memory_order_seq_cst);
     if (!pyper__event_is_awaited(&queue->items)) return;
     if (pyper__queue_state(queue) != PYPER__OPEN) {
@@ -70,17 +70,17 @@ static PYPER__COLD void wake_for(pyper__queue *queue, int64_t ticket) {
         return;
     }
     int64_t first = atomic_load(&queue->head);
-    while (first < ticket && pyper__slots_has(slots, first)) first++;
+    while (first < ticket && pyper__ring_has(ring, first)) first++;
     if (first < ticket) return;
     int64_t until = first, most = first + queue->limit;
-    while (until < most && pyper__slots_has(slots, until)) until++;
+    while (until < most && pyper__ring_has(ring, until)) until++;
     if (until > first) pyper__event_notify(&queue->items, (uint32_t)(until - first));
 }
 
-int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
-    pyper__slots *slots = queue->slots;
+int pyper__ring_try_push(pyper__queue *queue, void *item, int64_t ticket) {
+    pyper__ring *ring = queue->ring;
     if (pyper__queue_state(queue) != PYPER__OPEN) return PYPER_ECANCELED;
-    if (slots->drawn) {
+    if (ring->drawn) {
         ticket = draw(queue);
         if (ticket < 0) return PYPER__AGAIN;
     } else if (!has_place(queue, ticket)) {
@@ -88,9 +88,8 @@ int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket) {
     }
     /* It was last read on the consumer's processor; and whoever draws waits for all that he has
      * written. */
-    pyper__fetch_to_write(
-        pyper__slots_place(slots, ticket + PYPER__FETCH_AHEAD(pyper__slot_place)));
-    pyper__slot_place *place = pyper__slots_place(slots, ticket);
+    pyper__fetch_to_write(pyper__ring_place(ring, ticket + PYPER__FETCH_AHEAD(pyper__place)));
+    pyper__place *place = pyper__ring_place(ring, ticket);
     place->item = item;
     atomic_store_explicit(&place->done, ticket + 1, memory_order_release);
     if (!queue->items.light) atomic_thread_fence(memory_order_seq_cst);
@@ -111,52 +110,52 @@ static bool place_or_over(const void *arg) {
     return atomic_load(&queue->state) != PYPER__OPEN || wait->ticket < places_until(queue);
 }
 
-static pyper__event *event_of(pyper__slots *slots, int64_t ticket) {
-    return &slots->free[ticket % PYPER__SLOTS_EVENTS];
+static pyper__event *event_of(pyper__ring *ring, int64_t ticket) {
+    return &ring->free[ticket % PYPER__RING_EVENTS];
 }
 
-void pyper__slots_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *seat) {
-    pyper__slots *slots = queue->slots;
+void pyper__ring_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *seat) {
+    pyper__ring *ring = queue->ring;
     struct wait_for wait = {queue, ticket};
-    atomic_fetch_add(&slots->blocked, 1);
-    pyper__await(seat, event_of(slots, ticket), place_or_over, &wait, PYPER_FOREVER, PYPER__BLOCKED,
+    atomic_fetch_add(&ring->blocked, 1);
+    pyper__await(seat, event_of(ring, ticket), place_or_over, &wait, PYPER_FOREVER, PYPER__BLOCKED,
                  false);
-    atomic_fetch_sub(&slots->blocked, 1);
+    atomic_fetch_sub(&ring->blocked, 1);
 }
 
 /* given_back is read before blocked, so that who is not counted there will see it. */
-void pyper__slots_tell_of_places(pyper__queue *queue, int64_t from) {
-    pyper__slots *slots = queue->slots;
+void pyper__ring_tell_of_places(pyper__queue *queue, int64_t from) {
+    pyper__ring *ring = queue->ring;
     int64_t upto = places_until(queue);
-    if (atomic_load(&slots->blocked) == 0 || upto - atomic_load(&slots->told) < from) return;
-    int64_t told = atomic_exchange(&slots->told, upto);
-    for (int64_t t = told; t < upto && t < told + PYPER__SLOTS_EVENTS; t++)
-        pyper__event_notify_all(event_of(slots, t));
+    if (atomic_load(&ring->blocked) == 0 || upto - atomic_load(&ring->told) < from) return;
+    int64_t told = atomic_exchange(&ring->told, upto);
+    for (int64_t t = told; t < upto && t < told + PYPER__RING_EVENTS; t++)
+        pyper__event_notify_all(event_of(ring, t));
 }
 
-void pyper__slots_notify_all(pyper__slots *slots) {
-    for (int i = 0; i < PYPER__SLOTS_EVENTS; i++) pyper__event_notify_all(&slots->free[i]);
+void pyper__ring_notify_all(pyper__ring *ring) {
+    for (int i = 0; i < PYPER__RING_EVENTS; i++) pyper__event_notify_all(&ring->free[i]);
 }
 
 /* ---------------------------------------------------------------------------- counting, clearing */
 
 /* Whether an item is there never changes from yes to no, so nor does their number go back. */
-int64_t pyper__slots_pushed(const pyper__queue *queue) {
-    pyper__slots *slots = queue->slots;
+int64_t pyper__ring_pushed(const pyper__queue *queue) {
+    pyper__ring *ring = queue->ring;
     int64_t head = atomic_load(&queue->head), count = head;
-    for (int64_t t = head; t < head + slots->size; t++) count += pyper__slots_has(slots, t);
+    for (int64_t t = head; t < head + ring->size; t++) count += pyper__ring_has(ring, t);
     return count;
 }
 
-bool pyper__slots_take_any(pyper__queue *queue, void **ret_item) {
-    pyper__slots *slots = queue->slots;
-    if (slots->drain_end == 0) {
-        slots->drain_at = atomic_load(&queue->head);
-        slots->drain_end = slots->drain_at + slots->size;
+bool pyper__ring_take_any(pyper__queue *queue, void **ret_item) {
+    pyper__ring *ring = queue->ring;
+    if (ring->drain_end == 0) {
+        ring->drain_at = atomic_load(&queue->head);
+        ring->drain_end = ring->drain_at + ring->size;
     }
-    for (; slots->drain_at < slots->drain_end; slots->drain_at++) {
-        pyper__slot_place *place = pyper__slots_place(slots, slots->drain_at);
-        if (atomic_load(&place->done) != slots->drain_at + 1) continue;
+    for (; ring->drain_at < ring->drain_end; ring->drain_at++) {
+        pyper__place *place = pyper__ring_place(ring, ring->drain_at);
+        if (atomic_load(&place->done) != ring->drain_at + 1) continue;
         atomic_store(&place->done, 0);
         *ret_item = place->item;
         return true;

@@ -1,4 +1,4 @@
-/* slots - the items of a queue with a bound, each in the place that its ticket says.
+/* ring - the items of a queue with a bound, each in the place that its ticket says.
  *
  * Where several workers emit into a queue, whatever they write in common goes from processor to
  * processor with each item: the lock of the end, its counter.  With a bound there is a fixed number
@@ -47,74 +47,74 @@
  *   Drawn: producers sleep on the queue's `places`.  Else on one of a few events, by their tickets.
  * Tested by unit/test_order.c, unit/test_queue.c, api/test_throttle.c, stress/, and in every order
  * of its threads by tests/model/model_queue.c. */
-#ifndef PYPER_SLOTS_H
-#define PYPER_SLOTS_H
+#ifndef PYPER_RING_H
+#define PYPER_RING_H
 
 #include "queue.h"
 
 /* Those who wait for a place have tickets close to each other, so a few events will do. */
-#define PYPER__SLOTS_EVENTS 64
+#define PYPER__RING_EVENTS 64
 
-typedef struct pyper__slot_place {
+typedef struct pyper__place {
     _Alignas(16) void *item;
     _Atomic int64_t done;
-} pyper__slot_place;
+} pyper__place;
 
-typedef struct pyper__slots {
+typedef struct pyper__ring {
     int64_t size; /* a power of two, no less than the bound */
     bool drawn;
-    int64_t drain_at, drain_end; /* the tickets that pyper__slots_take_any() has still to look at */
+    int64_t drain_at, drain_end; /* the tickets that pyper__ring_take_any() has still to look at */
     _Alignas(PYPER__CACHE_LINE) _Atomic int64_t upto;
     _Atomic int64_t told;
     _Atomic int64_t blocked;
-    pyper__event free[PYPER__SLOTS_EVENTS]; /* where the worker with ticket t waits: t % 64 */
-    pyper__slot_place place[];
-} pyper__slots;
+    pyper__event free[PYPER__RING_EVENTS]; /* where the worker with ticket t waits: t % 64 */
+    pyper__place place[];
+} pyper__ring;
 
-/* Its items lie in slots from now on; an order is done without (`drawn` is false then: the ticket
+/* Its items lie in a ring from now on; an order is done without (`drawn` is false then: the ticket
  * of a push is that of its input, and each has exactly one).  Only with a bound, and before anybody
  * uses the queue.  0 or PYPER_ENOMEM. */
-int pyper__slots_create(pyper__queue *queue, bool drawn);
-void pyper__slots_free(pyper__slots *slots); /* NULL is accepted */
+int pyper__ring_create(pyper__queue *queue, bool drawn);
+void pyper__ring_free(pyper__ring *ring); /* NULL is accepted */
 
-static inline pyper__slot_place *pyper__slots_place(pyper__slots *slots, int64_t ticket) {
-    return &slots->place[ticket & (slots->size - 1)];
+static inline pyper__place *pyper__ring_place(pyper__ring *ring, int64_t ticket) {
+    return &ring->place[ticket & (ring->size - 1)];
 }
 
 /* Is the item of this ticket there, or has it even been taken? */
-static inline bool pyper__slots_has(pyper__slots *slots, int64_t ticket) {
-    return atomic_load(&pyper__slots_place(slots, ticket)->done) > ticket;
+static inline bool pyper__ring_has(pyper__ring *ring, int64_t ticket) {
+    return atomic_load(&pyper__ring_place(ring, ticket)->done) > ticket;
 }
 
 /* It is there. */
-static inline void *pyper__slots_item(pyper__slots *slots, int64_t ticket) {
-    return pyper__slots_place(slots, ticket)->item;
+static inline void *pyper__ring_item(pyper__ring *ring, int64_t ticket) {
+    return pyper__ring_place(ring, ticket)->item;
 }
 
 /* 0, PYPER_ECANCELED, or PYPER__AGAIN: there is no place.  `ticket` is of no account if it is
  * drawn.  Wakes consumers. */
-int pyper__slots_try_push(pyper__queue *queue, void *item, int64_t ticket);
+int pyper__ring_try_push(pyper__queue *queue, void *item, int64_t ticket);
 
 /* Not drawn: wait for the place of this ticket, or for the end. */
-void pyper__slots_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *seat);
+void pyper__ring_await_place(pyper__queue *queue, int64_t ticket, pyper__seat *seat);
 
 /* Not drawn: places have been given back; if there are `from` of which nobody was told, tell who
  * waits. */
-void pyper__slots_tell_of_places(pyper__queue *queue, int64_t from);
-void pyper__slots_notify_all(pyper__slots *slots);
+void pyper__ring_tell_of_places(pyper__queue *queue, int64_t from);
+void pyper__ring_notify_all(pyper__ring *ring);
 
 /* Has the next ticket been drawn whose item is not there?  (Then whoever has drawn it will find the
  * queue ended, and wakes all.  A head that has moved on since it was read says no.) */
-static inline bool pyper__slots_expect_next(const pyper__queue *queue) {
+static inline bool pyper__ring_expect_next(const pyper__queue *queue) {
     int64_t head = atomic_load(&queue->head);
-    return queue->slots->drawn && atomic_load(&queue->tail) > head &&
-           !pyper__slots_has(queue->slots, head);
+    return queue->ring->drawn && atomic_load(&queue->tail) > head &&
+           !pyper__ring_has(queue->ring, head);
 }
 
 /* How many items are there, or were. */
-int64_t pyper__slots_pushed(const pyper__queue *queue);
+int64_t pyper__ring_pushed(const pyper__queue *queue);
 
 /* Any item that is left, for destroying; false: none.  Nobody pushes or pops any more. */
-bool pyper__slots_take_any(pyper__queue *queue, void **ret_item);
+bool pyper__ring_take_any(pyper__queue *queue, void **ret_item);
 
 #endif
