@@ -34,6 +34,10 @@ static inline int64_t pyper__edge_started(const pyper__queue *edge) {
     return edge->channel ? pyper__channel_popped(edge->channel) : pyper__queue_started(edge);
 }
 
+static inline int pyper__edge_state_of_items(const pyper__queue *edge) {
+    return edge->channel ? pyper__channel_state(edge->channel) : pyper__queue_state_of_items(edge);
+}
+
 static inline void pyper__edge_settle(pyper__queue *edge) {
     if (edge->channel)
         pyper__channel_settle(edge->channel);
@@ -64,6 +68,7 @@ static inline pyper__event *pyper__edge_places(pyper__queue *edge) {
 #define pyper__edge_pushed pyper__queue_pushed
 #define pyper__edge_popped pyper__queue_popped
 #define pyper__edge_started pyper__queue_started
+#define pyper__edge_state_of_items pyper__queue_state_of_items
 #define pyper__edge_settle pyper__queue_settle
 #define pyper__edge_there pyper__queue_there
 #define pyper__edge_room pyper__queue_room
@@ -77,6 +82,24 @@ static inline pyper__event *pyper__edge_places(pyper__queue *edge) {
 static inline bool pyper__edge_is_complete(pyper__queue *edge) {
     return pyper__edge_state(edge) == PYPER__ENDED &&
            pyper__edge_pushed(edge) == pyper__edge_popped(edge);
+}
+
+/* These three are for who waits without sleeping (park.h): they read seq_cst, and with what is still
+ * to come in mind.  Is the edge no longer open? */
+static inline bool pyper__edge_is_over(const pyper__queue *edge) {
+    return pyper__edge_state_of_items(edge) != PYPER__OPEN;
+}
+
+/* How many items can be popped; INT64_MAX at the end, which everybody must see. */
+static inline int64_t pyper__edge_items_or_end(const pyper__queue *edge) {
+    int state = pyper__edge_state_of_items(edge);
+    int64_t count = pyper__edge_there(edge);
+    return state == PYPER__CANCELLED || (state == PYPER__ENDED && count == 0) ? INT64_MAX : count;
+}
+
+/* How many can be pushed; INT64_MAX there likewise, and without a bound. */
+static inline int64_t pyper__edge_room_or_end(const pyper__queue *edge) {
+    return pyper__edge_is_over(edge) ? INT64_MAX : pyper__edge_room(edge);
 }
 
 #endif

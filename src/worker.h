@@ -28,7 +28,7 @@ struct pyper_worker {
     int64_t index;
     void *thread;
     bool has_thread;
-    struct pyper__slot *slot; /* what carries it on an event loop (loop.h); NULL: a thread does */
+    struct pyper__slot *slot; /* what carries it on an event loop (slot.h); NULL: a thread does */
     const struct pyper_worker
         *outer; /* whose function has made its thread drive the loop, if any */
 };
@@ -46,7 +46,7 @@ static inline bool pyper__worker_stopped(const pyper_worker *worker) {
  * Returns rc. */
 int pyper__worker_refuse(pyper_worker *worker, void *item, int rc);
 
-/* What the public functions do for a worker on an event loop; in loop.c. */
+/* pyper_emit() for a worker on an event loop; in slot.c. */
 int pyper__slot_emit(pyper_worker *worker, void *item);
 
 /* Run the worker to its end: on its own thread, with the host's token. */
