@@ -1,63 +1,15 @@
-/* channel - see channel.h.
- *
- * A lane is a list of chunks, blocks of the shared memory.  A chunk begins with its size; a record
- * in it begins with a word that says how many bytes follow, and whether these are the item itself,
- * or its size and the offset of its extent, or (behind the last record of a chunk) the offset of
- * the next chunk. */
+/* channel - see channel.h. */
 #include "channel.h"
 
 #if PYPER__PROCESSES
-
-#include <string.h>
-
-/* The first chunk of a lane is small, because a lane may not see many items. */
-#define CHUNK_FIRST ((uint64_t)4096)
-#define CHUNK ((uint64_t)65536)
 
 /* With several lanes so many items are taken from one before the next has its turn. */
 #define TURN 64
 
 /* What a hand holds at most, and how long its owner should be busy with it: so long may an item lie
  * there behind others that are not older.  The exact number does not matter much. */
-#define HAND_ITEMS PYPER__HAND_ITEMS
 #define HAND_BYTES 4096
 #define HAND_NS 100000
-
-/* The kinds of records. */
-enum { INSIDE, EXTENT, LINK };
-
-struct word {
-    uint32_t kind;
-    uint32_t size; /* of the bytes that follow */
-};
-
-struct extent {
-    uint64_t size, offset;
-};
-
-/* Behind each record there is room for a link. */
-#define LINK_SIZE (sizeof(struct word) + sizeof(uint64_t))
-
-/* Where the consuming end of a lane stands, and how many records it has taken. */
-struct place {
-    uint64_t chunk, at;
-    int64_t head;
-};
-
-/* The way of one producer's items, see the header for who may touch what. */
-struct lane {
-    /* The producer. */
-    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t tail;
-    int64_t room_until;
-    _Atomic int64_t in_line; /* its number, while it waits for a place beside others; else 0 */
-    uint64_t chunk, at, end;
-
-    /* The consuming end. */
-    _Alignas(PYPER__CACHE_LINE) _Atomic int64_t head;
-    int64_t seen;
-    _Atomic uint64_t steps;
-    struct place places[2];
-};
 
 /* What a consumer among several processes has claimed: records, one behind the other.  `state` is
  * how many it has ever started, << 8, and how many of those in the hand are left. */
@@ -66,14 +18,14 @@ struct hand {
     uint64_t origin;  /* how many had been started when it was filled */
     uint64_t noticed; /* how many had been started when somebody looked last */
     int64_t ticket;   /* of the first record */
-    uint16_t at[HAND_ITEMS + 1];
+    uint16_t at[PYPER__HAND_ITEMS + 1];
     _Alignas(PYPER__CACHE_LINE) unsigned char bytes[HAND_BYTES];
 };
 
 /* An output that is kept for its turn: its record. */
 struct kept {
     uint64_t next;
-    struct word word;
+    struct pyper__word word;
     unsigned char bytes[];
 };
 
@@ -119,7 +71,7 @@ struct pyper__channel_shared {
     int64_t current;      /* lane */
     pyper__shared_lock pop_lock;
 
-    struct lane lane[];
+    struct pyper__lane lane[];
 };
 
 /* ------------------------------------------------------------------------------- life time */
@@ -140,7 +92,8 @@ static uint64_t size_of_order(const pyper__channel_shape *shape) {
 }
 
 static uint64_t size_of_lanes(const pyper__channel_shape *shape) {
-    return sizeof(struct pyper__channel_shared) + (uint64_t)lanes_of(shape) * sizeof(struct lane);
+    return sizeof(struct pyper__channel_shared) +
+           (uint64_t)lanes_of(shape) * sizeof(struct pyper__lane);
 }
 
 uint64_t pyper__channel_size(const pyper__channel_shape *shape) {
@@ -165,7 +118,7 @@ static inline uint32_t left_of(uint64_t state) {
     return state & 255;
 }
 
-static struct lane *lane_of(const pyper__channel *channel, int64_t number) {
+static struct pyper__lane *lane_of(const pyper__channel *channel, int64_t number) {
     struct pyper__channel_shared *shared = channel->shared;
     return &shared->lane[shared->lanes == 1 ? 0 : number];
 }
@@ -175,19 +128,6 @@ static void init_order(pyper__channel *channel, uint64_t offset, int64_t window)
     order->window = window;
     for (int64_t i = 0; i < window; i++) pyper__event_init_shared(&order->ring[i].turn);
     channel->shared->order = offset;
-}
-
-static uint64_t new_chunk(pyper__shm *shm, uint64_t size) {
-    uint64_t chunk = pyper__shm_alloc(shm, size);
-    if (chunk) memcpy(pyper__shm_at(shm, chunk), &size, sizeof size);
-    return chunk;
-}
-
-static int init_lane(struct lane *lane, pyper__shm *shm) {
-    lane->chunk = lane->places[0].chunk = new_chunk(shm, CHUNK_FIRST);
-    lane->at = lane->places[0].at = sizeof(uint64_t);
-    lane->end = CHUNK_FIRST;
-    return lane->chunk ? 0 : PYPER_ENOMEM;
 }
 
 int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offset,
@@ -207,7 +147,7 @@ int pyper__channel_init(pyper__channel *channel, pyper__shm *shm, uint64_t offse
     pyper__event_init_shared(&shared->items);
     pyper__event_init_shared(&shared->places);
     for (int64_t i = 0; i < shared->lanes; i++)
-        if (init_lane(&shared->lane[i], shm) < 0) return PYPER_ENOMEM;
+        if (pyper__lane_init(&shared->lane[i], shm) < 0) return PYPER_ENOMEM;
     if (pyper__shared_lock_init(&shared->push_lock) < 0 ||
         pyper__shared_lock_init(&shared->pop_lock) < 0)
         return PYPER_ENOMEM;
@@ -364,7 +304,8 @@ void pyper__channel_settle(pyper__channel *channel) {
     wake_producers(channel, true);
 }
 
-static bool has_room(struct pyper__channel_shared *shared, struct lane *lane, int64_t waiting_end) {
+static bool has_room(struct pyper__channel_shared *shared, struct pyper__lane *lane,
+                     int64_t waiting_end) {
     if (pyper__likely(waiting_end < lane->room_until)) return true;
     int64_t given_back = atomic_load(&shared->given_back);
     lane->room_until = shared->limit == INT64_MAX ? INT64_MAX : given_back + shared->limit;
@@ -372,75 +313,6 @@ static bool has_room(struct pyper__channel_shared *shared, struct lane *lane, in
 }
 
 /* ---------------------------------------------------------------------------------- pushing */
-
-static unsigned char *at(const pyper__channel *channel, uint64_t chunk, uint64_t offset) {
-    return (unsigned char *)pyper__shm_at(channel->shm, chunk) + offset;
-}
-
-/* What a record with `size` bytes takes. */
-static inline uint64_t step_of(uint32_t size) {
-    return sizeof(struct word) + (size + 7) / 8 * 8;
-}
-
-static PYPER__COLD int add_chunk(pyper__channel *channel, struct lane *lane) {
-    uint64_t chunk = new_chunk(channel->shm, CHUNK);
-    if (!chunk) return PYPER_ENOMEM;
-    const struct word link = {.kind = LINK};
-    unsigned char *place = at(channel, lane->chunk, lane->at);
-    memcpy(place, &link, sizeof link);
-    memcpy(place + sizeof link, &chunk, sizeof chunk);
-    lane->chunk = chunk;
-    lane->at = sizeof(uint64_t);
-    lane->end = CHUNK;
-    return 0;
-}
-
-/* Where the next record is to be written, with room for `size` bytes; NULL: there is no memory.
- * The producing end only. */
-static inline unsigned char *place_for(pyper__channel *channel, struct lane *lane, uint32_t size) {
-    if (pyper__unlikely(lane->at + step_of(size) + LINK_SIZE > lane->end) &&
-        add_chunk(channel, lane) < 0)
-        return NULL;
-    return at(channel, lane->chunk, lane->at);
-}
-
-/* Publish the record whose `size` bytes have been written there.  The producing end only. */
-static inline void publish(pyper__channel *channel, struct lane *lane, unsigned char *place,
-                           uint32_t kind, uint32_t size) {
-    const struct word word = {.kind = kind, .size = size};
-    memcpy(place, &word, sizeof word);
-    lane->at += step_of(size);
-    pyper__shm_hand_over(channel->shm);
-    int64_t tail = atomic_load_explicit(&lane->tail, memory_order_relaxed);
-    atomic_store(&lane->tail, tail + 1);
-}
-
-/* Write and publish: 0 or PYPER_ENOMEM. */
-static int append(pyper__channel *channel, struct lane *lane, uint32_t kind, const void *bytes,
-                  uint32_t size) {
-    unsigned char *place = place_for(channel, lane, size);
-    if (!place) return PYPER_ENOMEM;
-    memcpy(place + sizeof(struct word), bytes, size);
-    publish(channel, lane, place, kind, size);
-    return 0;
-}
-
-/* A record that was not written in its place. */
-static PYPER__NOINLINE int append_elsewhere(pyper__channel *channel, struct lane *lane,
-                                            const pyper__record *record) {
-    struct extent extent = {.size = record->size, .offset = record->extent};
-    if (record->extent) return append(channel, lane, EXTENT, &extent, sizeof extent);
-    return append(channel, lane, INSIDE, record->data, (uint32_t)record->size);
-}
-
-static inline int append_record(pyper__channel *channel, struct lane *lane,
-                                const pyper__record *record) {
-    unsigned char *place = at(channel, lane->chunk, lane->at);
-    if (pyper__unlikely(record->extent != 0 || record->data != place + sizeof(struct word)))
-        return append_elsewhere(channel, lane, record);
-    publish(channel, lane, place, INSIDE, (uint32_t)record->size);
-    return 0;
-}
 
 int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *record,
                           uint64_t size) {
@@ -454,23 +326,24 @@ int pyper__record_reserve(pyper__channel *channel, int64_t lane, pyper__record *
     /* A producer has its lane to itself, unless there is an order. */
     record->data = record->bytes;
     if (channel->shared->order) return 0;
-    unsigned char *place = place_for(channel, lane_of(channel, lane), (uint32_t)size);
+    unsigned char *place = pyper__lane_place(lane_of(channel, lane), channel->shm, (uint32_t)size);
     if (!place) return PYPER_ENOMEM;
-    record->data = place + sizeof(struct word);
+    record->data = place + sizeof(struct pyper__word);
     return 0;
 }
 
 /* One more output for a ticket whose turn has not come.  With push_lock. */
 static int keep_locked(pyper__channel *channel, struct order *order, struct ticket *ticket,
                        const pyper__record *record) {
-    struct extent extent = {.size = record->size, .offset = record->extent};
+    struct pyper__extent extent = {.size = record->size, .offset = record->extent};
     const void *bytes = record->extent ? (void *)&extent : record->data;
     uint32_t size = record->extent ? (uint32_t)sizeof extent : (uint32_t)record->size;
     uint64_t offset = pyper__shm_alloc(channel->shm, sizeof(struct kept) + size);
     if (!offset) return PYPER_ENOMEM;
     struct kept *kept = pyper__shm_at(channel->shm, offset);
     kept->next = 0;
-    kept->word = (struct word){.kind = record->extent ? EXTENT : INSIDE, .size = size};
+    kept->word =
+        (struct pyper__word){.kind = record->extent ? PYPER__EXTENT : PYPER__INSIDE, .size = size};
     memcpy(kept->bytes, bytes, size);
     if (ticket->count == 0)
         ticket->first = offset;
@@ -500,7 +373,7 @@ static int try_push_ordered_locked(pyper__channel *channel, struct order *order,
     if (number == turn) {
         ret_wait->room = true;
         if (waiting >= shared->limit) return PYPER__AGAIN;
-        return record ? append_record(channel, shared->lane, record) : 0;
+        return record ? pyper__lane_append_record(shared->lane, channel->shm, record) : 0;
     }
     ret_wait->event = &ticket->turn;
     ret_wait->turn = number;
@@ -547,7 +420,7 @@ static PYPER__NOINLINE int try_push_ordered(pyper__channel *channel, struct orde
 }
 
 /* How many other lanes have been waiting for a place for longer.  Of several that share a bound. */
-static int64_t before_me(const struct pyper__channel_shared *shared, const struct lane *me) {
+static int64_t before_me(const struct pyper__channel_shared *shared, const struct pyper__lane *me) {
     int64_t mine = atomic_load(&me->in_line), count = 0;
     if (atomic_load(&shared->waiting) == 0) return 0;
     for (int64_t i = 0; i < shared->lanes; i++) {
@@ -557,7 +430,8 @@ static int64_t before_me(const struct pyper__channel_shared *shared, const struc
     return count;
 }
 
-static void stand_in_line(struct pyper__channel_shared *shared, struct lane *lane, bool stands) {
+static void stand_in_line(struct pyper__channel_shared *shared, struct pyper__lane *lane,
+                          bool stands) {
     if ((atomic_load(&lane->in_line) != 0) == stands) return;
     atomic_store(&lane->in_line, stands ? ++shared->line : 0);
     atomic_fetch_add(&shared->waiting, stands ? 1 : -1);
@@ -565,7 +439,7 @@ static void stand_in_line(struct pyper__channel_shared *shared, struct lane *lan
 
 /* Several lanes share a bound: whoever waits has a place kept for him, or one that others were
  * quick to take would leave him waiting for ever. */
-static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane *lane,
+static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct pyper__lane *lane,
                                             const pyper__record *record) {
     struct pyper__channel_shared *shared = channel->shared;
     if (pyper__shared_lock_take(&shared->push_lock)) shared->pushed = published_in(channel);
@@ -576,7 +450,7 @@ static PYPER__NOINLINE int try_push_bounded(pyper__channel *channel, struct lane
      * told so must not find me in front of him any more, for nobody tells him when I leave. */
     stand_in_line(shared, lane, !room);
     if (room) {
-        rc = record ? append_record(channel, lane, record) : 0;
+        rc = record ? pyper__lane_append_record(lane, channel->shm, record) : 0;
         shared->pushed += rc == 0 && record;
     }
     pyper__shared_lock_give(&shared->push_lock);
@@ -595,7 +469,7 @@ void pyper__channel_bury(pyper__channel *channel, int64_t number) {
 int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper__record *record,
                             int64_t ticket, pyper__channel_wait *ret_wait) {
     struct pyper__channel_shared *shared = channel->shared;
-    struct lane *lane = lane_of(channel, number);
+    struct pyper__lane *lane = lane_of(channel, number);
     struct order *order = order_of(channel);
     if (pyper__unlikely(order != NULL))
         return try_push_ordered(channel, order, record, ticket, ret_wait);
@@ -606,7 +480,7 @@ int pyper__channel_try_push(pyper__channel *channel, int64_t number, const pyper
     if (shared->lanes > 1 && shared->limit != INT64_MAX)
         rc = try_push_bounded(channel, lane, record);
     else if (pyper__likely(has_room(shared, lane, tail)))
-        rc = record ? append_record(channel, lane, record) : 0;
+        rc = record ? pyper__lane_append_record(lane, channel->shm, record) : 0;
     else
         rc = PYPER__AGAIN;
     if (pyper__unlikely(rc == PYPER__AGAIN))
@@ -622,10 +496,11 @@ static int publish_locked(pyper__channel *channel, struct order *order, struct t
     while (ticket->count > 0) {
         uint64_t offset = ticket->first;
         struct kept *kept = pyper__shm_at(channel->shm, offset);
-        struct word word = kept->word;
+        struct pyper__word word = kept->word;
         /* kept before tail: seen from outside an item is never counted twice. */
         atomic_fetch_sub(&order->kept, 1);
-        int rc = append(channel, channel->shared->lane, word.kind, kept->bytes, word.size);
+        int rc = pyper__lane_append(channel->shared->lane, channel->shm, word.kind, kept->bytes,
+                                    word.size);
         if (rc < 0) {
             atomic_fetch_add(&order->kept, 1);
             return rc;
@@ -697,110 +572,33 @@ void pyper__channel_await(const pyper__channel_wait *wait, pyper__seat *seat) {
 
 /* ---------------------------------------------------------------------------------- popping */
 
-/* Has the lane a record that was not taken?  The consuming end only.  Where all has been taken,
- * `seen` says so already and is left alone: then the memory may be being copied (see
- * pyper__shm_retire). */
-static inline bool has_item(struct lane *lane) {
-    int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
-    if (pyper__likely(head < lane->seen)) return true;
-    int64_t tail = atomic_load(&lane->tail);
-    if (tail == lane->seen) return false;
-    lane->seen = tail;
-    return head < tail;
-}
-
-static inline struct place place_of(const struct lane *lane) {
-    return lane->places[atomic_load_explicit(&lane->steps, memory_order_relaxed) & 1];
-}
-
-/* Commit where the consuming end of a lane stands. */
-static inline void stand(struct lane *lane, struct place place) {
-    uint64_t steps = atomic_load_explicit(&lane->steps, memory_order_relaxed) + 1;
-    lane->places[steps & 1] = place;
-    atomic_store_explicit(&lane->steps, steps, memory_order_release);
-    atomic_store_explicit(&lane->head, place.head, memory_order_relaxed);
-}
-
-/* False: there is none. */
-static PYPER__COLD bool next_chunk(pyper__channel *channel, struct lane *lane) {
-    struct place place = place_of(lane);
-    uint64_t size, used_up = place.chunk;
-    memcpy(&place.chunk, at(channel, used_up, place.at + sizeof(struct word)), sizeof place.chunk);
-    place.at = sizeof(uint64_t);
-    if (!pyper__shm_holds(channel->shm, place.chunk, 0) || !pyper__shm_has(channel->shm, used_up))
-        return false;
-    stand(lane, place);
-    memcpy(&size, at(channel, used_up, 0), sizeof size);
-    if (pyper__shm_holds(channel->shm, used_up, size)) pyper__shm_free(channel->shm, used_up, size);
-    return true;
-}
-
-static inline struct word word_at(const unsigned char *place) {
-    struct word word;
-    memcpy(&word, place, sizeof word);
-    return word;
-}
-
-/* Stands for what is no record; see PYPER__BROKEN. */
-static unsigned char broken[sizeof(struct word)];
-
 /* Go to the next lane with a record, in turn; false, and nothing is written: none has one. */
 static bool go_to_next_lane(struct pyper__channel_shared *shared) {
     for (int64_t i = 1; i < shared->lanes; i++) {
         int64_t next = (shared->current + i) % shared->lanes;
-        if (!has_item(&shared->lane[next])) continue;
+        if (!pyper__lane_has_item(&shared->lane[next])) continue;
         shared->current = next;
         return true;
     }
     return false;
 }
 
-/* Find the lane to take from, in turn: its first record, `broken`, or NULL.  The consuming end
- * only. */
-static inline unsigned char *find(pyper__channel *channel, struct lane **ret_lane) {
+/* Find the lane to take from, in turn, and its first record: 1, 0 (none has one) or PYPER__BROKEN.
+ * The consuming end only. */
+static inline int find(pyper__channel *channel, struct pyper__lane **ret_lane,
+                       unsigned char **ret_first) {
     struct pyper__channel_shared *shared = channel->shared;
-    if (!has_item(&shared->lane[shared->current]) && !go_to_next_lane(shared)) return NULL;
-    struct lane *lane = &shared->lane[shared->current];
-    pyper__shm_take_over(channel->shm);
-    *ret_lane = lane;
-    struct place place = place_of(lane);
-    if (!pyper__shm_has(channel->shm, place.chunk + place.at)) return broken;
-    unsigned char *first = at(channel, place.chunk, place.at);
-    if (pyper__likely(word_at(first).kind != LINK)) return first;
-    if (!next_chunk(channel, lane)) return broken;
-    place = place_of(lane);
-    if (!pyper__shm_has(channel->shm, place.chunk + place.at)) return broken;
-    return at(channel, place.chunk, place.at);
-}
-
-/* The record at `first` as somebody's who has popped it; false: it is none. */
-static inline bool show(const pyper__channel *channel, unsigned char *first,
-                        pyper__record *ret_record) {
-    if (pyper__unlikely(first == broken)) return false;
-    struct word word = word_at(first);
-    ret_record->size = word.size;
-    ret_record->extent = 0;
-    ret_record->data = first + sizeof word;
-    if (pyper__likely(word.kind == INSIDE)) return pyper__likely(word.size <= PYPER__RECORD_BYTES);
-    struct extent extent;
-    memcpy(&extent, first + sizeof word, sizeof extent);
-    if (word.kind != EXTENT || word.size != sizeof extent ||
-        !pyper__shm_holds(channel->shm, extent.offset, extent.size))
-        return false;
-    ret_record->size = extent.size;
-    ret_record->extent = extent.offset;
-    ret_record->data = pyper__shm_at(channel->shm, extent.offset);
-    return true;
+    if (!pyper__lane_has_item(&shared->lane[shared->current]) && !go_to_next_lane(shared)) return 0;
+    *ret_lane = &shared->lane[shared->current];
+    *ret_first = pyper__lane_first(*ret_lane, channel->shm);
+    return pyper__likely(*ret_first != NULL) ? 1 : PYPER__BROKEN;
 }
 
 /* The first record of the lane has been taken. */
-static inline void step_over(pyper__channel *channel, struct lane *lane) {
+static inline void step_over(pyper__channel *channel, struct pyper__lane *lane) {
     struct pyper__channel_shared *shared = channel->shared;
-    struct place place = place_of(lane);
-    place.at += step_of(word_at(at(channel, place.chunk, place.at)).size);
-    place.head++;
-    stand(lane, place);
-    if (shared->lanes > 1 && place.head % TURN == 0)
+    int64_t head = pyper__lane_step_over(lane, channel->shm);
+    if (shared->lanes > 1 && head % TURN == 0)
         shared->current = (shared->current + 1) % shared->lanes;
     int64_t popped = atomic_load_explicit(&shared->popped, memory_order_relaxed);
     atomic_store_explicit(&shared->popped, popped + 1, memory_order_release);
@@ -810,10 +608,11 @@ static inline void step_over(pyper__channel *channel, struct lane *lane) {
  * where it lies; it steps over it when it is done with it. */
 static inline int pop_alone(pyper__channel *channel, pyper__record *ret_record,
                             int64_t *ret_ticket) {
-    struct lane *lane;
-    unsigned char *first = find(channel, &lane);
-    if (!first) return 0;
-    if (pyper__unlikely(!show(channel, first, ret_record))) return PYPER__BROKEN;
+    struct pyper__lane *lane;
+    unsigned char *first;
+    int rc = find(channel, &lane, &first);
+    if (pyper__unlikely(rc != 1)) return rc;
+    if (pyper__unlikely(!pyper__record_show(channel->shm, first, ret_record))) return PYPER__BROKEN;
     *ret_ticket = atomic_load_explicit(&channel->shared->popped, memory_order_relaxed);
     return 1;
 }
@@ -821,11 +620,12 @@ static inline int pop_alone(pyper__channel *channel, pyper__record *ret_record,
 /* Several threads of one process: each takes a copy. */
 static int pop_together(pyper__channel *channel, pyper__record *ret_record, int64_t *ret_ticket) {
     struct pyper__channel_shared *shared = channel->shared;
-    struct lane *lane;
+    struct pyper__lane *lane;
+    unsigned char *first;
     bool as_owner = pyper__owned_lock_take(&channel->pop_lock);
-    unsigned char *first = find(channel, &lane);
+    int rc = find(channel, &lane, &first);
     bool given_back = false;
-    int rc = !first ? 0 : show(channel, first, ret_record) ? 1 : PYPER__BROKEN;
+    if (rc == 1 && !pyper__record_show(channel->shm, first, ret_record)) rc = PYPER__BROKEN;
     if (rc == 1) {
         if (!ret_record->extent) {
             memcpy(ret_record->bytes, ret_record->data, ret_record->size);
@@ -852,7 +652,7 @@ static int64_t size_of_claim(pyper__channel *channel) {
     else if (each * size * 2 <= HAND_NS)
         size *= 2;
     if (size < 1) size = 1;
-    if (size > HAND_ITEMS) size = HAND_ITEMS;
+    if (size > PYPER__HAND_ITEMS) size = PYPER__HAND_ITEMS;
     channel->claimed_ns = now;
     channel->claim = size;
     return size;
@@ -862,31 +662,31 @@ static int64_t size_of_claim(pyper__channel *channel) {
  * PYPER__BROKEN.  With pop_lock. */
 static int claim_locked(pyper__channel *channel, struct hand *hand, int64_t most) {
     struct pyper__channel_shared *shared = channel->shared;
-    struct lane *lane;
-    const unsigned char *first = find(channel, &lane);
-    if (!first) return 0;
-    if (pyper__unlikely(first == broken)) return PYPER__BROKEN;
-    struct place place = place_of(lane);
-    int64_t share = (lane->seen - place.head) / shared->hands;
+    struct pyper__lane *lane;
+    unsigned char *first;
+    int rc = find(channel, &lane, &first);
+    if (pyper__unlikely(rc != 1)) return rc;
+    struct pyper__stand stand = pyper__lane_stand(lane);
+    int64_t share = (lane->seen - stand.head) / shared->hands;
     if (share > most) share = most;
     if (share < 1 || shared->one_at_a_time) share = 1;
     uint32_t count = 0;
     uint64_t size = 0;
     do {
-        struct word word = word_at(first + size);
-        if (word.kind == LINK || word.size > PYPER__RECORD_BYTES ||
-            size + step_of(word.size) > HAND_BYTES)
+        struct pyper__word word = pyper__word_at(first + size);
+        if (word.kind == PYPER__LINK || word.size > PYPER__RECORD_BYTES ||
+            size + pyper__lane_step(word.size) > HAND_BYTES)
             break;
         hand->at[count++] = (uint16_t)size;
-        size += step_of(word.size);
+        size += pyper__lane_step(word.size);
     } while (count < share);
     if (pyper__unlikely(count == 0)) return PYPER__BROKEN; /* one always fits */
     hand->at[count] = (uint16_t)size;
     memcpy(hand->bytes, first, size);
     hand->ticket = atomic_load_explicit(&shared->popped, memory_order_relaxed);
-    place.at += size;
-    place.head += count;
-    stand(lane, place);
+    stand.at += size;
+    stand.head += count;
+    pyper__lane_move(lane, stand);
     atomic_store_explicit(&shared->popped, hand->ticket + count, memory_order_relaxed);
     shared->current = (shared->current + 1) % shared->lanes;
     return (int)count;
@@ -901,7 +701,7 @@ static int steal_from_locked(struct hand *hand, struct hand *other) {
         count = (left_of(before) + 1) / 2;
     if (count == 0) return 0;
     uint32_t first = (uint32_t)(started(before) - (int64_t)other->origin) + left_of(before) - count;
-    if (first > HAND_ITEMS || count > HAND_ITEMS - first) return PYPER__BROKEN;
+    if (first > PYPER__HAND_ITEMS || count > PYPER__HAND_ITEMS - first) return PYPER__BROKEN;
     uint16_t from = other->at[first], upto = other->at[first + count];
     if (from > upto || upto > HAND_BYTES) return PYPER__BROKEN;
     for (uint32_t i = 0; i <= count; i++) hand->at[i] = (uint16_t)(other->at[first + i] - from);
@@ -932,9 +732,9 @@ static PYPER__COLD void mend_locked(pyper__channel *channel) {
     struct pyper__channel_shared *shared = channel->shared;
     int64_t popped = 0, known = 0;
     for (int64_t i = 0; i < shared->lanes; i++) {
-        struct lane *lane = &shared->lane[i];
-        atomic_store(&lane->head, place_of(lane).head);
-        popped += place_of(lane).head;
+        struct pyper__lane *lane = &shared->lane[i];
+        atomic_store(&lane->head, pyper__lane_stand(lane).head);
+        popped += pyper__lane_stand(lane).head;
     }
     for (int64_t i = 0; i < shared->hands; i++) {
         uint64_t state = atomic_load(&hand_of(channel, i)->state);
@@ -947,9 +747,10 @@ static PYPER__COLD void mend_locked(pyper__channel *channel) {
 /* The record with this index in my hand is what has been popped: 1 or PYPER__BROKEN. */
 static inline int show_in_hand(const pyper__channel *channel, struct hand *hand, uint64_t index,
                                pyper__record *ret_record, int64_t *ret_ticket) {
-    uint16_t place = index < HAND_ITEMS ? hand->at[index] : HAND_BYTES;
+    uint16_t place = index < PYPER__HAND_ITEMS ? hand->at[index] : HAND_BYTES;
     *ret_ticket = hand->ticket + (int64_t)index;
-    return pyper__likely(place < HAND_BYTES && show(channel, hand->bytes + place, ret_record))
+    return pyper__likely(place < HAND_BYTES &&
+                         pyper__record_show(channel->shm, hand->bytes + place, ret_record))
                ? 1
                : PYPER__BROKEN;
 }

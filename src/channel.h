@@ -1,9 +1,7 @@
 /* channel - an edge between processes: a queue (queue.h) whose items are bytes in shared memory.
  *
- * Each producer has a *lane* of its own: a list of chunks that are filled with records, which it
- * writes without any lock; with an order (order.h) all share one lane, and a lock.  A small item
- * lies in its record; of a larger one the record says where it lies: an *extent*, a block of the
- * shared memory that its producer has filled and that its consumer gives back.
+ * Each producer has a *lane* of its own (lane.h), which it fills with records without any lock; with
+ * an order (order.h) all share one lane, and a lock.
  *
  * A lone consumer reads the records where they lie.  Several threads of one process take one after
  * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share
@@ -34,11 +32,6 @@
  * is followed, and is PYPER__BROKEN if it cannot be.  What says who is there (how many lanes, the
  * bound, the locks) is believed.
  *
- * How a death leaves a lane whole: its consuming end has two records of where it stands, and the
- * number of its steps says by its lowest bit which of the two counts.  A step writes the other one,
- * and commits with one store to that number.  A producing end needs no such thing: nobody goes on
- * where a dead producer stood.
- *
  * An end may belong to an event loop of the process that has made the channel (loop.h): it never
  * waits here, and whoever has something for it, in whatever process, wakes it through the waker of
  * his door.
@@ -49,11 +42,9 @@
  *   limit, block, lanes, hands, hands_at, consumers, one_at_a_time, order   set by init, never
  *                change.
  *   state        atomic; only grows, see queue.h.
- *   lane.tail    atomic; written by the producer after the record (seq_cst; pairs with every read
- *                of it by the consuming end).
- *   lane.room_until, chunk, at, end   the producer's own (with an order: push_lock).
- *   lane.head    atomic; written by the consuming end, read by its own waiters.
- *   lane.seen, steps, places, current   the consuming end's own.
+ *   of a lane    see lane.h; its producing end is the producer's own (with an order: push_lock), and
+ *                so is room_until.
+ *   current      the consuming end's own.
  *   popped       atomic; written by the consuming end: how many were taken out of the lanes.
  *   hand.state   atomic; its owner takes the first of what is left, others, with pop_lock, the last
  *                ones; it is filled again by its owner, with pop_lock.
@@ -73,22 +64,11 @@
 #ifndef PYPER_CHANNEL_H
 #define PYPER_CHANNEL_H
 
+#include "lane.h"
 #include "queue.h"
-#include "shm.h"
-
-/* An item of up to this many bytes lies in its record. */
-#define PYPER__RECORD_BYTES 512
 
 /* A process that consumes beside others claims up to this many items at once. */
 #define PYPER__HAND_ITEMS 64
-
-/* An item as bytes, on its way in or out. */
-typedef struct pyper__record {
-    uint64_t size;
-    uint64_t extent;     /* where it lies in the shared memory; 0: in a record */
-    unsigned char *data; /* where it lies for this process */
-    _Alignas(8) unsigned char bytes[PYPER__RECORD_BYTES]; /* on the way, maybe */
-} pyper__record;
 
 struct pyper__channel_shared;
 

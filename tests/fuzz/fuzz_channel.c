@@ -64,7 +64,7 @@ static void overwrite(void *memory, uint64_t size) {
 
 static void happen(void) {
     struct pyper__channel_shared *shared = doors[0].shared;
-    struct lane *lane = &shared->lane[0];
+    struct pyper__lane *lane = &shared->lane[0];
     switch (take(1) % 8) {
     case 0:
     case 1:
@@ -81,7 +81,7 @@ static void happen(void) {
         overwrite(pyper__shm_at(shm, shm->blocks), 16384);
         break;
     case 6:
-        overwrite(lane->places, sizeof lane->places);
+        overwrite(lane->stands, sizeof lane->stands);
         break;
     case 7:
         if (shared->hands > 0)

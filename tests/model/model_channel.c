@@ -58,14 +58,14 @@ static void make_channel(pyper__channel_shape shape) {
     }
     struct pyper__channel_shared *channel = state.doors[0].shared;
     for (int64_t i = 0; i < channel->lanes; i++) {
-        struct lane *lane = &channel->lane[i];
+        struct pyper__lane *lane = &channel->lane[i];
         model_own(&lane->tail, sizeof lane->tail);
         model_own(&lane->head, sizeof lane->head);
         model_own(&lane->steps, sizeof lane->steps);
         NAME(lane->tail);
         NAME(lane->head);
         NAME(lane->steps);
-        NAME(lane->places);
+        NAME(lane->stands);
         name(lane, sizeof *lane, "lane");
     }
     for (int64_t i = 0; i < channel->hands; i++) {

@@ -50,11 +50,11 @@ SMALL: Edits = (
     ("park.c", "#define CAREFUL (16 * ONE_IN_VAIN)", "#define CAREFUL (1 * ONE_IN_VAIN)"),
     ("queue.h", "#define PYPER__CHUNK_SIZE 4096", "#define PYPER__CHUNK_SIZE 40"),
     ("claim.h", "#define PYPER__CLAIM_MAX 16", "#define PYPER__CLAIM_MAX 4"),
-    ("channel.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),
-    ("channel.c", "#define CHUNK ((uint64_t)65536)", "#define CHUNK ((uint64_t)56)"),
+    ("lane.c", "#define CHUNK_FIRST ((uint64_t)4096)", "#define CHUNK_FIRST ((uint64_t)56)"),
+    ("lane.c", "#define CHUNK ((uint64_t)65536)", "#define CHUNK ((uint64_t)56)"),
     ("channel.c", "#define HAND_BYTES 4096", "#define HAND_BYTES 64"),
     ("channel.h", "#define PYPER__HAND_ITEMS 64", "#define PYPER__HAND_ITEMS 2"),
-    ("channel.h", "#define PYPER__RECORD_BYTES 512", "#define PYPER__RECORD_BYTES 16"),
+    ("lane.h", "#define PYPER__RECORD_BYTES 512", "#define PYPER__RECORD_BYTES 16"),
     ("shm.h", "#define PYPER__SHM_FIRST ((uint64_t)4096)",
      "#define PYPER__SHM_FIRST ((uint64_t)1472)"),
 )  # fmt: skip
@@ -171,7 +171,7 @@ MODELS = {
     ),
     # It takes the lock between processes for granted, too: trying its mutex waits until it is free.
     "channel": Model(
-        ("park.c",),
+        ("park.c", "lane.c"),
         SMALL + SIMPLE_LOCK,
         flags=(*MUTEX, "-Dpthread_mutex_trylock=model_mutex_lock"),
         bounds={
