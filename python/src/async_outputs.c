@@ -94,14 +94,6 @@ static void let_driver_go(outputs *self) {
     driver_look(self->driver);
 }
 
-/* A signal handler has raised inside a callback of the engine, in Thread.start() say: -1 with its
- * exception, or 0. */
-static int check_pending(outputs *self) {
-    PyObject *pending = python_run_take_pending(self->python);
-    if (pending) PyErr_SetRaisedException(pending);
-    return pending ? -1 : 0;
-}
-
 /* ----------------------------------------------------------------------------------- __anext__ */
 
 static PySendResult no_output(outputs *self, int rc) {
@@ -129,7 +121,7 @@ static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_val
     int phase = atomic_load_explicit(&self->phase, memory_order_acquire);
     if (phase == OVER) return nothing_more(self, has_waited);
     if (phase == STARTING && start(self) < 0) return PYGEN_ERROR;
-    if (check_pending(self) < 0) {
+    if (python_run_raise_pending(self->python) < 0) { /* of Thread.start(), say */
         outputs_stop(self);
         return PYGEN_ERROR;
     }
@@ -143,7 +135,7 @@ static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_val
         *ret_value = item;
         return PYGEN_RETURN;
     }
-    if (check_pending(self) < 0) { /* while that was decoded, say */
+    if (python_run_raise_pending(self->python) < 0) { /* while that was decoded, say */
         outputs_stop(self);
         return PYGEN_ERROR;
     }
@@ -204,10 +196,7 @@ static PySendResult leave(awaitable *awaitable, PyObject **ret_value) {
     PySendResult rc = leave_step(awaitable, ret_value, &failure);
     if (rc != PYGEN_RETURN) return rc;
     PyObject *exception = awaitable->exception;
-    if (failure && exception && failure != exception)
-        failure_add_note(
-            self->plan->state, exception,
-            failure_text("while the outputs were closed, the run failed with", failure));
+    outputs_note_failure(self, exception, failure);
     if (!exception && failure) {
         PyErr_SetRaisedException(failure);
         return PYGEN_ERROR;

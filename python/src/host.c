@@ -82,9 +82,11 @@ bool python_run_has_pending(python_run *self) {
     return mine;
 }
 
-PyObject *python_run_take_pending(python_run *self) {
+int python_run_raise_pending(python_run *self) {
+    if (!python_run_has_pending(self)) return 0;
     /* Nobody but this thread takes what is there for it. */
-    return python_run_has_pending(self) ? atomic_exchange(&self->pending, NULL) : NULL;
+    PyErr_SetRaisedException(atomic_exchange(&self->pending, NULL));
+    return -1;
 }
 
 /* -------------------------------------------------------------------------------- nested runs */

@@ -272,12 +272,7 @@ static PyObject *interrupted(outputs *self) {
 /* Has a signal handler raised, in this call or in a callback of the engine?  -1 with the exception,
  * or 0. */
 static int check_signals(outputs *self) {
-    PyObject *pending = python_run_take_pending(self->python);
-    if (pending) {
-        PyErr_SetRaisedException(pending);
-        return -1;
-    }
-    return PyErr_CheckSignals();
+    return python_run_raise_pending(self->python) < 0 ? -1 : PyErr_CheckSignals();
 }
 
 /* The run could not be started, or failed without an exception: say why, with what Thread.start()
@@ -443,14 +438,17 @@ static PyObject *outputs_close(PyObject *op, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+void outputs_note_failure(outputs *self, PyObject *exception, PyObject *failure) {
+    if (!exception || !failure || failure == exception) return;
+    failure_add_note(state_of(self), exception,
+                     failure_text("while the outputs were closed, the run failed with", failure));
+}
+
 /* Finish, while `exception` is under way: what else has failed becomes a note at it. */
 static int finish_for(outputs *self, PyObject *exception) {
     PyObject *failure;
     if (finish(self, &failure) < 0) return -1;
-    if (failure && failure != exception)
-        failure_add_note(
-            state_of(self), exception,
-            failure_text("while the outputs were closed, the run failed with", failure));
+    outputs_note_failure(self, exception, failure);
     Py_XDECREF(failure);
     return 0;
 }

@@ -294,6 +294,10 @@ void outputs_no_longer_live(outputs *self);
 void outputs_stop(outputs *self);
 PyObject *outputs_raise_cancelled(outputs *self, const char *why);
 
+/* The run has failed with `failure` while its outputs were closed for the sake of `exception`: note
+ * it there, unless it is the same.  Either may be NULL. */
+void outputs_note_failure(outputs *self, PyObject *exception, PyObject *failure);
+
 /* The exception that throw(type[, value[, traceback]]) means: a new reference, or NULL. */
 PyObject *outputs_exception_of(PyObject *const *args, Py_ssize_t count);
 
@@ -394,10 +398,9 @@ void python_run_keep_raised(python_run *python, bool started);
 /* Keep an exception, which is taken, for this thread; a second one goes to sys.unraisablehook. */
 void python_run_keep_pending(python_run *python, PyObject *exception);
 
-/* Take the exception that a callback left for this thread: a new reference, or NULL.  Is there one
- * to be taken? */
+/* Has a callback left an exception for this thread?  And: raise it; -1 with that, or 0. */
 bool python_run_has_pending(python_run *python);
-PyObject *python_run_take_pending(python_run *python);
+int python_run_raise_pending(python_run *python);
 
 /* Put what a branching call iterates in, and out again.  Cancels it if the run is over already. */
 void nested_enter(nested *self, pyper_worker *worker, PyObject *outputs);
