@@ -18,6 +18,15 @@ void pyper__free(void *memory) {
     model_free(memory);
 }
 
+/* Nobody is cancelled here. */
+int pyper__hold_cancel(void) {
+    return 0;
+}
+
+void pyper__let_cancel(int held) {
+    (void)held;
+}
+
 int pyper__fd_keep(int fd) {
     return fd;
 }
