@@ -229,6 +229,15 @@ static int encode_small(python_run *python, PyObject *item, pyper_transfer *to) 
     return rc < 0 ? rc : 1;
 }
 
+/* Nobody makes it longer or shorter meanwhile. */
+static int put_bytearray(pyper_transfer *to, PyObject *item) {
+    int rc;
+    Py_BEGIN_CRITICAL_SECTION(item);
+    rc = put(to, 'a', PyByteArray_AS_STRING(item), (size_t)PyByteArray_GET_SIZE(item));
+    Py_END_CRITICAL_SECTION();
+    return rc;
+}
+
 static int encode(void *memory, pyper_transfer *to) {
     PyObject *item = memory;
     if (item == Py_None) return put(to, 'N', NULL, 0);
@@ -250,7 +259,7 @@ static int encode(void *memory, pyper_transfer *to) {
     } else if (item == Py_True || item == Py_False) {
         return put(to, item == Py_True ? 'T' : 'F', NULL, 0);
     } else if (type == &PyByteArray_Type) {
-        return put(to, 'a', PyByteArray_AS_STRING(item), (size_t)PyByteArray_GET_SIZE(item));
+        return put_bytearray(to, item);
     }
     python_run *python = pyper_transfer_host_data(to);
     int rc = encode_small(python, item, to);

@@ -377,12 +377,9 @@ static bool write_object(writer *w, PyObject *value) {
     return written && !PyErr_Occurred();
 }
 
-static bool write_compound(writer *w, PyObject *value, Py_ssize_t references) {
+/* What can be changed; nobody does while the caller's lock is held, which waiting gives up. */
+static bool write_changeable(writer *w, PyObject *value) {
     PyTypeObject *type = Py_TYPE(value);
-    if (type == &PyType_Type || type == &PyFunction_Type) return write_global(w, value);
-    bool shared = references != ANY && Py_REFCNT(value) > references;
-    if (shared && !(type == &PyTuple_Type && has_only_atoms(value))) return false;
-    if (type == &PyTuple_Type) return write_elements(w, value, 0);
     if (type == &PyList_Type) return write_list(w, value);
     if (type == &PyDict_Type) return write_dict(w, value);
     if (type == &PySet_Type) return write_set(w, '<', value);
@@ -391,6 +388,19 @@ static bool write_compound(writer *w, PyObject *value, Py_ssize_t references) {
         return write_bytes(w, 'a', PyByteArray_AS_STRING(value),
                            (size_t)PyByteArray_GET_SIZE(value));
     return write_object(w, value);
+}
+
+static bool write_compound(writer *w, PyObject *value, Py_ssize_t references) {
+    PyTypeObject *type = Py_TYPE(value);
+    if (type == &PyType_Type || type == &PyFunction_Type) return write_global(w, value);
+    bool shared = references != ANY && Py_REFCNT(value) > references;
+    if (shared && !(type == &PyTuple_Type && has_only_atoms(value))) return false;
+    if (type == &PyTuple_Type) return write_elements(w, value, 0);
+    bool written;
+    Py_BEGIN_CRITICAL_SECTION(value);
+    written = write_changeable(w, value);
+    Py_END_CRITICAL_SECTION();
+    return written;
 }
 
 static bool write_value(writer *w, PyObject *value, Py_ssize_t references) {
@@ -425,10 +435,7 @@ Py_ssize_t small_write(module_state *state, struct names *names, PyObject *value
     unsigned char *begin = (unsigned char *)room;
     writer w = {.state = state, .names = names, .at = begin, .end = begin + SMALL_MAX};
     Py_ssize_t size = 0;
-    bool written;
-    Py_BEGIN_CRITICAL_SECTION(value);
-    written = write_value(&w, value, ANY);
-    Py_END_CRITICAL_SECTION();
+    bool written = write_value(&w, value, ANY);
     if (written) size = w.at - begin;
     return written ? size : PyErr_Occurred() ? -1 : 0;
 }

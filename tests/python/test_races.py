@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from helpers import PATIENCE, Counted, none_alive
+from helpers import PATIENCE, Counted, none_alive, run_program
 from pyper import Cancelled, Outputs, Pipeline, task
 
 ROUNDS = 25
@@ -200,3 +200,43 @@ def test_exceptions_with_many_notes() -> None:
         with pytest.raises(ValueError, match=r"\d") as caught:
             list((task(range, branch=True) | task(fail, workers=12))(12))
         assert len(caught.value.__notes__) == 1 + 8
+
+
+def test_an_item_is_changed_while_it_goes_to_a_process() -> None:
+    printed = run_program(
+        """
+        import itertools, multiprocessing, threading
+        from pyper import task
+
+        class One: pass
+        class Other: pass
+
+        one, other, over = One(), Other(), threading.Event()
+
+        def both(n):
+            for _ in range(n):
+                yield one
+                yield other
+
+        def change():
+            for n in itertools.count():
+                for item in one, other:
+                    item.first, item.second, item.third = f"first {n}", f"second {n}", f"third {n}"
+                    vars(item).clear()
+                if over.is_set():
+                    break
+
+        multiprocessing.set_start_method("fork")
+        pipeline = task(both, branch=True, throttle=50) | task(bool, multiprocess=True)
+        with pipeline(100_000) as outputs:
+            next(outputs)
+            thread = threading.Thread(target=change)
+            thread.start()
+            try:
+                print(1 + sum(outputs))
+            finally:
+                over.set()
+                thread.join()
+        """
+    )
+    assert printed == "200000"
