@@ -374,13 +374,28 @@ class _RemoteTraceback(Exception):  # noqa: N818 - shown by its name
         return (_RemoteTraceback, (self.text,))
 
 
+def _traceback_of(exception: BaseException) -> str:
+    """The traceback as text: without lines of source if to find those raises.
+
+    They may come from a module's own loader, and there may be warnings, which may be errors.
+    """
+    try:
+        return "".join(traceback.format_exception(exception))
+    except BaseException:
+        places = [
+            f'  File "{frame.f_code.co_filename}", line {line}, in {frame.f_code.co_name}\n'
+            for frame, line in traceback.walk_tb(exception.__traceback__)
+        ]
+        return "".join(["Traceback (most recent call last):\n", *places])
+
+
 def dump_failure(exception: BaseException) -> bytes:
     """An exception as bytes: itself if pickle can, its words in any case, and its traceback.
 
     Whatever its own methods raise, SystemExit too: it is the exception that somebody must be told.
     """
     process = f"in process {multiprocessing.current_process().name} ({os.getpid()})"
-    text = f"{process}:\n{''.join(traceback.format_exception(exception))}"
+    text = f"{process}:\n{_traceback_of(exception)}"
     try:
         message = str(exception)
     except BaseException:

@@ -1013,6 +1013,28 @@ def test_what_an_exception_raises_itself_does_not_hide_it(
     assert caught.value.__notes__ == ["in task 'raise_and_leave' (2 of 2)"]
 
 
+class NoSource:
+    """The loader of a module whose source cannot be had."""
+
+    def get_source(self, name: str) -> str:
+        raise SystemExit("no source")
+
+
+without_source: dict[str, Any] = {"__name__": "without_source", "__loader__": NoSource()}
+exec(compile("def fail(x): raise ValueError(x)", "without_source.py", "exec"), without_source)
+
+
+def fail_without_source(x: int) -> None:
+    without_source["fail"](x)
+
+
+def test_source_that_cannot_be_had_does_not_hide_an_exception(fork: None) -> None:
+    with pytest.raises(ValueError, match="^0") as caught:
+        list((numbers | task(fail_without_source, multiprocess=True))(1))
+    assert 'File "without_source.py", line 1, in fail' in str(caught.value.__cause__)
+    assert caught.value.__notes__ == ["in task 'fail_without_source' (2 of 2)"]
+
+
 # ------------------------------------------------------------------- children of a function
 
 
