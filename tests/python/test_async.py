@@ -19,6 +19,7 @@ import threading
 import types
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -915,6 +916,26 @@ def test_a_loop_that_ends_right_after_a_break() -> None:
 
     asyncio.run(main(), debug=True)
     assert none_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors")
+def test_outputs_that_are_over_keep_one_descriptor_each() -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def main() -> None:
+        before = descriptors()
+        held = [(task(range, branch=True) | task(ainc))(3) for _ in range(3)]
+        assert await collect(held[0]) == [1, 2, 3]
+        assert await anext(held[1]) == 1
+        await held[1].aclose()
+        assert await anext(held[2]) == 1
+        await held[2].aclose()
+        assert descriptors() == before + len(held)
+        held.clear()
+        assert descriptors() == before
+
+    run(main())
 
 
 def test_outputs_that_outlive_their_loop() -> None:
