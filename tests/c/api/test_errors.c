@@ -274,6 +274,7 @@ EACH_HOST(a_failure_after_a_cancel_is_recorded) {
     pyper_pipeline *p = pyper_task(cancel_and_fail);
     pyper_run *run = START(p, NULL);
     ENDS_WITH(run, PYPER_ECANCELED);
+    CHECK_EQ(pyper_wait_until(run, PYPER_FOREVER), 0); /* the call may still be on its way */
     CHECK_EQ(pyper_failed(run), PYPER_EFAILED);
     CHECK_EQ(pyper_error_code(run), 7);
     CHECK_HAS(pyper_error_message(run), "too late");
