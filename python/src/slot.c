@@ -548,6 +548,41 @@ static PyObject *slot_name(PyObject *op, void *unused) {
     return Py_NewRef(((slot *)op)->driver ? ((slot *)op)->step->name : Py_None);
 }
 
+/* Without the GIL only the loop's own thread may ask where a worker stands. */
+static bool may_ask(slot *self) {
+#ifdef Py_GIL_DISABLED
+    PyObject *loop = PyObject_CallNoArgs(self->step->state->get_running_loop);
+    if (!loop) PyErr_Clear();
+    Py_XDECREF(loop);
+    return loop && loop == self->driver->loop;
+#else
+    (void)self;
+    return true;
+#endif
+}
+
+/* Where the worker stands, for who shows that (asyncio's Task.get_stack(), print_call_graph()): the
+ * frame of its function, and what that awaits.  `names` of the attribute: of a coroutine, and of an
+ * asynchronous generator.  No such attribute: no function of the program's is under way. */
+static PyObject *slot_where(PyObject *op, void *names) {
+    slot *self = (slot *)op;
+    const char *const *name = names;
+    PyObject *function = NULL;
+    bool generates = false;
+    if (may_ask(self) && self->awaited) {
+        generates = self->iterator && PyAsyncGen_CheckExact(self->iterator);
+        function = generates ? self->iterator : self->awaited;
+    }
+    if (!function) {
+        PyErr_SetString(PyExc_AttributeError, name[0]);
+        return NULL;
+    }
+    Py_INCREF(function);
+    PyObject *value = PyObject_GetAttrString(function, name[generates]);
+    Py_DECREF(function);
+    return value;
+}
+
 static int slot_traverse(PyObject *op, visitproc visit, void *arg) {
     slot *self = (slot *)op;
     Py_VISIT(Py_TYPE(op));
@@ -587,7 +622,12 @@ static PyMethodDef slot_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static const char *const frame_names[] = {"cr_frame", "ag_frame"};
+static const char *const await_names[] = {"cr_await", "ag_await"};
+
 static PyGetSetDef slot_getset[] = {
+    {"cr_frame", slot_where, NULL, NULL, (void *)frame_names},
+    {"cr_await", slot_where, NULL, NULL, (void *)await_names},
     {"__name__", slot_name, NULL, NULL, NULL},
     {"__qualname__", slot_name, NULL, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -1626,6 +1626,50 @@ def test_sync_generators_and_joins_run_in_their_threads() -> None:
     assert len({*threads, threading.get_ident()}) == 4
 
 
+@pytest.mark.parametrize("branch", [False, True])
+def test_asyncio_shows_where_a_worker_stands(branch: bool) -> None:
+    """Of a call in progress its function, and what that awaits; before the next call nothing."""
+    begun, leave, end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        yield 0
+        await end.wait()
+
+    async def wait_inside() -> None:
+        begun.set()
+        await leave.wait()
+
+    async def work(x: int) -> int:
+        await wait_inside()
+        return x
+
+    async def generate(x: int) -> AsyncIterator[int]:
+        await wait_inside()
+        yield x
+
+    async def main() -> None:
+        function = generate if branch else work
+        outputs = (task(source, branch=True) | task(function, branch=branch))()
+        waiting = asyncio.ensure_future(anext(outputs))
+        await begun.wait()
+        (worker,) = (one for one in asyncio.all_tasks() if one.get_name() == function.__name__)
+        assert [frame.f_code for frame in worker.get_stack()] == [function.__code__]
+        coroutine: Any = worker.get_coro()
+        assert coroutine.cr_await.cr_code is wait_inside.__code__
+        if sys.version_info >= (3, 14):
+            graph = asyncio.format_call_graph(worker)
+            assert f"{function.__name__}()" in graph
+            assert "wait_inside()" in graph
+        leave.set()
+        assert await waiting == 0
+        while worker.get_stack():
+            await asyncio.sleep(0)
+        end.set()
+        assert await collect(outputs) == []
+
+    run(main())
+
+
 class CountingLoop(asyncio.SelectorEventLoop):
     """Counts how often anything goes through it, and how often a descriptor calls."""
 
