@@ -203,6 +203,7 @@ def test_exceptions_with_many_notes() -> None:
 
 
 def test_an_item_is_changed_while_it_goes_to_a_process() -> None:
+    """It arrives in some state; or pickle refuses it, as it does in 3.13 without the GIL."""
     printed = run_program(
         """
         import itertools, multiprocessing, threading
@@ -234,9 +235,12 @@ def test_an_item_is_changed_while_it_goes_to_a_process() -> None:
             thread.start()
             try:
                 print(1 + sum(outputs))
+            except RuntimeError as error:
+                print(type(error.__cause__ or error).__name__, *error.__notes__)
             finally:
                 over.set()
                 thread.join()
         """
     )
-    assert printed == "200000"
+    refused = "RuntimeError: dictionary changed size during iteration"
+    assert printed == "200000" or refused in printed
