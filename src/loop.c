@@ -372,12 +372,7 @@ void pyper__loop_post(pyper__loop *loop, pyper__post *post) {
     pyper_run *run = loop->run;
     atomic_fetch_add(&run->refs, 1);
     pyper__lock_take(&loop->posts_lock);
-    post->next = NULL;
-    if (loop->posts.first)
-        loop->posts.last->next = post;
-    else
-        loop->posts.first = post;
-    loop->posts.last = post;
+    pyper__posts_append(&loop->posts, post);
     atomic_store(&loop->any_posts, true);
     atomic_fetch_add(&post->slot->posted, 1);
     pyper__lock_give(&loop->posts_lock);

@@ -105,11 +105,7 @@ static int keep(pyper__slot *slot, void *item) {
     pyper__post *kept = pyper__alloc(sizeof *kept);
     if (!kept) return PYPER_ENOMEM;
     kept->item = item;
-    if (slot->hand.first)
-        slot->hand.last->next = kept;
-    else
-        slot->hand.first = kept;
-    slot->hand.last = kept;
+    pyper__posts_append(&slot->hand, kept);
     return 0;
 }
 

@@ -38,6 +38,15 @@ typedef struct pyper__posts {
     pyper__post *first, *last;
 } pyper__posts;
 
+static inline void pyper__posts_append(pyper__posts *posts, pyper__post *post) {
+    post->next = NULL;
+    if (posts->first)
+        posts->last->next = post;
+    else
+        posts->first = post;
+    posts->last = post;
+}
+
 /* What the loop waits for, of one event. */
 typedef struct pyper__watch {
     pyper__event *event;
