@@ -170,6 +170,14 @@ def pid_too(first: int) -> Iterator[int]:
     yield os.getpid()
 
 
+def pids_of_two_that_stay() -> pyper.Outputs[int]:
+    """A run of two workers, both of which stay; its outputs are their numbers."""
+    return (
+        task(pid_and_stay, branch=True, multiprocess=True)
+        | task(pid_too, branch=True, multiprocess=True)
+    )(0)
+
+
 def raise_value_error(x: int) -> int:
     if x == 3:
         raise ValueError("three is bad")
@@ -1218,10 +1226,7 @@ def test_a_process_may_be_closed_while_it_is_joined(fork: None) -> None:
 
 def test_an_idle_worker_may_die(fork: None) -> None:
     """It waits for an input, and the caller for an output: nobody else is doing anything."""
-    outputs = (
-        task(pid_and_stay, branch=True, multiprocess=True)
-        | task(pid_too, branch=True, multiprocess=True)
-    )(0)
+    outputs = pids_of_two_that_stay()
     first, second = next(outputs), next(outputs)
     while outputs.stats()[1].starved == 0:
         time.sleep(0.001)
@@ -1936,10 +1941,7 @@ def test_another_thread_polls_at_the_same_time(
 
 def test_the_program_waits_for_one_worker_while_another_dies(method: str) -> None:
     """Whoever waits for a process polls it, which keeps nobody from polling others."""
-    outputs = (
-        task(pid_and_stay, branch=True, multiprocess=True)
-        | task(pid_too, branch=True, multiprocess=True)
-    )(0)
+    outputs = pids_of_two_that_stay()
     victim, other = next(outputs), next(outputs)
     (awaited,) = [worker for worker in workers_alive() if worker.pid == other]
     program = threading.Thread(target=awaited.join)
