@@ -1820,7 +1820,7 @@ def test_nor_while_another_thread_starts_a_process(tmp_path: Path) -> None:
     done = run_program(
         tmp_path,
         """
-        import multiprocessing, os, sys, threading
+        import multiprocessing, os, threading
         from pyper import _processes, task
 
         begun, asked = threading.Event(), threading.Event()
@@ -1849,7 +1849,7 @@ def test_nor_while_another_thread_starts_a_process(tmp_path: Path) -> None:
 
         def ask(pipeline):
             # In one write: there are two who print.
-            sys.stdout.write(f"{set(pipeline(2)) == {os.getpid()}}\n")
+            print(f"{set(pipeline(2)) == {os.getpid()}} ", end="")
 
         if __name__ == "__main__":
             _processes._starting = Lock(_processes._starting)
