@@ -337,6 +337,8 @@ def _main(
     descriptors: _Descriptors,
 ) -> None:
     """What a worker's process does."""
+    # A forked one has its parent's: an event loop there would take our signals for its own.
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, _nothing)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if not chosen:

@@ -518,6 +518,35 @@ def test_ctrl_c() -> None:
     assert program.end() == ("interrupted []", "", 0)
 
 
+def signal_itself(x: int) -> int:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGUSR1)
+    return x
+
+
+@forked
+@pytest.mark.usefixtures("caller")
+def test_a_loop_does_not_hear_the_signals_of_its_workers() -> None:
+    chain = task(arange, branch=True) | task(signal_itself, multiprocess=True)
+
+    async def turns_of_the_loop() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def main() -> tuple[list[int], list[int]]:
+        heard: list[int] = []
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            asyncio.get_running_loop().add_signal_handler(number, heard.append, number)
+        assert [x async for x in chain(3)] == [0, 1, 2]
+        await turns_of_the_loop()
+        of_workers = heard.copy()
+        signal.raise_signal(signal.SIGUSR1)
+        await turns_of_the_loop()
+        return of_workers, heard
+
+    assert on_a_loop_without_handlers(main()) == ([], [signal.SIGUSR1])
+
+
 # --------------------------------------------------------------------------------------- loops
 
 
