@@ -14,6 +14,7 @@ import enum
 import functools
 import multiprocessing
 import multiprocessing.process
+import operator
 import os
 import pickle
 import signal
@@ -133,6 +134,8 @@ def start(
         context = multiprocessing.get_context(method)
         forked = method == "fork"
         what: Any = task if forked else _Pickled(task)
+        if method == "forkserver":
+            name = _DeafName(name)
         process = context.Process(  # type: ignore[attr-defined]
             target=_main,
             args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
@@ -144,7 +147,7 @@ def start(
         try:
             _ensure_helpers(method)
             # Ctrl-C is the caller's: the process begins with SIGINT blocked and unblocks it in
-            # _main().
+            # _main().  (That of a fork server: see _DeafName.)
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             process.start()
         except Exception as error:
@@ -266,6 +269,25 @@ def _close_pipes_left_by(error: Exception) -> None:
             for name in ("parent_r", "child_w", "child_r", "parent_w"):
                 if name in frame.f_locals:
                     os.close(frame.f_locals[name])
+
+
+class _DeafName(str):
+    """The name of a process that blocks SIGINT as soon as it is told its name.
+
+    A fork server's processes do not begin with the mask of who asks for them.  But they are told
+    their name before they import the main module, which may take long.  What is done there must be
+    in the standard library: they cannot import pyper yet.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (operator.itemgetter(0), ((str.__str__(self), _BlockSigint()),))
+
+
+class _BlockSigint:
+    """Is pickled as a call, which is made where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (signal.pthread_sigmask, (int(signal.SIG_BLOCK), (int(signal.SIGINT),)))
 
 
 class _Pickled:

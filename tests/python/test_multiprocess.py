@@ -1507,6 +1507,33 @@ def test_ctrl_c_is_the_callers(tmp_path: Path, chosen: str) -> None:
         assert caller.stderr.read() == ""
 
 
+@pytest.mark.parametrize("chosen", ["forkserver", "spawn"])
+def test_also_while_a_worker_imports_the_main_module(tmp_path: Path, chosen: str) -> None:
+    """A fork server gives its processes other handlers and another mask than the caller has."""
+    done = run_program(
+        tmp_path,
+        f"""
+        import multiprocessing, os, signal
+        from pyper import task
+
+        def inc(x):
+            return x + 1
+
+        if __name__ == "__main__":
+            multiprocessing.set_forkserver_preload([])  # the server does not import this
+            multiprocessing.set_start_method("{chosen}")
+            heard = []
+            signal.signal(signal.SIGINT, lambda *_: heard.append("Ctrl-C"))
+            print(*(task(range, branch=True) | task(inc, multiprocess=True))(2), *heard)
+        elif multiprocessing.current_process().name == "inc":
+            os.killpg(0, signal.SIGINT)
+        """,
+        start_new_session=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout == "1 2 Ctrl-C\n"
+
+
 def test_and_that_of_other_processes_of_the_program(tmp_path: Path) -> None:
     """A fork server that was started for a worker blocks no signal of theirs."""
     done = run_program(
