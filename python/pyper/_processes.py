@@ -425,10 +425,10 @@ def dump_failure(exception: BaseException) -> bytes:
     except BaseException:
         message = "(its str() raises)"
     try:
-        notes = [str(note) for note in getattr(exception, "__notes__", ())]
+        notes = [str.__str__(str(note)) for note in getattr(exception, "__notes__", ())]
     except BaseException:
         notes = []
-    words = (type(exception).__qualname__, message, text, notes)
+    words = (type(exception).__qualname__, str.__str__(message), text, notes)
     try:
         pickled = dumps(exception, protocol=5)
         if type(loads(pickled)) is not type(exception):
@@ -452,9 +452,10 @@ def load_failure(data: bytes) -> BaseException:
         why = " (it cannot be pickled)"
     if not isinstance(exception, BaseException):
         exception = RemoteError(f"{kind}: {message}{why}")
-    known = getattr(exception, "__notes__", ())
-    for note in notes:
-        if note not in known:
-            exception.add_note(note)
-    exception.__cause__ = _RemoteTraceback(text)
+    with contextlib.suppress(Exception):  # it may refuse notes, or any change (a frozen dataclass)
+        known = getattr(exception, "__notes__", ())
+        for note in notes:
+            if note not in known:
+                exception.add_note(note)
+    vars(BaseException)["__cause__"].__set__(exception, _RemoteTraceback(text))
     return exception

@@ -9,6 +9,7 @@ import abc
 import collections
 import contextlib
 import copyreg
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -201,6 +202,31 @@ class Unpicklable(Exception):
     def __init__(self) -> None:
         super().__init__("with a lock")
         self.lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    """Refuses all changes, so also notes and a cause."""
+
+
+class NoCause(Exception):
+    __cause__ = property(lambda self: None)  # type: ignore[assignment]
+
+
+class NoNotes(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise LookupError("no notes")
+
+
+class Words(str):
+    def __reduce__(self) -> Any:
+        raise TypeError("no words")
+
+
+class OddWords(Exception):
+    def __str__(self) -> str:
+        return Words("odd words")
 
 
 class LeavesWhenPickled(Exception):
@@ -1019,6 +1045,22 @@ def test_what_an_exception_raises_itself_does_not_hide_it(
         list((numbers | leaves)(1))
     assert "in raise_and_leave" in "".join(traceback.format_exception(caught.value))
     assert caught.value.__notes__ == ["in task 'raise_and_leave' (2 of 2)"]
+
+
+def raise_plainly(x: int, kind: type[Exception]) -> int:
+    raise kind
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it has no note
+@pytest.mark.parametrize("kind", [Frozen, NoCause, NoNotes, OddWords])
+def test_an_exception_that_refuses_what_is_added_to_it_is_raised_all_the_same(
+    fork: None, kind: type[Exception]
+) -> None:
+    raises = task(raise_plainly, bind=task.bind(kind=kind), multiprocess=True)
+    with pytest.raises(kind) as caught:
+        list((numbers | raises)(1))
+    cause = caught.value.__cause__
+    assert kind is NoCause or "in raise_plainly" in str(cause)
 
 
 class NoSource:
