@@ -410,7 +410,9 @@ class AsyncConsumer(Generic[P, C_co]):
         consumer: Callable[[AsyncOutputs[S]], Awaitable[C_co]],
     ) -> None:
         """Bring the two together.  Raises TypeError if `consumer` is not an async function."""
-        if not callable(consumer) or not inspect.iscoroutinefunction(_plain_function(consumer)):
+        if not callable(consumer) or not any(
+            map(inspect.iscoroutinefunction, _candidates(consumer))
+        ):
             raise TypeError(
                 f"the outputs of an asynchronous pipeline can only go to an async function, not to "
                 f"{_kind(consumer)}: {_short(consumer)}; write it with async def"
@@ -493,14 +495,19 @@ def _plain_function(func: object) -> object:
     return getattr(type(func), "__call__", func)  # noqa: B004
 
 
+def _candidates(func: object) -> tuple[object, object]:
+    """What may be marked as asynchronous: the callable itself, or the function behind it."""
+    return _unwrapped(func), _plain_function(func)
+
+
 def _is_async(func: object) -> bool:
     """Is it an async function, an async generator function, or an object that is called as one?"""
     func = _unwrapped(func)
     if isinstance(func, AsyncPipeline):
         return True
-    candidates = (func, _plain_function(func))
-    return any(map(inspect.iscoroutinefunction, candidates)) or any(
-        map(inspect.isasyncgenfunction, candidates)
+    return any(
+        inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
+        for one in _candidates(func)
     )
 
 

@@ -21,6 +21,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -544,6 +545,19 @@ def test_consumers() -> None:
         task(ainc) > sum  # type: ignore[operator]
     with pytest.raises(TypeError, match="chained comparison"):
         bool(consumer)
+
+
+def test_what_is_merely_marked_as_async_is_a_task_and_a_consumer() -> None:
+    mock = AsyncMock(return_value=3)
+    assert run((task(mock) > mock)(1)) == 3
+    assert run((task(ainc) > functools.partial(mock))(1)) == 3
+
+    class Marked:
+        def __call__(self, outputs: AsyncIterator[int]) -> Awaitable[list[int]]:
+            return collect(outputs)
+
+    if sys.version_info >= (3, 12):
+        assert run((task(ainc) > inspect.markcoroutinefunction(Marked()))(1)) == [2]
 
 
 def test_refusals() -> None:
