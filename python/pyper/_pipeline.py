@@ -525,6 +525,9 @@ def _kind(value: object) -> str:
 
 
 def _short(value: object) -> str:
-    """A repr that does not fill the screen."""
-    text = repr(value)
+    """A repr that does not fill the screen, whatever the value's own does."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = object.__repr__(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -244,6 +244,17 @@ def test_what_cannot_be_called_is_refused(func: Any) -> None:
         task(func)
 
 
+def test_what_cannot_be_shown_is_refused_all_the_same() -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise LookupError
+
+    with pytest.raises(TypeError, match="not Shy: <"):
+        task(Shy())  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="task 'len': workers must be an int, not Shy"):
+        task(len, workers=Shy())  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("func", [5, None])
 def test_a_decorator_refuses_what_cannot_be_called(func: Any) -> None:
     with pytest.raises(TypeError, match=r"task\(\) needs a function"):
