@@ -146,30 +146,31 @@ static int create_task(driver *self, slot *slot) {
     return 0;
 }
 
-/* The current exception is why a worker could not be started. */
-static void keep_start_error(python_run *python) {
+/* The current exception is why a worker could not be started: what the engine is told of it.  It
+ * need not be for lack of memory: a task factory of the program's may refuse what it is asked. */
+static int keep_start_error(python_run *python) {
     PyObject *raised = PyErr_GetRaisedException();
-    if (raised) Py_XDECREF(atomic_exchange(&python->start_error, raised));
+    if (!raised) return PYPER_ENOMEM;
+    int rc = PyErr_GivenExceptionMatches(raised, PyExc_MemoryError) ? PYPER_ENOMEM : PYPER_ETHREAD;
+    Py_XDECREF(atomic_exchange(&python->start_error, raised));
+    return rc;
 }
 
 int host_start_slot(void *host_data, pyper_worker *worker) {
     python_run *python = host_data;
     driver *self = python->driver;
     slot *slot = self ? slot_new(self, worker) : NULL;
-    if (!slot) {
-        keep_start_error(python);
-        return PYPER_ENOMEM;
-    }
+    if (!slot) return keep_start_error(python);
     int rc = 0;
     Py_INCREF(slot);
     *pyper_worker_state(worker) = slot;
     if (create_task(self, slot) < 0) {
-        keep_start_error(python);
+        int error = keep_start_error(python);
         if (slot->worker) {
             slot->worker = NULL; /* it is the engine's again */
             atomic_fetch_sub(&python->alive, 1);
             slot_abandon(slot);
-            rc = PYPER_ENOMEM;
+            rc = error;
         }
     }
     Py_DECREF(slot);

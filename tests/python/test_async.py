@@ -1549,6 +1549,22 @@ def test_a_runner_that_is_closed_before_its_outputs() -> None:
     assert none_alive()
 
 
+def test_a_task_factory_that_refuses_a_worker() -> None:
+    def refuse(loop: Any, coroutine: Any, **options: Any) -> Any:
+        raise LookupError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(refuse)
+        outputs = (task(range, branch=True) | task(ainc))(3)
+        with pytest.raises(RuntimeError, match="task 'ainc'.*a worker could not") as caught:
+            await anext(outputs)
+        assert isinstance(caught.value.__cause__, LookupError)
+        await outputs.aclose()
+        asyncio.get_running_loop().set_task_factory(None)
+
+    asyncio.run(main())
+
+
 def test_without_a_loop() -> None:
     outputs = task(ainc)(1)
     with pytest.raises(RuntimeError, match="no running event loop"):
