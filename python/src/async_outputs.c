@@ -125,6 +125,8 @@ static PySendResult next_step(outputs *self, bool has_waited, PyObject **ret_val
         outputs_stop(self);
         return PYGEN_ERROR;
     }
+    slot *running = self->driver ? self->driver->running : NULL;
+    if (running && slot_calls_us(running)) return no_output(self, PYPER_EDEADLK);
     if (turn_is_over(&self->turn)) {
         *ret_value = Py_NewRef(Py_None);
         return PYGEN_NEXT;

@@ -117,6 +117,7 @@ typedef struct python_run python_run;
     X(name_done, "done")                                                                           \
     X(name_cancel, "cancel")                                                                       \
     X(name_cancelling, "cancelling")                                                               \
+    X(name_get_coro, "get_coro")                                                                   \
     X(name_add_reader, "add_reader")                                                               \
     X(name_remove_reader, "remove_reader")                                                         \
     X(name_is_closed, "is_closed")                                                                 \
@@ -506,12 +507,13 @@ typedef struct driver {
     PyObject_HEAD module_state *state;
     plan *plan; /* keeps the module's state alive */
     PyObject *loop;
-    pyper_run *run;     /* a handle of its own; NULL: it has done its work */
-    python_run *python; /* borrowed from run */
-    int fd;             /* of the run */
-    struct slot *slots; /* all that have not left; strong references */
-    waiters waiting;    /* who waits for an output, or for the end */
-    bool closing;       /* somebody waits for the end */
+    pyper_run *run;       /* a handle of its own; NULL: it has done its work */
+    python_run *python;   /* borrowed from run */
+    int fd;               /* of the run */
+    struct slot *slots;   /* all that have not left; strong references */
+    struct slot *running; /* the one whose step goes on; NULL: none */
+    waiters waiting;      /* who waits for an output, or for the end */
+    bool closing;         /* somebody waits for the end */
     atomic_bool unwanted;
 } driver;
 
@@ -569,6 +571,9 @@ typedef struct slot {
 
 slot *slot_new(driver *driver, pyper_worker *worker);
 void slot_wake(slot *self);
+/* Does the function of this slot, whose step goes on, call us?  A task that begins at once, inside
+ * of it, is not the function. */
+bool slot_calls_us(slot *self);
 /* The run is over: cancel the task, unless its function has been told already. */
 void slot_tell(slot *self);
 /* Let go of everything without the loop: the loop is gone. */

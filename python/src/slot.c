@@ -457,6 +457,17 @@ static PySendResult after_leaving(slot *self, PyObject *thrown, PyObject **ret_v
     return PYGEN_RETURN;
 }
 
+bool slot_calls_us(slot *self) {
+    module_state *state = self->step->state;
+    PyObject *caller = PyObject_CallNoArgs(state->current_task);
+    /* Its own task it may not know yet, if that runs at once. */
+    PyObject *coroutine = caller ? PyObject_CallMethodNoArgs(caller, state->name_get_coro) : NULL;
+    PyErr_Clear();
+    Py_XDECREF(coroutine);
+    Py_XDECREF(caller);
+    return coroutine == (PyObject *)self;
+}
+
 static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_value) {
     slot *self = (slot *)op;
     *ret_value = NULL;
@@ -477,6 +488,8 @@ static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_val
         interrupt(self, thrown);
         thrown = NULL;
     }
+    slot *interrupted = self->driver->running; /* whose function begins a task that runs at once */
+    self->driver->running = self;
     int rc = PYGEN_RETURN;
     while (self->state != LEFT && rc == PYGEN_RETURN) {
         switch (self->state) {
@@ -509,6 +522,7 @@ static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_val
             rc = PYGEN_RETURN;
         }
     }
+    self->driver->running = interrupted;
     if (rc == PYGEN_RETURN) rc = after_leaving(self, NULL, ret_value);
     Py_DECREF(op);
     return rc;

@@ -1487,6 +1487,51 @@ def test_on_each_loop_a_function_that_closes_its_own_run_is_cancelled(
     assert seen == [asyncio.CancelledError]
 
 
+def test_on_each_loop_a_function_may_not_ask_for_outputs_of_its_own_run(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        async def asks(x: int) -> int:
+            return await anext(outputs) + x
+
+        async def asks_in_vain(x: int) -> AsyncIterator[int]:
+            with pytest.raises(RuntimeError, match="of its own run"):
+                await anext(outputs)
+            yield x
+
+        async with asyncio.timeout(PATIENCE):
+            outputs = (task(range, branch=True) | task(asks))(3)
+            with pytest.raises(RuntimeError, match="of its own run") as caught:
+                await anext(outputs)
+            assert caught.value.__notes__ == ["in task 'asks' (2 of 2)"]
+            outputs = (task(range, branch=True) | task(asks_in_vain, branch=True))(3)
+            assert await collect(outputs) == [0, 1, 2]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+
+
+def test_on_each_loop_a_task_that_a_function_begins_may_ask_for_outputs_of_its_run(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        readers = []
+
+        async def begins(x: int) -> int:
+            if x == 1:
+                readers.append(asyncio.create_task(collect(outputs)))
+            return x
+
+        outputs = (task(range, branch=True) | task(ainc_later) | task(begins))(5)
+        async with asyncio.timeout(PATIENCE):
+            got = [await anext(outputs)]
+            got += await readers[0]
+        assert sorted(got) == [1, 2, 3, 4, 5]
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
+
+
 def test_each_loop_may_be_closed_early(
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
