@@ -34,10 +34,9 @@ static PyObject *iterator_of(step *step, PyObject *result) {
     return NULL;
 }
 
-/* The run is over: a generator's finally blocks run now, in this thread, and not whenever its last
- * reference goes.  Any other iterator is merely let go: its close() may be somebody else's business
- * (a file's, say).  Returns 0, or -1 with an exception. */
-static int close_iterator(module_state *state, PyObject *iterator) {
+/* A generator's finally blocks run now, in this thread, and not whenever its last reference goes.
+ * Any other iterator is merely let go: its close() may be somebody else's business (a file's, say). */
+int iterator_close(module_state *state, PyObject *iterator) {
     int is = PyGen_CheckExact(iterator) || Py_IS_TYPE(iterator, state->outputs_type);
     if (!is && state->generator) is = PyObject_IsInstance(iterator, state->generator);
     if (is <= 0) return is;
@@ -52,7 +51,7 @@ static int emit_all(step *step, pyper_worker *worker, PyObject *iterator) {
     for (PyObject *item; (item = next(iterator)) != NULL;) {
         int rc = pyper_emit(worker, item);
         if (rc < 0)
-            return close_iterator(step->state, iterator) < 0 ? failure_report(step, worker) : rc;
+            return iterator_close(step->state, iterator) < 0 ? failure_report(step, worker) : rc;
         if (!breathe(step->state)) return failure_report(step, worker);
     }
     if (!PyErr_Occurred()) return 0;
@@ -74,7 +73,7 @@ static int emit_each(step *step, pyper_worker *worker, PyObject *result) {
         nested_enter(&inner, worker, iterator);
         rc = emit_all(step, worker, iterator);
         nested_leave(&inner, worker);
-        if (rc < 0 && close_iterator(step->state, iterator) < 0) rc = failure_report(step, worker);
+        if (rc < 0 && iterator_close(step->state, iterator) < 0) rc = failure_report(step, worker);
     } else {
         rc = emit_all(step, worker, iterator);
     }

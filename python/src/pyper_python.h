@@ -336,6 +336,10 @@ void stream_end(PyObject *stream);
 /* The function for a task of this kind. */
 pyper_fn function_for(bool first, bool branch, bool join);
 
+/* The run is over before the iterator of a branch: close that, if it is a generator of any kind.
+ * Returns 0, or -1 with an exception. */
+int iterator_close(module_state *state, PyObject *iterator);
+
 /* ----------------------------------------------------------------------------------- host.c */
 
 /* What a run has to do with Python: the engine's host_data.  Counted: the run holds one reference,

@@ -426,10 +426,8 @@ static void begin_close(slot *self) {
             if (self->awaited) self->state = AWAIT_CLOSE;
             if (PyErr_Occurred()) fail(self);
         }
-    } else if (PyGen_CheckExact(iterator)) {
-        PyObject *result = PyObject_CallMethodNoArgs(iterator, self->step->state->name_close);
-        if (!result) fail(self);
-        Py_XDECREF(result);
+    } else if (iterator_close(self->step->state, iterator) < 0) {
+        fail(self);
     }
     Py_DECREF(iterator);
 }

@@ -18,7 +18,15 @@ import textwrap
 import threading
 import types
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
@@ -862,6 +870,41 @@ def test_generators_are_closed_in_their_worker() -> None:
         async with (task(produce, branch=True, throttle=2) | task(ainc))() as outputs:
             assert await anext(outputs) == 1
         assert closed == ["produce"]
+
+    run(main)
+
+
+def test_generators_of_other_kinds_are_closed_too() -> None:
+    closed = []
+
+    class Endless(Generator[int, Any, None]):
+        def send(self, value: Any) -> int:
+            return 1
+
+        def throw(self, *args: Any) -> int:
+            closed.append(threading.current_thread())
+            raise args[0]
+
+    inner_closed = []
+
+    def produce() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            inner_closed.append(threading.current_thread().name)
+
+    inner = task(produce, branch=True, throttle=2)
+
+    async def makes(what: Callable[[], Any]) -> Any:
+        return what()
+
+    async def main() -> None:
+        async with task(makes, branch=True)(Endless) as outputs:
+            assert await anext(outputs) == 1
+        assert closed == [threading.current_thread()]
+        async with task(makes, branch=True)(inner) as outputs:
+            assert await anext(outputs) == 0
+        assert inner_closed == ["produce"]
 
     run(main)
 
