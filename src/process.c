@@ -265,12 +265,15 @@ static int bell_of_loop(const struct pyper__processes *all) {
 
 static void do_nothing(int signal) {}
 
-/* A forked worker: only this thread exists, and pyper__forks has grown. */
-static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t worker) {
+/* A forked worker: only this thread exists, and pyper__forks has grown.  All signals are blocked;
+ * `mask` is what the caller blocks. */
+static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t worker,
+                             const sigset_t *mask) {
     struct pyper__processes *all = run->processes;
     const pyper__task *task = stage->task;
     struct sigaction ignore = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
     sigaction(SIGINT, &ignore, NULL);
+    pthread_sigmask(SIG_SETMASK, mask, NULL);
     (void)pyper__hold_cancel(); /* if the caller's thread is to be cancelled, this one is not */
     __fpurge(stdout);
     __fpurge(stderr);
@@ -313,6 +316,18 @@ static int wait_for(pyper_run *run, const struct process *process) {
     return status;
 }
 
+/* Signals wait meanwhile: a Ctrl-C that found the worker without its handler would end it, or run the
+ * caller's in it. */
+static pid_t fork_worker(pyper_run *run, const pyper_worker *worker) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pid_t pid = fork();
+    if (pid == 0) forked(run, worker->stage, worker->index, &before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return pid;
+}
+
 static int start_process(pyper_run *run, pyper_worker *worker, struct process *process) {
     struct pyper__processes *all = run->processes;
     pyper__stage *stage = worker->stage;
@@ -336,8 +351,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
         if (rc < 0) return rc == PYPER_ENOMEM ? rc : PYPER_EPROCESS;
         process->pid = (pid_t)pid;
     } else {
-        process->pid = fork();
-        if (process->pid == 0) forked(run, stage, worker->index);
+        process->pid = fork_worker(run, worker);
         if (process->pid < 0) return PYPER_EPROCESS;
     }
     process->pidfd = pidfd_open_(process->pid);

@@ -1311,6 +1311,41 @@ TEST(ctrl_c_is_the_callers) {
     finish(run, p);
 }
 
+static volatile pid_t interrupted_in;
+
+static void note_interrupt(int number) {
+    interrupted_in = getpid();
+}
+
+static void interrupt_child(void) {
+    raise(SIGINT);
+}
+
+static int pass_unless_interrupted(pyper_worker *w, void *item, void *bind) {
+    return interrupted_in ? pyper_fail(w, 1, "interrupted") : pass(w, item, bind);
+}
+
+/* It comes when the worker has only just been forked. */
+TEST(ctrl_c_is_the_callers_also_while_a_worker_is_forked) {
+    pyper_pipeline *p = pyper_pipe(pyper_task(count_up, .branch = true, INTS),
+                                   pyper_task(pass_unless_interrupted, INTS, .multiprocess = true));
+    CHECK_EQ(pthread_atfork(NULL, NULL, interrupt_child), 0);
+    void (*const handlers[])(int) = {SIG_DFL, note_interrupt};
+    for (int i = 0; i < 2; i++) {
+        CHECK(signal(SIGINT, handlers[i]) != SIG_ERR);
+        sigset_t before, after;
+        CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &before), 0);
+        pyper_run *run = START(p, PTR(10));
+        for (long k = 0; k < 10; k++) NEXT_IS(run, k);
+        ENDS_WITH(run, 0);
+        CHECK_EQ(pyper_close(run), 0);
+        CHECK_EQ(interrupted_in, 0);
+        CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &after), 0);
+        CHECK(sigismember(&after, SIGINT) == sigismember(&before, SIGINT));
+    }
+    pyper_unref(p);
+}
+
 /* Start a run, tell its workers' numbers through a pipe, and wait for the end. */
 static _Noreturn void be_a_caller(int numbers) {
     pyper_pipeline *p =
