@@ -23,6 +23,9 @@
 #define PYPER__ALWAYS_INLINE inline __attribute__((always_inline))
 /* Quick to reach from a shared library, too: pyper_next() looks there for each item. */
 #define PYPER__TLS_MODEL __attribute__((tls_model("initial-exec")))
+/* Called when the library is loaded: its fork handlers are to be there before the program's.  So they
+ * are the last to run before a fork and the first after it, and the program's may use the library. */
+#define PYPER__AT_LOAD __attribute__((constructor))
 #else
 #define pyper__likely(x) (x)
 #define pyper__unlikely(x) (x)
@@ -30,6 +33,7 @@
 #define PYPER__NOINLINE
 #define PYPER__ALWAYS_INLINE inline
 #define PYPER__TLS_MODEL
+#define PYPER__AT_LOAD
 #endif
 
 /* Zeroed memory, aligned to a cache line if it is that large; NULL when there is none. */
@@ -151,7 +155,7 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns);
  * forked child, never in the process itself.  Written by the child before it has a second
  * thread. */
 extern _Atomic uint32_t pyper__forks;
-void pyper__watch_forks(void);
+PYPER__AT_LOAD void pyper__watch_forks(void);
 
 /* What tells the calling thread from all others that there have been: 0 until it is asked for; in a
  * forked child 0 again. */

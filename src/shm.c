@@ -336,14 +336,18 @@ static void after_fork(void) {
     pthread_mutex_unlock(&keeping);
 }
 
-static void watch_forks(void) {
+static void watch(void) {
     pthread_atfork(before_fork, after_fork, after_fork);
 }
 
-void pyper__shm_keep(pyper__shm *shm, uint64_t offset, uint64_t size, pyper__shm_kept *ret_kept) {
+static PYPER__AT_LOAD void watch_forks(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_forks);
+    pthread_once(&once, watch);
+}
+
+void pyper__shm_keep(pyper__shm *shm, uint64_t offset, uint64_t size, pyper__shm_kept *ret_kept) {
     uint64_t block;
+    watch_forks();
     class_of(size, &block);
     *ret_kept = (pyper__shm_kept){.shm = pyper__shm_ref(shm), .offset = offset, .size = block};
     pthread_mutex_lock(&keeping);

@@ -677,6 +677,52 @@ TEST(what_is_kept_is_each_ones_own_after_a_fork) {
     nothing_is_left();
 }
 
+static pyper_run *closed_before_fork;
+static kept_blob *kept_before_fork, *kept_after_fork;
+static int refused_after_fork;
+
+static void close_before_fork(void) {
+    if (!kept_before_fork) return;
+    release_kept(kept_before_fork);
+    CHECK_EQ(pyper_close(closed_before_fork), 0);
+    kept_before_fork = NULL;
+}
+
+static void give_back_after_fork(void) {
+    if (kept_after_fork) release_kept(kept_after_fork);
+    kept_after_fork = NULL;
+}
+
+static pyper_run *inherited;
+
+static void ask_after_fork(void) {
+    void *out;
+    give_back_after_fork();
+    if (inherited) refused_after_fork = pyper_next(inherited, &out);
+}
+
+/* Handlers that were there before anything was kept, and before the first run. */
+TEST(fork_handlers_of_the_program_may_use_the_library) {
+    CHECK_EQ(pthread_atfork(close_before_fork, give_back_after_fork, ask_after_fork), 0);
+    pyper_pipeline *p =
+        pyper_task(make_big, .branch = true, .type = &keeping, .multiprocess = true, .throttle = 2);
+    pyper_run *run = pyper_start(p, PTR(40), .type = &pyper_type_int);
+    pyper_run *closed = pyper_start(p, PTR(40), .type = &pyper_type_int);
+    kept_blob *before = next_kept(closed);
+    kept_after_fork = next_kept(run);
+    inherited = run;
+    closed_before_fork = closed;
+    kept_before_fork = before;
+    pid_t child = fork();
+    if (child == 0) _exit(refused_after_fork == PYPER_EFORKED ? 0 : 1);
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    CHECK(!kept_before_fork && !kept_after_fork);
+    finish(run, p);
+    nothing_is_left();
+}
+
 static int encode_badly(void *i, pyper_transfer *to) {
     return -77;
 }
