@@ -30,6 +30,8 @@
  *
  *  - fork: a run belongs to the process that started it.  In a forked child every inherited run is
  *    dead: pyper_next() and pyper_wait_until() answer PYPER_EFORKED, closing it does nothing.
+ *    One that a task's function has forked has no part in the run: pyper_emit(), pyper_pull() and the
+ *    like answer PYPER_ECANCELED, and when the function returns no other call begins.
  *    Your own handlers of pthread_atfork() may use the library (to close runs before a fork, say, and
  *    start them again after it) if they are registered after it was loaded.
  *  - Process workers are forked by pyper_start(), before any thread of the run: what your own other

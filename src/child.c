@@ -229,6 +229,7 @@ int pyper_attach_from(const pyper_attach_options *given) {
     pyper__copy_known(&options, sizeof options, given);
     pyper__shm *shm = NULL;
     pyper__watch_forks();
+    pyper__worker_watch_forks();
     int rc = pyper__shm_attach(options.fds[0], &shm);
     if (rc == 0) shm->crossed = true;
     if (rc == 0 && !sound(&options, shm)) rc = PYPER_EINVAL;

@@ -21,8 +21,15 @@ static bool loop_is_asleep(const pyper__loop *loop) {
     return atomic_load_explicit(loop->waker.state, memory_order_relaxed) == PYPER__ASLEEP;
 }
 
+/* One of the functions has forked, and this is the child.  What it shares with its parent must be left
+ * alone: the bell, and the events of channels. */
+static bool is_in_fork(const pyper__loop *loop) {
+    return pyper__run_inherited(loop->run);
+}
+
 /* Those who wait for the driver to find something for them may be the next driver. */
 static void leave_driving(pyper__loop *loop) {
+    if (is_in_fork(loop)) return;
     pyper__watch_leave(&loop->outputs);
     pyper__watch_leave(&loop->end);
     atomic_store(&loop->owner, 0);
@@ -47,7 +54,8 @@ static void resume_fresh(pyper__crew *crew) {
 static void serve_starved(pyper__crew *crew) {
     pyper__queue *input = crew->stage->input;
     do {
-        while (crew->stage->task->join && crew->fresh < crew->count) resume_fresh(crew);
+        while (crew->stage->task->join && crew->fresh < crew->count && !is_in_fork(crew->loop))
+            resume_fresh(crew);
         while (pyper__edge_items_or_end(input) - crew->due > 0 &&
                (crew->starved.first || crew->fresh < crew->count)) {
             if (crew->loop->budget <= 0) return;
@@ -55,7 +63,9 @@ static void serve_starved(pyper__crew *crew) {
                 pyper__slot_resume(crew->starved.first);
             else
                 resume_fresh(crew);
+            if (is_in_fork(crew->loop)) return;
         }
+        if (is_in_fork(crew->loop)) return;
         if (!crew->starved.first && crew->fresh == crew->count) {
             pyper__watch_leave(&crew->items);
             return;
@@ -74,6 +84,7 @@ static void serve_blocked(pyper__crew *crew) {
             if (room <= 0 && !output->passes_turn) break;
             if (pyper__edge_is_over(output) || pyper__slot_may_go_on(slot, &room))
                 pyper__slot_resume(slot);
+            if (is_in_fork(crew->loop)) return;
         }
         if (!crew->blocked.first) {
             pyper__watch_leave(&crew->places);
@@ -122,7 +133,7 @@ static void serve_touched(pyper__loop *loop) {
 static void look(pyper__loop *loop) {
     pyper_run *run = loop->run;
     serve_touched(loop);
-    for (size_t i = loop->count; i-- > 0;) {
+    for (size_t i = loop->count; i-- > 0 && !is_in_fork(loop);) {
         pyper__crew *crew = &loop->crews[i];
         if (!crew->told && pyper__run_stopped(run, crew->stage->index)) tell(crew);
         /* Who had an input may have found no room for what came of it: then the loop must count
@@ -147,6 +158,7 @@ static bool drive(pyper__loop *loop) {
     do {
         atomic_store(loop->waker.state, PYPER__DRIVEN);
         look(loop);
+        if (is_in_fork(loop)) return false;
         if (loop->budget <= 0 || loop->carried >= POSTS) {
             atomic_store(loop->waker.state, PYPER__WOKEN);
             return true;
@@ -158,6 +170,7 @@ static bool drive(pyper__loop *loop) {
 /* Nobody looks any more: whoever has something must ring. */
 static void fall_asleep(pyper__loop *loop) {
     int state = PYPER__DRIVEN;
+    if (is_in_fork(loop)) return;
     if (!atomic_compare_exchange_strong(loop->waker.state, &state, PYPER__ASLEEP) && loop->yours)
         pyper__bell_ring(loop->waker.bell);
 }
@@ -170,6 +183,7 @@ static int drive_until(pyper__loop *loop, bool (*ready)(const void *), pyper__wa
     int rc = 0;
     for (;;) {
         bool more = drive(loop);
+        if (is_in_fork(loop)) return PYPER_EFORKED;
         if (ready(loop->run)) break;
         if (more || pyper__watch_enter(what)) continue;
         pyper__seat *seat = &loop->run->callers;
@@ -246,6 +260,7 @@ int pyper__loop_pop(pyper__loop *loop, void **ret_item, int64_t deadline_ns) {
         if (mine && !loop_is_asleep(loop)) {
             drive(loop);
             fall_asleep(loop);
+            if (is_in_fork(loop)) return PYPER_EFORKED;
         }
         int rc = pop_output(loop, ret_item), waited = 0;
         if (rc == PYPER__AGAIN)
@@ -294,6 +309,7 @@ int pyper_drive(pyper_run *run) {
     pyper__bell_silence(loop->waker.bell);
     drive(loop);
     fall_asleep(loop);
+    if (is_in_fork(loop)) return PYPER_EFORKED;
     bool go_on = loop->caller_waits && caller_may_go_on(loop);
     pyper__run_leave(run);
     if (go_on) {
@@ -353,6 +369,7 @@ static void drive_abandoned(pyper__loop *loop) {
         while (drive(loop)) continue;
         fall_asleep(loop);
         leave_driving(loop);
+        if (is_in_fork(loop)) return;
     }
     pyper__run_leave(run);
     pyper__run_release(run);

@@ -134,8 +134,8 @@ bool pyper__run_record(pyper_run *run, int answer, const pyper__stage *stage, in
  * process has failed and told everybody to stop, but not yet the supervisor. */
 static bool may_record(pyper_run *run, int answer, const pyper__stage *stage, int code,
                        const char *message, const void *data, size_t size) {
+    if (pyper__run_inherited(run)) return false;
 #if PYPER__PROCESSES
-    if (pyper__run_shared_in_fork(run)) return false;
     if (run->child) return pyper__child_fail(run, answer, stage->index, code, message, data, size);
     pyper__run_enter(run);
     if (run->processes && !pyper_failed(run)) pyper__processes_hear(run);
@@ -495,6 +495,7 @@ pyper_run *pyper_start_from(const pyper_start_options *given) {
     pyper_start_options options = {.size = sizeof options};
     if (given) pyper__copy_known(&options, sizeof options, given);
     pyper__watch_forks();
+    pyper__worker_watch_forks();
     pyper_run *run = pyper__alloc(sizeof *run);
     if (!run) {
         destroy_argument(&options);

@@ -148,12 +148,6 @@ static inline bool pyper__run_inherited(const pyper_run *run) {
     return run->forks != atomic_load_explicit(&pyper__forks, memory_order_relaxed);
 }
 
-/* The same, of a run that shares memory with processes: its function has forked, and this is the
- * child.  That memory must be left alone; all else is a copy. */
-static inline bool pyper__run_shared_in_fork(const pyper_run *run) {
-    return (run->child || run->processes) && pyper__run_inherited(run);
-}
-
 /* Give up a worker's reference: the last thing a worker does. */
 void pyper__run_release(pyper_run *run);
 

@@ -212,7 +212,12 @@ static void wait_for(pyper__slot *slot, pyper__waiters *list) {
     enter_list(slot, list);
 }
 
-/* Around every call of a slot's function. */
+/* The function has forked, and this is the child: it has no part in the run. */
+static bool is_in_fork(const pyper__slot *slot) {
+    return pyper__run_inherited(slot->worker->run);
+}
+
+/* Around every call of a slot's function.  In a child that it has forked the slice is over. */
 static void enter_call(pyper__slot *slot) {
     slot->worker->outer = pyper__worker_current;
     pyper__worker_current = slot->worker;
@@ -222,6 +227,7 @@ static void enter_call(pyper__slot *slot) {
 static void leave_call(pyper__slot *slot) {
     slot->calling = false;
     pyper__worker_current = slot->worker->outer;
+    if (is_in_fork(slot)) slot->crew->loop->budget = 0;
 }
 
 /* Call fn or resume.  What it answered is in slot->done and slot->rc, unless it is pending. */
@@ -358,7 +364,8 @@ static bool take_up(pyper__slot *slot) {
 
 /* Go on with the slot as far as it goes without waiting. */
 static void step(pyper__slot *slot) {
-    do {
+    bool goes_on = true;
+    while (goes_on && !is_in_fork(slot)) {
         leave_list(slot);
         int rc = empty_hand(slot);
         if (rc == PYPER__AGAIN) {
@@ -366,7 +373,8 @@ static void step(pyper__slot *slot) {
             return;
         }
         if (rc < 0) destroy_hand(slot);
-    } while (slot->operating ? go_on(slot) : take_up(slot));
+        goes_on = slot->operating ? go_on(slot) : take_up(slot);
+    }
 }
 
 /* ------------------------------------------------------------------------ what the loop asks for */
@@ -426,6 +434,7 @@ void pyper__slot_enlist(pyper_worker *worker) {
 int pyper__slot_emit(pyper_worker *worker, void *item) {
     pyper__slot *slot = worker->slot;
     pyper__loop *loop = slot->crew->loop;
+    if (is_in_fork(slot)) return pyper__worker_refuse(worker, item, PYPER_ECANCELED);
     if (pyper__loop_is_driver(loop)) {
         catch_up(slot);
         int rc = emit(slot, item);
@@ -450,7 +459,7 @@ int pyper__slot_emit(pyper_worker *worker, void *item) {
 
 void pyper_done(pyper_worker *worker, int rc) {
     pyper__slot *slot = worker->slot;
-    if (!slot) return;
+    if (!slot || is_in_fork(slot)) return;
     pyper__loop *loop = slot->crew->loop;
     if (pyper__loop_is_driver(loop) && slot->calling) {
         slot->done = true;
@@ -548,6 +557,7 @@ static void look_again(pyper__slot *slot, bool waited) {
 int pyper_try_pull(pyper_worker *worker, void **ret_item) {
     pyper__slot *slot = worker->slot;
     if (!slot) return PYPER_EINVAL;
+    if (is_in_fork(slot)) return PYPER_ECANCELED;
     bool waited = slot->list != NULL;
     int rc = try_pull(worker, ret_item);
     look_again(slot, waited);
@@ -583,6 +593,7 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
         pyper__worker_refuse(worker, item, PYPER_ECANCELED);
         return PYPER_EINVAL;
     }
+    if (is_in_fork(slot)) return pyper__worker_refuse(worker, item, PYPER_ECANCELED);
     bool waited = slot->list != NULL;
     int rc = try_emit(worker, item);
     look_again(slot, waited);
@@ -591,7 +602,7 @@ int pyper_try_emit(pyper_worker *worker, void *item) {
 
 void pyper_slot_left(pyper_worker *worker) {
     pyper__slot *slot = worker->slot;
-    if (!slot || slot->left) return;
+    if (!slot || slot->left || is_in_fork(slot)) return;
     pyper__loop *loop = slot->crew->loop;
     if (!pyper__loop_is_driver(loop)) pyper__loop_become_driver(loop);
     come(slot, slot->list);

@@ -2,6 +2,7 @@
 #include "worker.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -9,7 +10,7 @@
 #include "text.h"
 #include "transfer.h"
 
-_Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
+_Thread_local pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 
 void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size) {
     const pyper__task *task = worker->stage->task;
@@ -22,7 +23,27 @@ void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t siz
 
 /* The function has forked, and this is the child. */
 static bool is_in_fork(const pyper_worker *worker) {
-    return pyper__run_shared_in_fork(worker->run);
+    return pyper__run_inherited(worker->run);
+}
+
+/* The same, seen by whoever looks at how much has been emitted: no output goes the quick way any more,
+ * and no call of the function is as it should be. */
+static void disown(pyper_worker *worker) {
+    worker->emitted = worker->allowed = worker->at_once = INT64_MIN;
+}
+
+static void in_child(void) {
+    for (pyper_worker *worker = pyper__worker_current; worker; worker = worker->outer)
+        disown(worker);
+}
+
+static void watch(void) {
+    pthread_atfork(NULL, NULL, in_child);
+}
+
+void pyper__worker_watch_forks(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch);
 }
 
 /* ----------------------------------------------------------------------------- the loop */
@@ -45,6 +66,7 @@ void pyper__worker_judge(pyper_worker *worker, int rc) {
 
 /* A call has returned: is this worker to go on? */
 static PYPER__COLD bool after_odd_call(pyper_worker *worker, int rc) {
+    if (is_in_fork(worker)) return false;
     if (rc < 0)
         pyper__worker_judge(worker, rc);
     else if (!pyper__worker_stopped(worker))
@@ -58,9 +80,7 @@ static bool after_ordered_call(pyper_worker *worker) {
     pyper__queue *output = worker->output;
     int rc;
 #if PYPER__PROCESSES
-    if (output->channel && is_in_fork(worker))
-        rc = PYPER_ECANCELED;
-    else if (output->channel)
+    if (output->channel)
         rc = pyper__send_done(output, worker->ticket, &worker->seat, worker->stage->input);
     else
 #endif
@@ -73,7 +93,7 @@ static bool after_ordered_call(pyper_worker *worker) {
 static inline bool call(pyper_worker *worker, const pyper__task *task, void *item, bool plain) {
     worker->emitted = 0;
     int rc = task->fn(worker, item, task->bind);
-    if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && !task->branch)))
+    if (pyper__unlikely(rc < 0 || (worker->emitted != 1 && (!task->branch || worker->emitted < 0))))
         return after_odd_call(worker, rc);
     if (pyper__unlikely(!plain && worker->output->passes_turn)) return after_ordered_call(worker);
     return true;
@@ -83,7 +103,6 @@ static inline bool call(pyper_worker *worker, const pyper__task *task, void *ite
 static PYPER__NOINLINE int take_slow(pyper_worker *worker, pyper__queue *input, void **ret_item,
                                      int64_t deadline_ns) {
 #if PYPER__PROCESSES
-    if (input->channel && is_in_fork(worker)) return PYPER_ECANCELED;
     if (input->channel)
         return pyper__receive(worker->run, worker->stage, input, ret_item, &worker->ticket,
                               &worker->seat, deadline_ns, false);
@@ -166,7 +185,7 @@ static void work_claiming(pyper_worker *worker) {
         if (!call(worker, task, item, false)) break;
         pyper__seat_share_token(&worker->seat);
     }
-    pyper__claim_drop(input, worker->claim, &worker->seat);
+    if (!is_in_fork(worker)) pyper__claim_drop(input, worker->claim, &worker->seat);
 }
 
 static void work_with_care(pyper_worker *worker) {
@@ -248,7 +267,6 @@ static inline int after_push(pyper_worker *worker, pyper__queue *output) {
 static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output, *input = worker->stage->input;
 #if PYPER__PROCESSES
-    if (output->channel && is_in_fork(worker)) return PYPER_ECANCELED;
     /* A worker's process that has failed or cancelled the run knows so before the caller's does, who
      * is to close this edge. */
     if (worker->run->child && pyper__worker_stopped(worker)) return PYPER_ECANCELED;
@@ -270,7 +288,9 @@ static PYPER__COLD int taken_in_vain(pyper_worker *worker) {
 /* Anything but an item that goes into the queue at once. */
 static PYPER__NOINLINE int emit_slow(pyper_worker *worker, void *item) {
     if (worker->slot) return pyper__slot_emit(worker, item);
-    if (worker->emitted >= worker->allowed) return pyper__worker_refuse(worker, item, PYPER_EINVAL);
+    if (worker->emitted >= worker->allowed)
+        return pyper__worker_refuse(worker, item,
+                                    is_in_fork(worker) ? PYPER_ECANCELED : PYPER_EINVAL);
     pyper__queue *output = worker->output;
     int rc = PYPER__AGAIN;
     if (output->order) {
@@ -303,6 +323,7 @@ int pyper_emit(pyper_worker *worker, void *item) {
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
     if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
+    if (pyper__unlikely(worker->emitted < 0)) return PYPER_ECANCELED;
     void *item;
     int rc = take(worker, worker->stage->input, &item, deadline_ns);
     if (rc > 0) *ret_item = item;
@@ -344,6 +365,7 @@ int pyper_fail_bytes(pyper_worker *worker, int code, const char *message, const 
  * no call begins after that.  If its output refuses already, and it may know that, the input is the
  * next to be cancelled; that is done here, or at least complete when this returns. */
 bool pyper_cancelled(const pyper_worker *worker) {
+    if (is_in_fork(worker)) return true;
     if (!pyper__worker_stopped(worker)) return false;
     pyper__queue *input = worker->stage->input;
     if (worker->slot || input->channel) return true;

@@ -18,7 +18,7 @@ struct pyper_worker {
     _Alignas(PYPER__CACHE_LINE) pyper_run *run;
     pyper__stage *stage;
     pyper__queue *output;
-    int64_t emitted;     /* outputs of the call under way */
+    int64_t emitted;     /* outputs of the call under way; negative: see disown() */
     int64_t allowed;     /* how many outputs a call may have */
     int64_t at_once;     /* the same, if they may go the quick way; else 0 */
     int64_t ticket;      /* of the input it works on */
@@ -28,9 +28,8 @@ struct pyper_worker {
     int64_t index;
     void *thread;
     bool has_thread;
-    struct pyper__slot *slot; /* what carries it on an event loop (slot.h); NULL: a thread does */
-    const struct pyper_worker
-        *outer; /* whose function has made its thread drive the loop, if any */
+    struct pyper__slot *slot;   /* what carries it on an event loop (slot.h); NULL: a thread does */
+    struct pyper_worker *outer; /* whose function has made its thread drive the loop, if any */
 };
 
 /* What a worker says of its function: it failed; its answer was negative (judge finds out why). */
@@ -55,12 +54,15 @@ void pyper__worker_main(void *worker);
 /* Its work alone, without the way in and out of a thread: what a process calls. */
 void pyper__worker_work(pyper_worker *worker);
 
+/* From now on a function that forks takes its child out of the run. */
+PYPER__AT_LOAD void pyper__worker_watch_forks(void);
+
 /* What to call it: its task, and its number if it is not the only one. */
 void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size);
 
 /* The worker whose function the calling thread is in, if any: the innermost, for a function may take
  * the outputs of another run, and so call its asynchronous functions; see `outer`. */
-extern _Thread_local const pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
+extern _Thread_local pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 
 /* Is the calling thread in a function of this run? */
 static inline bool pyper__worker_is_inside(const pyper_run *run) {

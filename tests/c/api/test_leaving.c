@@ -1,6 +1,7 @@
 /* Leaving before the end: cancel, close, giving up references, forks.  Black-box: pyper.h only. */
 #include "../kit.h"
 
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 /* A chain with an infinite producer and full queues everywhere. */
@@ -567,6 +568,96 @@ TEST(in_a_forked_child_new_runs_work) {
         close_both(run, p);
     }
     in_child(run_anew, NULL);
+}
+
+static pid_t runner;
+static pthread_key_t last_key;
+
+/* ThreadSanitizer, which sees _exit(), would report those of the parent's threads that nobody joined. */
+static void end_process(void *unused) {
+    syscall(SYS_exit_group, 0);
+}
+
+/* The function forks, for each input.  Its child does whatever functions do, in vain, and ends with its
+ * thread; or where it asks for outputs, if it is an operation. */
+static int fork_and_emit(pyper_worker *w, void *item) {
+    CHECK_EQ(getpid(), runner);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child > 0) {
+        int status;
+        CHECK_EQ(waitpid(child, &status, 0), child);
+        CHECK_EQ(status, 0);
+        return pyper_emit(w, item);
+    }
+    alarm(check_seconds());
+    CHECK_EQ(pthread_setspecific(last_key, &last_key), 0);
+    CHECK(pyper_cancelled(w));
+    if (INT(item) % 3 == 0) return pyper_fail(w, 1, "in the child");
+    if (INT(item) % 3 == 1) {
+        pyper_cancel(pyper_worker_run(w));
+        return 0;
+    }
+    CHECK_EQ(pyper_emit(w, item), PYPER_ECANCELED);
+    CHECK_EQ(pyper_emit(w, item), PYPER_ECANCELED);
+    return 0;
+}
+
+static int fork_and_go_on(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    return fork_and_emit(w, item);
+}
+
+static int pull_fork_and_go_on(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (void *x; (rc = pyper_pull(w, &x)) > 0;) (void)fork_and_emit(w, x);
+    CHECK(getpid() == runner || rc == PYPER_ECANCELED);
+    return rc;
+}
+
+static int try_pull_fork_and_go_on(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    int rc;
+    for (void *x; (rc = pyper_try_pull(w, &x)) > 0;) (void)fork_and_emit(w, x);
+    CHECK(getpid() == runner || rc == PYPER_ECANCELED);
+    return rc == PYPER_EAGAIN ? PYPER_PENDING : rc;
+}
+
+static void has_no_part_in_the_run(pyper_pipeline *p) {
+    enum { COUNT = 12 };
+    pyper_run *run = START(p, PTR(COUNT));
+    int rc;
+    void *out;
+    bool seen[COUNT] = {false};
+    while ((rc = pyper_next(run, &out)) > 0) {
+        CHECK(!seen[INT(out)]);
+        seen[INT(out)] = true;
+    }
+    if (getpid() != runner) {
+        CHECK_EQ(rc, PYPER_EFORKED);
+        CHECK_EQ(pyper_close(run), PYPER_EFORKED);
+        end_process(NULL);
+    }
+    CHECK_EQ(rc, 0);
+    for (int i = 0; i < COUNT; i++) CHECK(seen[i]);
+    close_both(run, p);
+}
+
+EACH_HOST(a_forked_child_of_a_function_has_no_part_in_the_run) {
+    runner = getpid();
+    CHECK_EQ(pthread_key_create(&last_key, end_process), 0);
+    for (int i = 0; i < 32; i++) {
+        bool async = i & 1, join = i & 2;
+        pyper_fn fn = !join   ? fork_and_go_on
+                      : async ? try_pull_fork_and_go_on
+                              : pull_fork_and_go_on;
+        has_no_part_in_the_run(
+            pyper_pipe(pyper_task(count_up, .branch = true),
+                       pyper_task(fn, .async = async, .join = join, .branch = join || i & 4,
+                                  .workers = i & 8 ? 3 : 1, .ordered = !join && i & 16,
+                                  .throttle = i & 16 ? 1 : 0)));
+    }
 }
 
 /* ------------------------------------------------------------------ Threads that are cancelled */
