@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -70,12 +71,19 @@ static char *map(int fd, uint64_t size) {
     return base == MAP_FAILED ? NULL : base;
 }
 
+/* Signals wait meanwhile.  When one comes, Linux (before 6.10) gives back what it has made so far: where
+ * a timer sends them (a profiler's, say), what takes longer than from one to the next would be begun
+ * anew for ever, with the heap's lock held. */
 static int allocate(int fd, int mode, uint64_t offset, uint64_t size) {
+    sigset_t all, before;
     int rc;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     int held = pyper__hold_cancel();
     do rc = fallocate(fd, mode, (off_t)offset, (off_t)size);
     while (rc < 0 && errno == EINTR);
     pyper__let_cancel(held);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
 }
 

@@ -4,8 +4,11 @@
 
 #include "channel.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 
 /* --------------------------------------------------------------------------- shared memory */
 
@@ -39,6 +42,32 @@ TEST(what_cannot_be_had_is_refused) {
     CHECK_EQ(pyper__shm_alloc(shm, UINT64_MAX), 0);
     CHECK_EQ(pyper__shm_alloc(shm, shm->size), 0);
     CHECK(pyper__shm_alloc(shm, 100) != 0);
+    pyper__shm_unref(shm);
+}
+
+/* How many signals come, each while memory is made: as Linux before 6.10 has it, such a call has made
+ * nothing. */
+static _Atomic int signals_to_come;
+
+int fallocate(int fd, int mode, off_t offset, off_t size) {
+    sigset_t blocked;
+    CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &blocked), 0);
+    if (!sigismember(&blocked, SIGPROF) && atomic_fetch_sub(&signals_to_come, 1) > 0) {
+        errno = EINTR;
+        return -1;
+    }
+    return (int)syscall(SYS_fallocate, fd, mode, offset, size);
+}
+
+TEST(memory_is_made_at_once_however_many_signals_come) {
+    pyper__shm *shm;
+    atomic_store(&signals_to_come, 1000);
+    CHECK_EQ(pyper__shm_create(100, &shm), 0);
+    CHECK(pyper__shm_alloc(shm, 50000000) != 0);
+    CHECK_EQ(atomic_load(&signals_to_come), 1000);
+    sigset_t blocked;
+    CHECK_EQ(pthread_sigmask(SIG_SETMASK, NULL, &blocked), 0);
+    CHECK(!sigismember(&blocked, SIGPROF));
     pyper__shm_unref(shm);
 }
 
