@@ -42,7 +42,9 @@
  *    pthread_cancel() or pthread_exit(), within a function of yours that the library has called.
  *  - From a task's function you may start, read and close other runs.  Of the function's own run
  *    you may call pyper_cancel() and pyper_stats(); pyper_next() and pyper_close() would wait for
- *    their own caller and answer PYPER_EDEADLK.
+ *    their own caller and answer PYPER_EDEADLK.  A worker's thread has ended when the destructors of
+ *    its own data (pthread_key_create(), thread_local) have returned: if they call what waits for the
+ *    run, it waits for ever; pyper_run_unref() does not wait.
  *  - From an item's destroy function: do not call anything that waits.
  *  - Nothing can end a function in a thread that neither emits, pulls nor returns: closing such a
  *    run waits until it does.
@@ -644,7 +646,8 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
  *  - A worker starts with empty buffers of stdout and stderr and flushes both when it leaves; it
  *    leaves with _exit(): what you have registered with atexit() is not run.
  *  - Ctrl-C in a terminal reaches the caller's process only: workers have a handler for SIGINT that
- *    does nothing.  When the caller's process dies, however it dies, its workers follow.
+ *    does nothing.  When the caller's process dies, however it dies, its workers follow.  To exec() is
+ *    not to die: close the run before, or they stay as long as the new program.
  *  - A worker that dies (a signal, exit(), out of memory) fails the run with PYPER_EDIED.
  *  - When a run is stopped (by cancel, close or a failure; or the part of it before a joined task
  *    that has had enough), calls in progress in its processes have PYPER_GRACE_MS to return; then
