@@ -23,7 +23,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PAGE ((uint64_t)4096)
+/* Pages have this many bytes, or more: 16 or 64 KiB are not rare on ARM. */
+#define PAGE_MIN ((uint64_t)4096)
 #define SMALLEST_SHIFT 7
 #define CLASSES (4 * (48 - SMALLEST_SHIFT))
 #define MAGIC UINT64_C(0x3172657079704d53)
@@ -46,6 +47,26 @@ struct heap {
 };
 _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
 
+/* ------------------------------------------------------------------------------------ pages */
+
+#ifdef PYPER_TESTING
+_Atomic uint64_t pyper__shm_page;
+#endif
+
+/* What the system maps, and takes back, no part of. */
+static uint64_t page_size(void) {
+#ifdef PYPER_TESTING
+    uint64_t as_if = atomic_load_explicit(&pyper__shm_page, memory_order_relaxed);
+    if (as_if) return as_if;
+#endif
+    long size = sysconf(_SC_PAGESIZE);
+    return size > (long)PAGE_MIN ? (uint64_t)size : PAGE_MIN;
+}
+
+static uint64_t whole(uint64_t size, uint64_t unit) {
+    return (size + unit - 1) / unit * unit;
+}
+
 /* ------------------------------------------------------------------------------- life time */
 
 /* As much address space as twice the machine's memory: it costs nothing until it is used.  Where
@@ -55,7 +76,7 @@ _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
  * that has no handler for it.  To make pages within the file's size raises nothing. */
 static uint64_t space_to_reserve(void) {
     long pages = sysconf(_SC_PHYS_PAGES);
-    uint64_t wanted = pages > 0 ? (uint64_t)pages * PAGE * 2 : 0;
+    uint64_t wanted = pages > 0 ? (uint64_t)pages * page_size() * 2 : 0;
     uint64_t size = (uint64_t)1 << 30;
     while (size < wanted) size *= 2;
     struct rlimit limit;
@@ -108,7 +129,7 @@ static int furnish(pyper__shm *shm, uint64_t first) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;
     }
-    uint64_t top = PYPER__SHM_FIRST + (first + PAGE - 1) / PAGE * PAGE;
+    uint64_t top = whole(PYPER__SHM_FIRST + first, page_size());
     uint64_t made = top + GROW_MIN;
     if (!shm->base || made > shm->size || grow(shm->fd, 0, made) < 0) return PYPER_ENOMEM;
     struct heap *heap = (struct heap *)shm->base;
@@ -200,19 +221,22 @@ static uint64_t *link_of(pyper__shm *shm, uint64_t offset) {
 
 /* A block from the end of the file.  With the lock held. */
 static uint64_t extend_locked(pyper__shm *shm, struct heap *heap, uint64_t block) {
-    uint64_t alignment = block >= PAGE ? PAGE : PYPER__SHM_ALIGNMENT;
-    uint64_t offset = (heap->top + alignment - 1) / alignment * alignment;
+    uint64_t page = page_size();
+    bool pages = block >= page || block >= PYPER__SHM_KEEP_MIN;
+    uint64_t offset = whole(heap->top, pages ? page : PYPER__SHM_ALIGNMENT);
     uint64_t upto = shm->blocks + shm->space;
     if (block > upto || offset > upto - block) return 0;
     uint64_t end = offset + block;
+    /* What is kept is mapped anew, by whole pages: no other block may begin in its last one. */
+    if (block >= PYPER__SHM_KEEP_MIN) end = whole(end, page);
     if (end > heap->made) {
         uint64_t more = heap->made / 8;
         if (more < GROW_MIN) more = GROW_MIN;
         if (more > GROW_MAX) more = GROW_MAX;
-        uint64_t made = (end + more + PAGE - 1) / PAGE * PAGE;
+        uint64_t made = whole(end + more, page);
         if (made > shm->size) made = shm->size;
         if (grow(shm->fd, heap->made, made) < 0) {
-            made = (end + PAGE - 1) / PAGE * PAGE; /* no more than it takes */
+            made = whole(end, page); /* no more than it takes */
             if (grow(shm->fd, heap->made, made) < 0) return 0;
         }
         heap->made = made;
@@ -280,10 +304,11 @@ static void set_apart(pyper__shm_kept *kept) {
  * more, and what was never handed out. */
 static void give_free_back(pyper__shm *shm) {
     struct heap *heap = (struct heap *)(void *)shm->base;
+    uint64_t page = page_size();
     pyper__shared_lock_take(&heap->lock);
     for (unsigned class = 0; class < CLASSES; class ++) {
         uint64_t size = size_of_class(class), offset = heap->given_back[class], next;
-        if (size < PAGE) continue;
+        if (size < page) continue;
         heap->given_back[class] = 0;
         for (; offset && pyper__shm_holds(shm, offset, size); offset = next) {
             next = *link_of(shm, offset);
@@ -291,7 +316,7 @@ static void give_free_back(pyper__shm *shm) {
         }
     }
     if (heap->top <= heap->made && heap->made <= shm->size)
-        punch(shm, (heap->top + PAGE - 1) / PAGE * PAGE, heap->made - heap->top);
+        punch(shm, whole(heap->top, page), heap->made - heap->top);
     pyper__shared_lock_give(&heap->lock);
 }
 
@@ -308,7 +333,8 @@ static void give_up_locked(pyper__shm *shm) {
         if (kept->shm != shm) continue;
         set_apart(kept);
         if (kept->lost) return;
-        if (kept->offset + kept->size > end) end = kept->offset + kept->size;
+        uint64_t behind = whole(kept->offset + kept->size, page_size());
+        if (behind > end) end = behind;
     }
     void *copy = mmap(NULL, keep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED) return;
@@ -329,7 +355,7 @@ static void give_up_locked(pyper__shm *shm) {
 
 void pyper__shm_retire(pyper__shm *shm, uint64_t keep) {
     pthread_mutex_lock(&keeping);
-    if (!shm->keep) shm->keep = (keep + PAGE - 1) / PAGE * PAGE;
+    if (!shm->keep) shm->keep = whole(keep, page_size());
     give_up_locked(shm);
     if (shm->fd >= 0) give_free_back(shm);
     pthread_mutex_unlock(&keeping);

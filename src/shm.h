@@ -7,7 +7,8 @@
  *
  * A block is taken with pyper__shm_alloc() by any process and given back with pyper__shm_free() by
  * any other, with the size it was taken with.  Blocks given back are kept, warm, for the next of
- * their size class.  A block of a page or more begins on a page; any other on 64 bytes.
+ * their size class.  A block of a page or more, or one that may be kept, begins on a page; any other
+ * on 64 bytes.
  *
  * A process that dies in the middle costs at most the block it was after: each step commits with
  * one store, and the lock survives its owner (pyper__shared_lock, park.h). */
@@ -126,7 +127,7 @@ typedef struct pyper__shm_kept {
     struct pyper__shm_kept *next, *prev;
 } pyper__shm_kept;
 
-/* Blocks that take whole pages: smaller ones cannot be kept. */
+/* Blocks that have whole pages to themselves: smaller ones cannot be kept. */
 #define PYPER__SHM_KEEP_MIN ((uint64_t)64 << 10)
 
 /* Keep a block; it is given back with unkeep, by any thread. */
@@ -136,5 +137,10 @@ void pyper__shm_unkeep(pyper__shm_kept *kept);
 /* A block of at least `size` bytes, not zeroed; 0: there is no memory. */
 uint64_t pyper__shm_alloc(pyper__shm *shm, uint64_t size);
 void pyper__shm_free(pyper__shm *shm, uint64_t offset, uint64_t size);
+
+#ifdef PYPER_TESTING
+/* As if pages had so many bytes; 0: as many as they have. */
+extern _Atomic uint64_t pyper__shm_page;
+#endif
 
 #endif

@@ -15,13 +15,14 @@
 TEST(blocks_of_all_sizes_do_not_overlap_and_are_used_again) {
     pyper__shm *shm;
     CHECK_EQ(pyper__shm_create(100, &shm), 0);
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t blocks[400], sizes[400];
     for (int round = 0; round < 2; round++) {
         for (uint64_t i = 0; i < 400; i++) {
             sizes[i] = 1 + i * i * 7 % 20011;
             blocks[i] = pyper__shm_alloc(shm, sizes[i]);
             CHECK(blocks[i] != 0);
-            CHECK_EQ(blocks[i] % (sizes[i] > 4096 ? 4096 : 64), 0);
+            CHECK_EQ(blocks[i] % (sizes[i] > page ? page : 64), 0);
             memset(pyper__shm_at(shm, blocks[i]), (int)i, sizes[i]);
         }
         for (uint64_t i = 0; i < 400; i++) {
@@ -34,6 +35,28 @@ TEST(blocks_of_all_sizes_do_not_overlap_and_are_used_again) {
     pyper__shm_free(shm, big, 5000000);
     CHECK_EQ(pyper__shm_alloc(shm, 5000000), big);
     pyper__shm_unref(shm);
+}
+
+/* To keep it is to map its pages anew, and what else lay in them would be lost to the others.  Where
+ * pages are large it does not fill its last one. */
+TEST(what_may_be_kept_has_its_pages_to_itself) {
+    for (uint64_t page = 4096; page <= 262144; page *= 4) {
+        pyper__shm *shm;
+        atomic_store(&pyper__shm_page, page);
+        CHECK_EQ(pyper__shm_create(100, &shm), 0);
+        CHECK_EQ(shm->blocks % page, 0);
+        uint64_t behind = shm->blocks;
+        for (uint64_t i = 0; i < 40; i++) {
+            uint64_t size = PYPER__SHM_KEEP_MIN + i * 5000;
+            uint64_t block = pyper__shm_alloc(shm, size), other = pyper__shm_alloc(shm, 100);
+            CHECK(block >= behind && other > block);
+            CHECK_EQ(block % page, 0);
+            CHECK(other / page > (block + size - 1) / page);
+            behind = other + 100;
+        }
+        pyper__shm_unref(shm);
+    }
+    atomic_store(&pyper__shm_page, 0);
 }
 
 TEST(what_cannot_be_had_is_refused) {
