@@ -4,13 +4,16 @@
 
 The expected lines are the comments ``//> text`` of the source, in their order.  Exit status: 0 if
 the program ended with 0 and printed exactly these lines, else 1 with the difference.  Meson runs it
-once for every example, so that the examples are also checked in sanitizer builds.
+once for every example, so that the examples are also checked in sanitizer builds; and says what
+runs programs of another machine, if they are (MESON_EXE_WRAPPER).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +27,9 @@ def main() -> int:
     if not expected:
         print(f"{source} does not say what it prints")
         return 1
-    done = subprocess.run(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
+    wrapper = shlex.split(os.environ.get("MESON_EXE_WRAPPER", ""))
+    whole = [*wrapper, *command]
+    done = subprocess.run(whole, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
     printed = [line.rstrip() for line in done.stdout.decode("utf-8").splitlines()]
     difference = list(difflib.unified_diff(expected, printed, "expected", "printed", lineterm=""))
     print("\n".join(difference))
