@@ -17,8 +17,10 @@ static bool take_driving(pyper__loop *loop) {
     return atomic_compare_exchange_strong(&loop->owner, &nobody, pyper__this_thread());
 }
 
+/* Read behind what was written before, in the one order of all: whoever posts for an abandoned run
+ * wakes its loop and then finds no driver, or a driver who has left finds the loop awake. */
 static bool loop_is_asleep(const pyper__loop *loop) {
-    return atomic_load_explicit(loop->waker.state, memory_order_relaxed) == PYPER__ASLEEP;
+    return atomic_load(loop->waker.state) == PYPER__ASLEEP;
 }
 
 /* One of the functions has forked, and this is the child.  What it shares with its parent must be left
