@@ -137,7 +137,10 @@ static int64_t publish(pyper__queue *queue, int64_t tail) {
  * lock. */
 static void tell(pyper__order *order, int64_t published, int64_t before, int64_t after) {
     pyper__event *items = &order->queue->items;
-    if (!items->light) atomic_thread_fence(memory_order_seq_cst);
+    if (items->light)
+        atomic_signal_fence(memory_order_seq_cst); /* `waiting` is read behind the turn */
+    else
+        atomic_thread_fence(memory_order_seq_cst);
     if (published > 0 && pyper__event_has_waiters_light(items))
         pyper__event_notify_slow(items, (uint32_t)published);
     if (after == before || atomic_load_explicit(&order->waiting, memory_order_relaxed) == 0) return;
