@@ -27,9 +27,10 @@ static bool is_in_fork(const pyper_worker *worker) {
 }
 
 /* The same, seen by whoever looks at how much has been emitted: no output goes the quick way any more,
- * and no call of the function is as it should be. */
+ * no input comes, and no call of the function is as it should be. */
 static void disown(pyper_worker *worker) {
     worker->emitted = worker->allowed = worker->at_once = INT64_MIN;
+    worker->pulls = false;
 }
 
 static void in_child(void) {
@@ -212,6 +213,7 @@ static void work(pyper_worker *worker) {
 
 void pyper__worker_work(pyper_worker *worker) {
     pyper_run *run = worker->run;
+    worker->pulls = worker->stage->task->join;
     pyper__worker_current = worker;
     pyper__seat_init(&worker->seat, run->host, run->host_data);
     pyper__run_wait_for_gate(run, &worker->seat);
@@ -322,8 +324,7 @@ int pyper_emit(pyper_worker *worker, void *item) {
 }
 
 int pyper_pull_until(pyper_worker *worker, void **ret_item, int64_t deadline_ns) {
-    if (!worker->stage->task->join || worker->slot) return PYPER_EINVAL;
-    if (pyper__unlikely(worker->emitted < 0)) return PYPER_ECANCELED;
+    if (pyper__unlikely(!worker->pulls)) return is_in_fork(worker) ? PYPER_ECANCELED : PYPER_EINVAL;
     void *item;
     int rc = take(worker, worker->stage->input, &item, deadline_ns);
     if (rc > 0) *ret_item = item;

@@ -10,7 +10,7 @@
 /* Synchronization
  *   run, stage, output, allowed, at_once, index, claim   set before the worker starts.
  *   thread, has_thread   written by pyper_start() and by whoever joins, see run.c.
- *   ticket, emitted, near   the worker's own.
+ *   ticket, emitted, near, pulls   the worker's own.
  *   slot                 set before the worker starts.
  *   outer                written and read by the thread that calls the function, during the call.
  *   seat                 see park.h. */
@@ -21,6 +21,7 @@ struct pyper_worker {
     int64_t emitted;     /* outputs of the call under way; negative: see disown() */
     int64_t allowed;     /* how many outputs a call may have */
     int64_t at_once;     /* the same, if they may go the quick way; else 0 */
+    bool pulls;          /* its function may call pyper_pull() */
     int64_t ticket;      /* of the input it works on */
     pyper__claim *claim; /* NULL: it takes one input at a time */
     uintptr_t near;      /* its last output, see pyper__queue_push_shared() */
