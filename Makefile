@@ -8,9 +8,10 @@ PREFIX    ?= /usr/local
 LIBDIR    ?= lib
 DEMO_PATH ?=
 
-meson := $(CURDIR)/.venv/bin/meson
-ninja := $(CURDIR)/.venv/bin/ninja
-export NINJA := $(ninja)
+# Without the folder's own path, which may have spaces in it.
+meson := .venv/bin/meson
+ninja := .venv/bin/ninja
+export NINJA := $(CURDIR)/.venv/bin/ninja
 
 .DEFAULT_GOAL := all
 
@@ -29,7 +30,7 @@ test-python: all tools ## run the Python tests (INTERPRETERS="3.12 3.13t" to cho
 	.venv/bin/python scripts/test-python $(INTERPRETERS)
 
 test-typing: all tools ## ask type checkers about the package (test-python does so too)
-	PATH=$(CURDIR)/.venv/bin:$$PATH .venv/bin/python -m pytest tests/python/test_typing.py
+	PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python -m pytest tests/python/test_typing.py
 
 test-faults: all tools ## run the whole table of ends, exhaustion and leak hunts (INTERPRETERS=)
 	PYPER_MATRIX=full scripts/test-c build -t 4 test_matrix test_exhaustion
@@ -77,7 +78,7 @@ format: tools ## format the C and the Python sources
 
 install: library ## install header, libraries and pyper.pc below PREFIX (DESTDIR, LIBDIR too)
 	$(meson) configure build -Dprefix=$(abspath $(PREFIX)) -Dlibdir=$(LIBDIR)
-	DESTDIR=$(DESTDIR) $(meson) install -C build --tags devel,runtime
+	DESTDIR="$(DESTDIR)" $(meson) install -C build --tags devel,runtime
 
 clean: ## remove what make has made
 	rm -rf build .venv
