@@ -30,10 +30,10 @@
  *
  *  - fork: a run belongs to the process that started it.  In a forked child every inherited run is
  *    dead: pyper_next() and pyper_wait_until() answer PYPER_EFORKED, closing it does nothing.
- *    One that a task's function has forked has no part in the run: pyper_emit(), pyper_pull() and the
- *    like answer PYPER_ECANCELED, and when the function returns no other call begins.
- *    Your own handlers of pthread_atfork() may use the library (to close runs before a fork, say, and
- *    start them again after it) if they are registered after it was loaded.
+ *    One that a task's function has forked has no part in the run: pyper_emit(), pyper_pull() and
+ *    the like answer PYPER_ECANCELED, and when the function returns no other call begins.
+ *    Your own handlers of pthread_atfork() may use the library (to close runs before a fork, say,
+ *    and start them again after it) if they are registered after it was loaded.
  *  - Process workers are forked by pyper_start(), before any thread of the run: what your own other
  *    threads hold at that moment (a lock, half a change) stays so in the child for ever.  See
  *    Processes.
@@ -42,9 +42,9 @@
  *    pthread_cancel() or pthread_exit(), within a function of yours that the library has called.
  *  - From a task's function you may start, read and close other runs.  Of the function's own run
  *    you may call pyper_cancel() and pyper_stats(); pyper_next() and pyper_close() would wait for
- *    their own caller and answer PYPER_EDEADLK.  A worker's thread has ended when the destructors of
- *    its own data (pthread_key_create(), thread_local) have returned: if they call what waits for the
- *    run, it waits for ever; pyper_run_unref() does not wait.
+ *    their own caller and answer PYPER_EDEADLK.  A worker's thread has ended when the destructors
+ *    of its own data (pthread_key_create(), thread_local) have returned: if they call what waits
+ *    for the run, it waits for ever; pyper_run_unref() does not wait.
  *  - From an item's destroy function: do not call anything that waits.
  *  - Nothing can end a function in a thread that neither emits, pulls nor returns: closing such a
  *    run waits until it does.
@@ -248,8 +248,8 @@ PYPER_API pyper_pipeline *pyper_task_from(const pyper_task_options *options);
 
 /* Join `count` pipelines into one, in this order.
  *
- * Never returns NULL.  The result has failed if a part has failed, is NULL, or if `parts` is NULL or
- * count 0.  A pipeline may stand in the same pipe more than once (a reference for each).
+ * Never returns NULL.  The result has failed if a part has failed, is NULL, or if `parts` is NULL
+ * or count 0.  A pipeline may stand in the same pipe more than once (a reference for each).
  *
  * Ownership: takes one reference of each part (also on failure); returns owned (pyper_unref()).
  * Thread safety: shared.
@@ -478,7 +478,8 @@ PYPER_API bool pyper_cancelled(const pyper_worker *worker);
 
 /* Which run, which task of it (0 is the first), which of its workers (0 to workers - 1), and the
  * name of the task.  The run is borrowed; the name is valid as long as the run, in a process worker
- * as long as the worker, where it is cut to 63 bytes, between characters.  Thread safety: shared. */
+ * as long as the worker, where it is cut to 63 bytes, between characters.  Thread safety:
+ * shared. */
 PYPER_API pyper_run *pyper_worker_run(const pyper_worker *worker);
 PYPER_API size_t pyper_worker_task(const pyper_worker *worker);
 PYPER_API int64_t pyper_worker_index(const pyper_worker *worker);
@@ -646,8 +647,8 @@ PYPER_API size_t pyper_stats_read(pyper_run *run, pyper_task_stats *ret_stats, s
  *  - A worker starts with empty buffers of stdout and stderr and flushes both when it leaves; it
  *    leaves with _exit(): what you have registered with atexit() is not run.
  *  - Ctrl-C in a terminal reaches the caller's process only: workers have a handler for SIGINT that
- *    does nothing.  When the caller's process dies, however it dies, its workers follow.  To exec() is
- *    not to die: close the run before, or they stay as long as the new program.
+ *    does nothing.  When the caller's process dies, however it dies, its workers follow.  To exec()
+ *    is not to die: close the run before, or they stay as long as the new program.
  *  - A worker that dies (a signal, exit(), out of memory) fails the run with PYPER_EDIED.
  *  - When a run is stopped (by cancel, close or a failure; or the part of it before a joined task
  *    that has had enough), calls in progress in its processes have PYPER_GRACE_MS to return; then

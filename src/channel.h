@@ -1,7 +1,7 @@
 /* channel - an edge between processes: a queue (queue.h) whose items are bytes in shared memory.
  *
- * Each producer has a *lane* of its own (lane.h), which it fills with records without any lock; with
- * an order (order.h) all share one lane, and a lock.
+ * Each producer has a *lane* of its own (lane.h), which it fills with records without any lock;
+ * with an order (order.h) all share one lane, and a lock.
  *
  * A lone consumer reads the records where they lie.  Several threads of one process take one after
  * the other, under a lock of their own.  Several processes claim what lies next in a lane, a share
@@ -42,8 +42,8 @@
  *   limit, block, lanes, hands, hands_at, consumers, one_at_a_time, order   set by init, never
  *                change.
  *   state        atomic; only grows, see queue.h.
- *   of a lane    see lane.h; its producing end is the producer's own (with an order: push_lock), and
- *                so is room_until.
+ *   of a lane    see lane.h; its producing end is the producer's own (with an order: push_lock),
+ *                and so is room_until.
  *   current      the consuming end's own.
  *   popped       atomic; written by the consuming end: how many were taken out of the lanes.
  *   hand.state   atomic; its owner takes the first of what is left, others, with pop_lock, the last
@@ -51,11 +51,11 @@
  *   hand.at, bytes, origin, ticket   written by its owner with pop_lock; read by him, and by others
  *                with pop_lock.  hand.noticed   pop_lock.
  *   lost         atomic; pop_lock.
- *   pushed, line   push_lock.  lane.in_line, waiting   atomic; written with push_lock, read without.
+ *   pushed, line   push_lock.  lane.in_line, waiting   atomic; push_lock to write, not to read.
  *   given_back   atomic; written by the consuming end: the license to use that many places again.
- *   order->*     push_lock; turn, kept, blocked and broken are also read without (atomic): who waits
- *                out of turn for room says so before he looks for it, and who makes room looks there
- *                after he has made it.
+ *   order->*     push_lock; turn, kept, blocked and broken are also read without (atomic): who
+ *                waits out of turn for room says so before he looks for it, and who makes room
+ *                looks there after he has made it.
  * "The consuming end's own": nobody else's if it is alone, else under the door's pop_lock (threads)
  * or under the shared one (processes).
  * Lock order: push_lock or pop_lock, then the lock of the shared memory's heap.

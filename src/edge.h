@@ -84,8 +84,8 @@ static inline bool pyper__edge_is_complete(pyper__queue *edge) {
            pyper__edge_pushed(edge) == pyper__edge_popped(edge);
 }
 
-/* These three are for who waits without sleeping (park.h): they read seq_cst, and with what is still
- * to come in mind.  Is the edge no longer open? */
+/* These three are for who waits without sleeping (park.h): they read seq_cst, and with what is
+ * still to come in mind.  Is the edge no longer open? */
 static inline bool pyper__edge_is_over(const pyper__queue *edge) {
     return pyper__edge_state_of_items(edge) != PYPER__OPEN;
 }

@@ -1,10 +1,10 @@
 /* lane - one producer's way through a channel (channel.h): a list of chunks, blocks of the shared
  * memory, that are filled with records.
  *
- * A chunk begins with its size; a record in it begins with a word that says how many bytes follow, and
- * whether these are the item itself, or its size and the offset of its *extent* (a block of its own,
- * which the producer has filled and the consumer gives back), or (behind the last record of a chunk)
- * the offset of the next chunk.
+ * A chunk begins with its size; a record in it begins with a word that says how many bytes follow,
+ * and whether these are the item itself, or its size and the offset of its *extent* (a block of its
+ * own, which the producer has filled and the consumer gives back), or (behind the last record of a
+ * chunk) the offset of the next chunk.
  *
  * A lane has two ends, each used by one thread at a time: the producing one writes records and
  * publishes them, the consuming one reads them where they lie and steps over them.
@@ -17,12 +17,12 @@
  * What a record says of itself is another process's word for it, and is looked at before it is
  * followed.
  *
- * What it does not do: it knows no bound and no order, and wakes nobody.  That is the channel's, which
- * keeps two fields here, in the cache line that its producer writes anyway.
+ * What it does not do: it knows no bound and no order, and wakes nobody.  That is the channel's,
+ * which keeps two fields here, in the cache line that its producer writes anyway.
  *
  * Synchronization (in the shared memory)
- *   tail      atomic; written by the producing end after the record (seq_cst; pairs with every read of
- *             it by the consuming end).
+ *   tail      atomic; written by the producing end after the record (seq_cst; pairs with every read
+ *             of it by the consuming end).
  *   chunk, at, end   the producing end's own; room_until, in_line   see channel.h.
  *   head      atomic; written by the consuming end, read by its own waiters.
  *   seen, steps, stands   the consuming end's own. */
@@ -132,8 +132,8 @@ int pyper__lane_append(struct pyper__lane *lane, pyper__shm *shm, uint32_t kind,
 int pyper__lane_append_elsewhere(struct pyper__lane *lane, pyper__shm *shm,
                                  const pyper__record *record);
 
-/* Append a record, most likely one that was written in its place (see pyper__record_reserve()).  The
- * same. */
+/* Append a record, most likely one that was written in its place (see pyper__record_reserve()).
+ * The same. */
 static inline int pyper__lane_append_record(struct pyper__lane *lane, pyper__shm *shm,
                                             const pyper__record *record) {
     unsigned char *place = pyper__lane_at(shm, lane->chunk, lane->at);
@@ -145,8 +145,8 @@ static inline int pyper__lane_append_record(struct pyper__lane *lane, pyper__shm
 
 /* -------------------------------------------------------------------- the consuming end only */
 
-/* Has the lane a record that was not taken?  Where all has been taken, `seen` says so already and is
- * left alone: then the memory may be being copied (see pyper__shm_retire). */
+/* Has the lane a record that was not taken?  Where all has been taken, `seen` says so already and
+ * is left alone: then the memory may be being copied (see pyper__shm_retire). */
 static inline bool pyper__lane_has_item(struct pyper__lane *lane) {
     int64_t head = atomic_load_explicit(&lane->head, memory_order_relaxed);
     if (pyper__likely(head < lane->seen)) return true;

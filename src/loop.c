@@ -6,7 +6,8 @@
 
 /* So many calls of user code in one slice of driving, at most: some 100 us with quick functions. */
 #define BUDGET 256
-/* And so many posts: who posts faster than they can be carried out would keep the driver for ever. */
+/* And so many posts: who posts faster than they can be carried out would keep the driver for
+ * ever. */
 #define POSTS 1024
 
 /* --------------------------------------------------------------------------------- the driver */
@@ -23,8 +24,8 @@ static bool loop_is_asleep(const pyper__loop *loop) {
     return atomic_load(loop->waker.state) == PYPER__ASLEEP;
 }
 
-/* One of the functions has forked, and this is the child.  What it shares with its parent must be left
- * alone: the bell, and the events of channels. */
+/* One of the functions has forked, and this is the child.  What it shares with its parent must be
+ * left alone: the bell, and the events of channels. */
 static bool is_in_fork(const pyper__loop *loop) {
     return pyper__run_inherited(loop->run);
 }
@@ -95,8 +96,8 @@ static void serve_blocked(pyper__crew *crew) {
     } while (pyper__watch_enter(&crew->places));
 }
 
-/* The stage has been told to stop: so are those who do not wait here.  The others find out when they
- * go on. */
+/* The stage has been told to stop: so are those who do not wait here.  The others find out when
+ * they go on. */
 static void tell(pyper__crew *crew) {
     crew->told = true;
     for (int64_t k = 0; k < crew->fresh; k++) pyper__slot_tell(&crew->slots[k]);

@@ -2,8 +2,8 @@
  *
  * The workers of asynchronous tasks are carried by slots (slot.h).  The *driver* is the thread that
  * the slots live on at the moment: whoever waits in pyper_next() and the like, or, in a run with an
- * event loop of the user's, whoever called pyper_drive() last.  To drive is to look at everything that
- * somebody may wait for, and to resume who may go on.
+ * event loop of the user's, whoever called pyper_drive() last.  To drive is to look at everything
+ * that somebody may wait for, and to resume who may go on.
  *
  * Both ends of a queue that belong to an asynchronous stage are the driver's own, so they need no
  * lock.  The loop counts itself in at the queue's event (park.h), which then wakes the loop.  What
@@ -18,8 +18,8 @@
  *     there are items (or places), so that few are resumed in vain.
  *   - A slot gets its first input only when no slot that has worked before waits for one: a crew of
  *     thousands costs what it uses.
- *   - Driving ends after a bounded number of calls of user code, and of posts, with the bell rung if
- *     there is more.
+ *   - Driving ends after a bounded number of calls of user code, and of posts, with the bell rung
+ *     if there is more.
  *
  * Synchronization
  *   run, crews, count, host_slots, yours   set by create, never change.

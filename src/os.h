@@ -3,8 +3,9 @@
  *
  * The only room with platform branches, but for what there is only where workers may be processes
  * (PYPER__PROCESSES: shm, board, channel, process, child, and the lines of others that call them).
- * Codes of the system are translated here: what comes out is a PYPER_E... code.  All memory of the library goes through pyper__alloc(), so that a test can
- * fail each allocation in turn; the same for threads. */
+ * Codes of the system are translated here: what comes out is a PYPER_E... code.  All memory of the
+ * library goes through pyper__alloc(), so that a test can fail each allocation in turn; the same
+ * for threads. */
 #ifndef PYPER_OS_H
 #define PYPER_OS_H
 
@@ -23,8 +24,9 @@
 #define PYPER__ALWAYS_INLINE inline __attribute__((always_inline))
 /* Quick to reach from a shared library, too: pyper_next() looks there for each item. */
 #define PYPER__TLS_MODEL __attribute__((tls_model("initial-exec")))
-/* Called when the library is loaded: its fork handlers are to be there before the program's.  So they
- * are the last to run before a fork and the first after it, and the program's may use the library. */
+/* Called when the library is loaded: its fork handlers are to be there before the program's.  So
+ * they are the last to run before a fork and the first after it, and the program's may use the
+ * library. */
 #define PYPER__AT_LOAD __attribute__((constructor))
 #else
 #define pyper__likely(x) (x)
@@ -119,15 +121,15 @@ int pyper__thread_start(const char *name, void (*entry)(void *arg), void *arg, v
 void pyper__thread_join(void *thread);
 void pyper__thread_drop(void *thread);
 
-/* No call of the library is a cancellation point: a thread that pthread_cancel() ended within it would
- * leave locks taken, and others waiting for what it has begun.  So around each call of the system
- * that is one (what `hold` has returned goes back to `let`). */
+/* No call of the library is a cancellation point: a thread that pthread_cancel() ended within it
+ * would leave locks taken, and others waiting for what it has begun.  So around each call of the
+ * system that is one (what `hold` has returned goes back to `let`). */
 int pyper__hold_cancel(void);
 void pyper__let_cancel(int held);
 
-/* A descriptor that has just been opened, to be kept: itself; or a duplicate in its place (closed on
- * exec), if it has the number of stdin, stdout or stderr.  A program may have closed these, and what
- * anybody then prints must not get into what is the library's.
+/* A descriptor that has just been opened, to be kept: itself; or a duplicate in its place (closed
+ * on exec), if it has the number of stdin, stdout or stderr.  A program may have closed these, and
+ * what anybody then prints must not get into what is the library's.
  * -1, as from who has opened it: `fd` was that, or no number is left (and `fd` has been closed). */
 int pyper__fd_keep(int fd);
 

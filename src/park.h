@@ -208,8 +208,8 @@ static inline void pyper__waker_wake_again(pyper__waker *waker) {
  *           are, and all of them are careful where they are asked to.
  *   looped, waker, no_sleepers   set after init by who owns the event, before others see it.
  *           looped: a loop may be among the waiters (it counts itself in like everybody else, with
- *           pyper__event_enter()); no_sleepers: nobody else is.  What wakes the loop is `waker`, or,
- *           since that is each process's own, what pyper__event_notify_through() is given. */
+ *           pyper__event_enter()); no_sleepers: nobody else is.  What wakes the loop is `waker`,
+ *           or, since that is each process's own, what pyper__event_notify_through() is given. */
 typedef struct pyper__event {
     union {
         _Atomic uint64_t word;

@@ -316,8 +316,8 @@ static int wait_for(pyper_run *run, const struct process *process) {
     return status;
 }
 
-/* Signals wait meanwhile: a Ctrl-C that found the worker without its handler would end it, or run the
- * caller's in it. */
+/* Signals wait meanwhile: a Ctrl-C that found the worker without its handler would end it, or run
+ * the caller's in it. */
 static pid_t fork_worker(pyper_run *run, const pyper_worker *worker) {
     sigset_t all, before;
     sigfillset(&all);

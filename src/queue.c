@@ -137,8 +137,8 @@ void pyper__queue_cross(pyper__queue *queue, struct pyper__channel *channel, boo
 
 /* ------------------------------------------------------------------------------ what is there */
 
-/* With a ring nobody counts what is there, so the consuming end looks; this far at once.  Who claims
- * shares what was seen, and so looks further. */
+/* With a ring nobody counts what is there, so the consuming end looks; this far at once.  Who
+ * claims shares what was seen, and so looks further. */
 #define LOOK_AHEAD 16
 #define LOOK_AHEAD_CLAIMING 64
 

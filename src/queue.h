@@ -63,8 +63,8 @@
  * Invariants
  *   given_back <= begun <= head <= tail, where all that was popped has begun, but for claims; with
  *   a limit: tail + kept - given_back <= limit, or limit + 1 while a single producer without an
- *   order waits in its push.  (With a ring what is there is told by that, and tail is what it makes of
- *   it.)
+ *   order waits in its push.  (With a ring what is there is told by that, and tail is what it makes
+ *   of it.)
  * Wake-ups
  *   items    push wakes one consumer for each item; a change of state wakes all.
  *   places   give_back wakes one producer for each free place; a change of state wakes all.

@@ -137,7 +137,7 @@ void pyper__ring_notify_all(pyper__ring *ring) {
     for (int i = 0; i < PYPER__RING_EVENTS; i++) pyper__event_notify_all(&ring->free[i]);
 }
 
-/* ---------------------------------------------------------------------------- counting, clearing */
+/* --------------------------------------------------------------------------- counting, clearing */
 
 /* Whether an item is there never changes from yes to no, so nor does their number go back. */
 int64_t pyper__ring_pushed(const pyper__queue *queue) {

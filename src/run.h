@@ -119,8 +119,9 @@ static inline bool pyper__run_is_interruptible(const pyper_run *run) {
     return run->host && run->host->interruptible;
 }
 
-/* `rc` has come of receiving an output for the caller: what that means to him.  An output that could
- * not be decoded has failed the run and ends the stream: those behind it would come after a gap. */
+/* `rc` has come of receiving an output for the caller: what that means to him.  An output that
+ * could not be decoded has failed the run and ends the stream: those behind it would come after a
+ * gap. */
 int pyper__run_received(pyper_run *run, int rc);
 
 /* How far an ordered task with this throttle may be ahead of the one whose turn it is. */

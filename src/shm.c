@@ -92,9 +92,9 @@ static char *map(int fd, uint64_t size) {
     return base == MAP_FAILED ? NULL : base;
 }
 
-/* Signals wait meanwhile.  When one comes, Linux (before 6.10) gives back what it has made so far: where
- * a timer sends them (a profiler's, say), what takes longer than from one to the next would be begun
- * anew for ever, with the heap's lock held. */
+/* Signals wait meanwhile.  When one comes, Linux (before 6.10) gives back what it has made so far:
+ * where a timer sends them (a profiler's, say), what takes longer than from one to the next would
+ * be begun anew for ever, with the heap's lock held. */
 static int allocate(int fd, int mode, uint64_t offset, uint64_t size) {
     sigset_t all, before;
     int rc;

@@ -7,8 +7,8 @@
  *
  * A block is taken with pyper__shm_alloc() by any process and given back with pyper__shm_free() by
  * any other, with the size it was taken with.  Blocks given back are kept, warm, for the next of
- * their size class.  A block of a page or more, or one that may be kept, begins on a page; any other
- * on 64 bytes.
+ * their size class.  A block of a page or more, or one that may be kept, begins on a page; any
+ * other on 64 bytes.
  *
  * A process that dies in the middle costs at most the block it was after: each step commits with
  * one store, and the lock survives its owner (pyper__shared_lock, park.h). */

@@ -280,8 +280,8 @@ static pyper_fn resumes_with(const pyper__slot *slot) {
 }
 
 /* The next input: as pyper__queue_try_pop(), or PYPER_EFAILED (it could not be decoded).  None once
- * the crew has been told to stop, though its input may not have been cancelled yet: who begins after
- * that would not be told any more. */
+ * the crew has been told to stop, though its input may not have been cancelled yet: who begins
+ * after that would not be told any more. */
 static int pop(pyper_worker *worker, void **ret_item) {
     pyper__queue *input = worker->stage->input;
     if (worker->slot->crew->told) return PYPER_ECANCELED;
@@ -323,7 +323,8 @@ static void tell_operation(pyper__slot *slot) {
     leave_call(slot);
 }
 
-/* Go on with an operation whose hand is empty.  False: it waits, for whatever it is, or has left. */
+/* Go on with an operation whose hand is empty.  False: it waits, for whatever it is, or has
+ * left. */
 static bool go_on(pyper__slot *slot) {
     pyper_fn resume = slot->wants ? resumes_with(slot) : NULL;
     bool telling = is_to_be_told(slot);
@@ -377,7 +378,7 @@ static void step(pyper__slot *slot) {
     }
 }
 
-/* ------------------------------------------------------------------------ what the loop asks for */
+/* ----------------------------------------------------------------------- what the loop asks for */
 
 void pyper__slot_resume(pyper__slot *slot) {
     pyper__loop *loop = slot->crew->loop;
@@ -411,8 +412,8 @@ void pyper__slot_resume(pyper__slot *slot) {
 
 void pyper__slot_see_to(pyper__slot *slot) {
     slot->touched = false;
-    /* If it waits for room and has not ended it goes on when the list is served.  A host's goes on by
-     * itself. */
+    /* If it waits for room and has not ended it goes on when the list is served.  A host's goes on
+     * by itself. */
     if (!slot->left && !slot->crew->loop->host_slots && !waits(slot)) step(slot);
 }
 
@@ -546,7 +547,8 @@ static int try_pull(pyper_worker *worker, void **ret_item) {
     }
 }
 
-/* Outside of a call a slot that waited, and waits no longer in the right list, is looked at again. */
+/* Outside of a call a slot that waited, and waits no longer in the right list, is looked at
+ * again. */
 static void look_again(pyper__slot *slot, bool waited) {
     pyper__loop *loop = slot->crew->loop;
     if (!waited || slot->calling || loop->host_slots || waits(slot)) return;
@@ -568,8 +570,8 @@ static int try_emit(pyper_worker *worker, void *item) {
     pyper__slot *slot = worker->slot;
     come(slot, &slot->crew->blocked);
     catch_up(slot);
-    /* It waited for room when the others were told, and is told now.  (The output may still be open,
-     * see stop() in run.c.) */
+    /* It waited for room when the others were told, and is told now.  (The output may still be
+     * open, see stop() in run.c.) */
     if (slot->crew->told) return pyper__worker_refuse(worker, item, PYPER_ECANCELED);
     for (;;) {
         if (!worker->stage->task->branch && slot->emitted > 0)

@@ -2,22 +2,23 @@
  *
  * A slot is a C operation under way, or a coroutine of the host; or it waits, for an input or for
  * room.  The *crew* of a stage is all its slots.  They live on one thread at a time, the *driver*
- * (loop.h), which takes their steps: to begin an operation with the next input, to resume it, to hand
- * on what it has emitted, to judge its end.  A host's slot takes these steps itself, by what its
- * coroutine calls; here is only what it calls.
+ * (loop.h), which takes their steps: to begin an operation with the next input, to resume it, to
+ * hand on what it has emitted, to judge its end.  A host's slot takes these steps itself, by what
+ * its coroutine calls; here is only what it calls.
  *
- * A slot never sleeps.  Where there is nothing for it, it is put into one of its crew's two lists, and
- * the loop counts itself in at the queue's event.  What other threads do for it (an operation
- * completed elsewhere) they post to the loop; it is carried out at the latest before the driver emits
- * for the slot itself or finds that its operation has ended: so outputs keep the order in which they
- * were emitted, by whomever, and all of them come before the end.
+ * A slot never sleeps.  Where there is nothing for it, it is put into one of its crew's two lists,
+ * and the loop counts itself in at the queue's event.  What other threads do for it (an operation
+ * completed elsewhere) they post to the loop; it is carried out at the latest before the driver
+ * emits for the slot itself or finds that its operation has ended: so outputs keep the order in
+ * which they were emitted, by whomever, and all of them come before the end.
  *
  * An item that finds no room stays in its slot's hand, in order, and the slot takes no other input
  * until it has gone.
  *
- * Synchronization: everything is the driver's own, but for `posted`, which is atomic: it grows under
- * the loop's posts_lock, and is read by the driver without it.  What is set by the loop's create, and
- * never changes, anybody may read: a slot's worker and crew; a crew's loop, stage and slots. */
+ * Synchronization: everything is the driver's own, but for `posted`, which is atomic: it grows
+ * under the loop's posts_lock, and is read by the driver without it.  What is set by the loop's
+ * create, and never changes, anybody may read: a slot's worker and crew; a crew's loop, stage and
+ * slots. */
 #ifndef PYPER_SLOT_H
 #define PYPER_SLOT_H
 

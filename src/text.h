@@ -1,5 +1,5 @@
-/* text - names and messages are UTF-8, by convention, and are cut where they do not fit: never inside
- * a character, since a host may decode them strictly. */
+/* text - names and messages are UTF-8, by convention, and are cut where they do not fit: never
+ * inside a character, since a host may decode them strictly. */
 #ifndef PYPER_TEXT_H
 #define PYPER_TEXT_H
 
@@ -8,8 +8,8 @@
 /* How much of a name is shown in a message. */
 #define PYPER__NAME_SHOWN 64
 
-/* How many bytes of `text` to keep so that it is `most` at most and does not end inside a character.
- * Bytes that are no UTF-8 are kept as they are. */
+/* How many bytes of `text` to keep so that it is `most` at most and does not end inside a
+ * character. Bytes that are no UTF-8 are kept as they are. */
 static inline int pyper__text_fit(const char *text, size_t most) {
     size_t length = 0;
     while (length < most && text[length]) length++;

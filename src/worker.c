@@ -26,8 +26,8 @@ static bool is_in_fork(const pyper_worker *worker) {
     return pyper__run_inherited(worker->run);
 }
 
-/* The same, seen by whoever looks at how much has been emitted: no output goes the quick way any more,
- * no input comes, and no call of the function is as it should be. */
+/* The same, seen by whoever looks at how much has been emitted: no output goes the quick way any
+ * more, no input comes, and no call of the function is as it should be. */
 static void disown(pyper_worker *worker) {
     worker->emitted = worker->allowed = worker->at_once = INT64_MIN;
     worker->pulls = false;
@@ -269,8 +269,8 @@ static inline int after_push(pyper_worker *worker, pyper__queue *output) {
 static PYPER__NOINLINE int push_and_wait(pyper_worker *worker, void *item) {
     pyper__queue *output = worker->output, *input = worker->stage->input;
 #if PYPER__PROCESSES
-    /* A worker's process that has failed or cancelled the run knows so before the caller's does, who
-     * is to close this edge. */
+    /* A worker's process that has failed or cancelled the run knows so before the caller's does,
+     * who is to close this edge. */
     if (worker->run->child && pyper__worker_stopped(worker)) return PYPER_ECANCELED;
     if (output->channel)
         return pyper__send(worker->run, worker->stage, output, worker->index, item, worker->ticket,

@@ -61,8 +61,8 @@ PYPER__AT_LOAD void pyper__worker_watch_forks(void);
 /* What to call it: its task, and its number if it is not the only one. */
 void pyper__worker_title(const pyper_worker *worker, char *ret_title, size_t size);
 
-/* The worker whose function the calling thread is in, if any: the innermost, for a function may take
- * the outputs of another run, and so call its asynchronous functions; see `outer`. */
+/* The worker whose function the calling thread is in, if any: the innermost, for a function may
+ * take the outputs of another run, and so call its asynchronous functions; see `outer`. */
 extern _Thread_local pyper_worker *pyper__worker_current PYPER__TLS_MODEL;
 
 /* Is the calling thread in a function of this run? */

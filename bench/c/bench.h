@@ -1,9 +1,9 @@
 /* bench.h - what the programs of the C benchmark share: the clock, the work of an item, the rounds.
  *
- * Each program measures one system in one scenario, both named by its arguments, and does a round for
- * each line of its standard input.  A line holds a count (of items, most often); the answer is one line
- * with two numbers: the figure of the round (seconds for one item, unless the program says otherwise)
- * and the processor seconds that the whole round took.  By hand:
+ * Each program measures one system in one scenario, both named by its arguments, and does a round
+ * for each line of its standard input.  A line holds a count (of items, most often); the answer is
+ * one line with two numbers: the figure of the round (seconds for one item, unless the program says
+ * otherwise) and the processor seconds that the whole round took.  By hand:
  *
  *     yes 1000000 | head -5 | build/bench/chain pyper 3 1 1024 */
 #ifndef BENCH_H

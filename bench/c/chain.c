@@ -4,14 +4,14 @@
  *     chain calibrate                              -> loops of work that take a microsecond
  *
  * TASKS counts the source and the sink, so 3 is source -> f -> sink; WORKERS is for the tasks in
- * between, and so is LOOPS, the work of an item (bench.h).  BOUND is how many items may wait behind a
- * task; 0 is no bound (`textbook` then takes 1024).  Items are pointer-sized, f adds 1, the sink adds up
- * and the sum is checked.  Systems:
+ * between, and so is LOOPS, the work of an item (bench.h).  BOUND is how many items may wait behind
+ * a task; 0 is no bound (`textbook` then takes 1024).  Items are pointer-sized, f adds 1, the sink
+ * adds up and the sum is checked.  Systems:
  *
  *     pyper, pyper-ordered
  *     textbook   a mutex and two condition variables an edge, one item at a time
  *     loop       no pipeline: the floor
- *     threads    WORKERS bare threads that share the items out evenly beforehand: the floor for work */
+ *     threads    WORKERS bare threads that share the items out beforehand: the floor for work */
 #include <inttypes.h>
 #include <pthread.h>
 #include <pyper.h>

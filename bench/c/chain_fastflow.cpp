@@ -1,9 +1,9 @@
 /* chain_fastflow - the chain of chain.c in FastFlow, in its blocking mode.
  *
- *     chain_fastflow TASKS WORKERS BOUND ORDERED [LOOPS]     items on standard input -> seconds an item
+ *     chain_fastflow TASKS WORKERS BOUND ORDERED [LOOPS]     items on stdin -> seconds an item
  *
- * Each task is a node with a thread of its own; the tasks in between are a farm if they have several
- * workers.  BOUND is the capacity of every queue, and 0 is FastFlow's default: no bound. */
+ * Each task is a node with a thread of its own; the tasks in between are a farm if they have
+ * several workers.  BOUND is the capacity of every queue, and 0 is FastFlow's default: no bound. */
 #include <ff/ff.hpp>
 
 #include <cstdint>

@@ -1,14 +1,14 @@
-/* chain_tbb - the chain of chain.c in oneTBB's parallel_pipeline, and what else it has to compare with.
+/* chain_tbb - the chain of chain.c in oneTBB's parallel_pipeline, and what else is compared.
  *
- *     chain_tbb chain TASKS WORKERS BOUND [LOOPS]   items on standard input -> seconds an item
- *     chain_tbb start                               runs -> seconds a run of one item through 3 filters
- *     chain_tbb latency PERCENT                     items, one a millisecond -> seconds from the first
- *                                                   filter to the last, that percentile
- *     chain_tbb memory | kept                       items -> bytes an item that waits in a
- *                                                   concurrent_queue, or that stay after it is drained
+ *     chain_tbb chain TASKS WORKERS BOUND [LOOPS]   items on stdin -> seconds an item
+ *     chain_tbb start            runs -> seconds a run of one item through 3 filters
+ *     chain_tbb latency PERCENT  items, one a millisecond -> seconds from the first filter to the
+ *                                last, that percentile
+ *     chain_tbb memory | kept    items -> bytes an item that waits in a concurrent_queue, or that
+ *                                stay after it is drained
  *
- * The tasks in between are serial_in_order for one worker and parallel for several (oneTBB then uses
- * all processors); BOUND is the number of items in flight, and of 0 (none) 1024. */
+ * The tasks in between are serial_in_order for one worker and parallel for several (oneTBB then
+ * uses all processors); BOUND is the number of items in flight, and of 0 (none) 1024. */
 #include <oneapi/tbb.h>
 
 #include <cstdint>

@@ -1,22 +1,22 @@
 /* costs - what a pipeline costs beside its items, in one of several systems.
  *
- *     costs latency PERCENT SYSTEM   items, one a millisecond, through source -> f -> sink -> seconds from
- *                                    leaving the source to arriving, that percentile
- *     costs wake SYSTEM              items, one each 200 us -> seconds from giving an item to a sleeping
- *                                    consumer, on another processor, until it has it, the median
- *     costs wake-process SYSTEM      the same, and who gives the item is another process
+ *     costs latency PERCENT SYSTEM   items, one a millisecond, through source -> f -> sink ->
+ *                                    seconds from leaving the source to arriving, that percentile
+ *     costs wake SYSTEM              items, one each 200 us -> seconds from giving an item to a
+ *                                    sleeping consumer, on another processor, until it has it, the
+ *     median costs wake-process SYSTEM      the same, and who gives the item is another process
  *     costs start SYSTEM             runs of three tasks and one item -> seconds a run
- *     costs idle SYSTEM              tenths of a second that three tasks wait for their source -> processor
- *                                    seconds that takes meanwhile
+ *     costs idle SYSTEM              tenths of a second that three tasks wait for their source ->
+ *                                    processor seconds that takes meanwhile
  *     costs memory SYSTEM            items that wait in a queue without a bound -> bytes each
  *     costs kept SYSTEM              the same -> bytes each that are still taken when all have left
- *     costs growth SYSTEM            items -> the cost of one among so many, as a multiple of the cost of
- *                                    one among a hundredth
- *     costs distance bare            hops -> seconds until a cache line that one processor has written is
- *                                    read by another that spins on it
+ *     costs growth SYSTEM            items -> the cost of one among so many, as a multiple of the
+ *                                    cost of one among a hundredth
+ *     costs distance bare            hops -> seconds until a cache line that one processor has
+ *                                    written is read by another that spins on it
  *
- * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads (start);
- * `sleep`, nothing but a sleep (idle).
+ * Systems: `pyper`; `futex`, the bare system call (latency, wake); `threads`, three bare threads
+ * (start); `sleep`, nothing but a sleep (idle).
  * The number of rounds and the counts come on standard input (bench.h). */
 #define _GNU_SOURCE
 #include <linux/futex.h>
@@ -59,9 +59,9 @@ static int64_t now_ns(void) {
 static void (*wait_before_each)(double seconds);
 static bool in_process; /* the source is one */
 
-/* Who gives and who sleeps each stay on a processor of their own.  Else what is measured is where the
- * scheduler happens to put them: to wake a thread beside the one who gives takes a change of threads,
- * elsewhere a processor has to be woken, which takes some times as long. */
+/* Who gives and who sleeps each stay on a processor of their own.  Else what is measured is where
+ * the scheduler happens to put them: to wake a thread beside the one who gives takes a change of
+ * threads, elsewhere a processor has to be woken, which takes some times as long. */
 static bool apart;
 static cpu_set_t allowed;
 
@@ -113,8 +113,8 @@ static void through_pyper(long items, int hops) {
     if (taken != items) bench_fail("items are missing");
 }
 
-/* A hand-over by the bare system call: one place, full while `word` is 1.  A consumer that is more than
- * a pause late is waited for without a system call of its own. */
+/* A hand-over by the bare system call: one place, full while `word` is 1.  A consumer that is more
+ * than a pause late is waited for without a system call of its own. */
 struct place {
     _Atomic uint32_t word;
     int64_t item;

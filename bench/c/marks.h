@@ -1,4 +1,5 @@
-/* marks.h - begin and end of what callgrind is to count, by name.  Without valgrind they do nothing. */
+/* marks.h - begin and end of what callgrind is to count, by name.  Without valgrind they do
+ * nothing. */
 #ifndef BENCH_MARKS_H
 #define BENCH_MARKS_H
 

@@ -2,9 +2,10 @@
  *
  *     valgrind --tool=callgrind paths      counts between marks (marks.h), ITEMS times each path
  *
- * Instructions can be compared with a budget, because they are the same each time: nobody runs beside
- * the path that is counted.  The functions of the tasks see to that: each waits until the ones before it
- * have done all they have to do, and while one path is counted the others sleep on a semaphore. */
+ * Instructions can be compared with a budget, because they are the same each time: nobody runs
+ * beside the path that is counted.  The functions of the tasks see to that: each waits until the
+ * ones before it have done all they have to do, and while one path is counted the others sleep on a
+ * semaphore. */
 #include <pyper.h>
 #include <semaphore.h>
 #include <stdatomic.h>
@@ -44,8 +45,8 @@ static int source(pyper_worker *worker, void *unused, void *bind) {
     return 0;
 }
 
-/* The second one: a turn is to take an input, to be called, and to emit.  Of two workers one is held in
- * its first call, and the other one has all the turns that are counted. */
+/* The second one: a turn is to take an input, to be called, and to emit.  Of two workers one is
+ * held in its first call, and the other one has all the turns that are counted. */
 static int pass(pyper_worker *worker, void *item, void *bind) {
     long turn = turns++;
     if (paths.shared && turn == 0) {
@@ -64,8 +65,9 @@ static int pass(pyper_worker *worker, void *item, void *bind) {
     return rc;
 }
 
-/* With two workers and an order: the first one is held in its first call, so the other one's outputs are
- * kept, and leave when it lets go.  Counted from the first that is kept until all have left. */
+/* With two workers and an order: the first one is held in its first call, so the other one's
+ * outputs are kept, and leave when it lets go.  Counted from the first that is kept until all have
+ * left. */
 static int pass_in_order(pyper_worker *worker, void *item, void *bind) {
     long turn = turns++;
     if (turn == 0) sem_wait(&first_may_go_on);

@@ -1,8 +1,8 @@
 /* libuv drives a run: twenty connections at once to a server on loopback.
  *
- * The server and the clients live on the same loop.  The asynchronous task `fetch` opens a connection,
- * sends a number, and completes its operation with the reply.  A handle of libuv watches the run's
- * descriptor and calls pyper_drive() when it becomes readable. */
+ * The server and the clients live on the same loop.  The asynchronous task `fetch` opens a
+ * connection, sends a number, and completes its operation with the reply.  A handle of libuv
+ * watches the run's descriptor and calls pyper_drive() when it becomes readable. */
 #include <pyper.h>
 
 #include <uv.h>

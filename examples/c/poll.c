@@ -1,8 +1,9 @@
 /* An event loop of one's own, made of poll(): ten timers at once, on one thread.
  *
- * The asynchronous task `wait` starts a timer and returns; when the time has come, the loop completes
- * the operation with its output.  The numbers come from a synchronous task, which runs in a thread of
- * its own; the loop waits for both, the timers and the run's descriptor, in one call of poll(). */
+ * The asynchronous task `wait` starts a timer and returns; when the time has come, the loop
+ * completes the operation with its output.  The numbers come from a synchronous task, which runs in
+ * a thread of its own; the loop waits for both, the timers and the run's descriptor, in one call of
+ * poll(). */
 #include <pyper.h>
 
 #include <poll.h>

@@ -107,8 +107,8 @@ static PySendResult no_output(outputs *self, int rc) {
     return PYGEN_ERROR;
 }
 
-/* It is over.  For who asks only now that is the end; but who has waited may have been promised more:
- * he is told that the run was cancelled or has failed, as in a thread. */
+/* It is over.  For who asks only now that is the end; but who has waited may have been promised
+ * more: he is told that the run was cancelled or has failed, as in a thread. */
 static PySendResult nothing_more(outputs *self, bool has_waited) {
     void *item;
     int rc = has_waited && self->run ? pyper_try_next(self->run, &item) : 0;

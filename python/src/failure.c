@@ -220,7 +220,8 @@ static int report_from_child(step *step, pyper_worker *worker, PyObject *excepti
     return rc;
 }
 
-/* Has the function forked, and this is the child?  A slot of a loop must not ask: it would drive. */
+/* Has the function forked, and this is the child?  A slot of a loop must not ask: it would
+ * drive. */
 static bool is_in_fork(pyper_worker *worker) {
     return !pyper_worker_state(worker) &&
            pyper_wait_until(pyper_worker_run(worker), PYPER_NOWAIT) == PYPER_EFORKED;

@@ -35,7 +35,8 @@ static PyObject *iterator_of(step *step, PyObject *result) {
 }
 
 /* A generator's finally blocks run now, in this thread, and not whenever its last reference goes.
- * Any other iterator is merely let go: its close() may be somebody else's business (a file's, say). */
+ * Any other iterator is merely let go: its close() may be somebody else's business (a file's,
+ * say). */
 int iterator_close(module_state *state, PyObject *iterator) {
     int is = PyGen_CheckExact(iterator) || Py_IS_TYPE(iterator, state->outputs_type);
     if (!is && state->generator) is = PyObject_IsInstance(iterator, state->generator);

@@ -32,7 +32,8 @@ static PyObject *set_handler(module_state *state, PyObject *number, PyObject *ha
 }
 
 /* The same, and what handlers raise meanwhile is kept, or printed without `python`.  NULL: this is
- * not the thread that may do it.  (That is no handler's exception: it comes from no Python code.) */
+ * not the thread that may do it.  (That is no handler's exception: it comes from no Python
+ * code.) */
 static PyObject *set_handler_now(module_state *state, PyObject *number, PyObject *handler,
                                  python_run *python) {
     PyObject *before;

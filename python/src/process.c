@@ -6,7 +6,7 @@
  */
 #include "pyper_python.h"
 
-/* ------------------------------------------------------------------------- callbacks of the host */
+/* ------------------------------------------------------------------------ callbacks of the host */
 
 static PyObject *start(python_run *python, const pyper_process *process) {
     step *step = process->bind;
@@ -58,7 +58,7 @@ void process_join(void *host_data, void *process, int *ret_status) {
     interrupts_let(&held, python);
 }
 
-/* ------------------------------------------------------------------------- in a worker's process */
+/* ------------------------------------------------------------------------ in a worker's process */
 
 PyObject *processes_attach(PyObject *module, PyObject *args) {
     module_state *state = PyModule_GetState(module);

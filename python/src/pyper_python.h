@@ -87,8 +87,8 @@ typedef char short_lock;
 typedef struct outputs outputs;
 typedef struct python_run python_run;
 
-/* What the module keeps, as lists of X(field, ...).  Types of ours, their specification, and whether
- * they have a public name. */
+/* What the module keeps, as lists of X(field, ...).  Types of ours, their specification, and
+ * whether they have a public name. */
 #define MODULE_TYPES(X)                                                                            \
     X(plan_type, plan_spec, true)                                                                  \
     X(outputs_type, outputs_spec, true)                                                            \
@@ -426,10 +426,10 @@ typedef struct interrupts {
     struct interrupts *outer; /* in the putting aside, or back, of which a handler has come here */
 } interrupts;
 
-/* Have signal handlers wait until interrupts_let(): 0, or -1 with an exception (there is no memory),
- * and then interrupts_let() has nothing to do; nor has it where they wait already.  What handlers
- * raise in here and in interrupts_let() waits in the python_run: look whether it has something
- * before you start anything.  interrupts_let() keeps the current exception. */
+/* Have signal handlers wait until interrupts_let(): 0, or -1 with an exception (there is no
+ * memory), and then interrupts_let() has nothing to do; nor has it where they wait already.  What
+ * handlers raise in here and in interrupts_let() waits in the python_run: look whether it has
+ * something before you start anything.  interrupts_let() keeps the current exception. */
 int interrupts_hold(module_state *state, python_run *python, interrupts *ret_held);
 void interrupts_let(interrupts *self, python_run *python);
 

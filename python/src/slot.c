@@ -26,10 +26,10 @@
  * know of.  So the task of a worker that was cancelled like this ends only when nothing of the run
  * is left.
  *
- * With join, tasks that the function has started may read its inputs, several at once, and also while
- * it emits.  But to the engine they are one worker, which waits for one thing, or for nothing once
- * anybody got what he asked for.  So while the worker waits for room, its readers do not ask; and
- * whenever the engine may know of no wait any more, all of them wake and ask again.
+ * With join, tasks that the function has started may read its inputs, several at once, and also
+ * while it emits.  But to the engine they are one worker, which waits for one thing, or for nothing
+ * once anybody got what he asked for.  So while the worker waits for room, its readers do not ask;
+ * and whenever the engine may know of no wait any more, all of them wake and ask again.
  */
 #include "pyper_python.h"
 
@@ -45,7 +45,7 @@ typedef struct async_stream {
 static async_stream *stream_make(slot *slot);
 static void stream_over(slot *slot);
 
-/* ---------------------------------------------------------------------------- beginning, leaving */
+/* --------------------------------------------------------------------------- beginning, leaving */
 
 slot *slot_new(driver *driver, pyper_worker *worker) {
     PyTypeObject *type = driver->state->slot_type;
@@ -691,8 +691,8 @@ static void stream_over(slot *slot) {
     Py_DECREF((PyObject *)slot);
 }
 
-/* A reader is about to be told that the run is over.  If that is the function itself, it must not be
- * told again while it cleans up; otherwise it may never learn of it. */
+/* A reader is about to be told that the run is over.  If that is the function itself, it must not
+ * be told again while it cleans up; otherwise it may never learn of it. */
 static void tell_reader(slot *slot) {
     PyObject *reader = PyObject_CallNoArgs(slot->step->state->current_task);
     if (!reader) PyErr_Clear();

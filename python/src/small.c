@@ -5,10 +5,10 @@
  * exactly these types; classes by their name; and of all other objects what pickle knows: the
  * answer of their __reduce_ex__(), as far as it says "call this with these, then set that".  An
  * object has no small form if it takes more than SMALL_MAX bytes, or if pickle would have to see to
- * it that something that is in it twice is in it twice at the other end: whatever can be changed, or
- * can contain what can be changed, must be referred to from one place only.  Cycles are refused by
- * that, too.  What has no small form is pickled; so nothing is called here that pickle must not call
- * once more, and what is reduced by code of the program's own has no small form (is_plain()).
+ * it that something that is in it twice is in it twice at the other end: whatever can be changed,
+ * or can contain what can be changed, must be referred to from one place only.  Cycles are refused
+ * by that, too.  What has no small form is pickled; so nothing is called here that pickle must not
+ * call once more, and what is reduced by code of the program's own has no small form (is_plain()).
  *
  * Each value begins with a byte that says what it is.
  *   'N' 'T' 'F'   None, True, False
@@ -74,8 +74,8 @@ static struct name *place_of_text(struct names *names, const char *text, size_t 
     return &names->by_text[hash % NAMES];
 }
 
-/* Keep in this place what `object` is called; takes nothing.  That there is no memory for it does not
- * matter. */
+/* Keep in this place what `object` is called; takes nothing.  That there is no memory for it does
+ * not matter. */
 static void name_keep(struct names *names, struct name *place, PyObject *object, const char *text,
                       size_t size) {
     char *copy = PyMem_RawMalloc(size ? size : 1);
@@ -290,8 +290,8 @@ static PyObject *look_up(PyTypeObject *type, PyObject *name) {
 #endif
 }
 
-/* Is a hook that was found in `type` written in C, and meant for this very type or for all?  One for
- * subclasses, too, may call what they have of their own. */
+/* Is a hook that was found in `type` written in C, and meant for this very type or for all?  One
+ * for subclasses, too, may call what they have of their own. */
 static bool is_plain_hook(const module_state *state, PyTypeObject *type, int which,
                           PyObject *hook) {
     if (which == DICT) return Py_IS_TYPE(hook, &PyGetSetDescr_Type);

@@ -166,8 +166,9 @@ static unsigned check_seconds(void) {
     return (unsigned)(CHECK_SECONDS * (scale < 1 ? 1 : scale));
 }
 
-/* How many entries a directory has, or -1.  A list of threads ends early when the one that it has come
- * to ends meanwhile, so these are asked for by their number: the directory has a link for each. */
+/* How many entries a directory has, or -1.  A list of threads ends early when the one that it has
+ * come to ends meanwhile, so these are asked for by their number: the directory has a link for
+ * each. */
 static long check_entries(const char *path) {
     struct stat facts;
     if (strcmp(path, "/proc/self/task") == 0)

@@ -227,8 +227,8 @@ KIT void others(void) {
     kit_attach(mine);
 }
 
-/* The context switches of all other threads, or -1 if one of them does not sleep, or was not seen: the
- * list ends early when the thread that it has come to ends meanwhile. */
+/* The context switches of all other threads, or -1 if one of them does not sleep, or was not seen:
+ * the list ends early when the thread that it has come to ends meanwhile. */
 static long kit_switches(void) {
     DIR *tasks = opendir("/proc/self/task");
     if (!tasks) CHECK_FAIL("all_asleep() needs /proc");

@@ -2,9 +2,9 @@
  * refused.
  *
  * An input is a channel's shape and then what happens, a byte each with what it needs: records are
- * pushed and popped, and bytes are overwritten (of the blocks behind the channel; where the consuming
- * end of a lane stands; of a hand).  What says who is there is believed (see channel.h), so it is left
- * alone. */
+ * pushed and popped, and bytes are overwritten (of the blocks behind the channel; where the
+ * consuming end of a lane stands; of a hand).  What says who is there is believed (see channel.h),
+ * so it is left alone. */
 #define _GNU_SOURCE
 /* With what it keeps to itself. */
 #include "channel.c"

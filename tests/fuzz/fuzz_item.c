@@ -1,10 +1,10 @@
 /* Whatever bytes another process sends as an item, decoding them gives an object or an exception.
  *
- * This is crossing.c and small.c in an interpreter, with a transfer made of nothing but the bytes.  The
- * small form of an object may call what it names: that is what it is for, and here it is shown one
- * module only, `m`, which has nothing in it that could do harm.  A pickle is not unpickled: what
- * Python's own module does with it (it may call anything, and ask for any amount of memory) is not what
- * is asked here, but that it and its buffers lie within the item.
+ * This is crossing.c and small.c in an interpreter, with a transfer made of nothing but the bytes.
+ * The small form of an object may call what it names: that is what it is for, and here it is shown
+ * one module only, `m`, which has nothing in it that could do harm.  A pickle is not unpickled:
+ * what Python's own module does with it (it may call anything, and ask for any amount of memory) is
+ * not what is asked here, but that it and its buffers lie within the item.
  *
  * The first byte of an input says whether the item can be kept (a mapping of its own, see
  * pyper_transfer_keep()); the item follows. */
@@ -29,7 +29,7 @@ static PyObject *import_harmless(PyObject *name) {
     return NULL;
 }
 
-/* ---------------------------------------------------------------- what crossing.c is linked with */
+/* --------------------------------------------------------------- what crossing.c is linked with */
 
 struct pyper_transfer {
     const void *data;
@@ -87,7 +87,7 @@ PyObject *failure_dump(module_state *unused, PyObject *exception) {
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------ the target */
+/* ----------------------------------------------------------------------------------- the target */
 
 static const char setup[] =
     "import types\n"

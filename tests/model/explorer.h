@@ -24,9 +24,9 @@
  * buffer.  Weaker orders are left to ThreadSanitizer.
  *
  * With --preemptions N only those orders are tried in which, at most N times, a thread has to stop
- * where it could have gone on; where it sleeps, waits for a lock, ends or dies anybody may follow, and
- * a store may reach memory at any time.  It is for scenarios with too many orders, or endless ones.
- * run.py says which these are, and prints the bound with the number of states.
+ * where it could have gone on; where it sleeps, waits for a lock, ends or dies anybody may follow,
+ * and a store may reach memory at any time.  It is for scenarios with too many orders, or endless
+ * ones. run.py says which these are, and prints the bound with the number of states.
  *
  * With --random SEED one scenario is run with random choices instead, which is for programs too
  * large to be run in every order.  The same seed gives the same run. */
@@ -73,8 +73,8 @@ uint64_t model_random(uint64_t n);
 /* Accesses here are no steps: nobody else looks at it, or what he sees does not matter. */
 void model_private(const void *memory, size_t size);
 
-/* Relaxed loads here are no steps: they are made only by who alone may write it, or holds the lock that
- * it takes to do so. */
+/* Relaxed loads here are no steps: they are made only by who alone may write it, or holds the lock
+ * that it takes to do so. */
 void model_own(const void *memory, size_t size);
 
 /* What to call this memory when a run is printed. */

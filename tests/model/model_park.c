@@ -1,6 +1,6 @@
-/* The locks and the event by themselves: a lock excludes and forgets nobody, one between processes not
- * even if somebody dies at it; a sleeper is woken if what he waits for has come, whoever else leaves,
- * times out or is interrupted meanwhile. */
+/* The locks and the event by themselves: a lock excludes and forgets nobody, one between processes
+ * not even if somebody dies at it; a sleeper is woken if what he waits for has come, whoever else
+ * leaves, times out or is interrupted meanwhile. */
 #include "explorer.h"
 #include "park.h"
 

@@ -361,8 +361,8 @@ static void settles_before_another_wait(void) {
     model_thread("consumer", take_one_and_wait, NULL, 0);
 }
 
-/* A producer that goes on only when all has been taken: no later push makes up for a wake-up that an
- * earlier one has lost. */
+/* A producer that goes on only when all has been taken: no later push makes up for a wake-up that
+ * an earlier one has lost. */
 static void produce_and_wait(void *count) {
     for (long i = 0; i < (intptr_t)count; i++) push(i, &state.seats[0]);
     await_flag(&state.seats[0]);
@@ -406,8 +406,8 @@ static void claims(void) {
 static void claims_bound_of_2(void) {
     claiming(2, 4);
 }
-/* The calls with the first two items have to be under way at once, and one consumer may have claimed
- * both. */
+/* The calls with the first two items have to be under way at once, and one consumer may have
+ * claimed both. */
 static void claims_taken_away_at_the_end(void) {
     claiming(0, 3);
     state.at_once = 3;
@@ -432,8 +432,8 @@ static void claims_of_two(void) {
     four_claimed(2);
     model_thread("producer", produce, PRODUCER(0, 0), 0);
 }
-/* The first has been begun.  The second consumer takes away two of the others, and the third one of these:
- * three calls at once. */
+/* The first has been begun.  The second consumer takes away two of the others, and the third one of
+ * these: three calls at once. */
 static void claims_of_three(void) {
     four_claimed(3);
     pyper__claim *claim = &state.queue.claims->claim[0];
@@ -499,7 +499,8 @@ static void one_each(int64_t limit, int64_t window, long tickets) {
     in_order(limit, window, tickets, 1);
     expect_one_each();
 }
-/* The first two calls have to be under way at once, whoever of the workers was the first to be done. */
+/* The first two calls have to be under way at once, whoever of the workers was the first to be
+ * done. */
 static void consume_and_call(void *number) {
     pyper__seat *seat = &state.seats[2 + (intptr_t)number];
     void *item;
@@ -580,8 +581,8 @@ static void drawn_for_two_consumers(void) {
     model_thread("consumer 0", consume_and_call, (void *)0, 0);
     model_thread("consumer 1", consume_and_call, (void *)1, 0);
 }
-/* A run fails: somebody else ends the queue while its outputs are being pushed.  Whose push had returned
- * before finds that his item is taken, and everybody learns of the end. */
+/* A run fails: somebody else ends the queue while its outputs are being pushed.  Whose push had
+ * returned before finds that his item is taken, and everybody learns of the end. */
 static void push_one(void *number) {
     pyper__seat *seat = &state.seats[(intptr_t)number];
     void *item = (void *)number;

@@ -1,8 +1,8 @@
 /* no_memory - a module for tests: lets chosen allocations of Python fail, in the thread that asks.
  *
  * between(first, end) counts the allocations from now on, and lets those numbered first to end - 1
- * fail; stop() ends that, and returns how many there were.  is_readable(fd) is what select says, but
- * makes no list: free-threaded Python 3.13 does not survive that there is no memory for one. */
+ * fail; stop() ends that, and returns how many there were.  is_readable(fd) is what select says,
+ * but makes no list: free-threaded Python 3.13 does not survive that there is no memory for one. */
 #include <Python.h>
 #include <poll.h>
 #include <pthread.h>

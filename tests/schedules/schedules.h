@@ -1,13 +1,13 @@
 /* schedules - a chance for other threads before every atomic access.
  *
  * With -Dschedules=true this header is included at the head of each source of the library: every
- * atomic operation then first calls schedule_point(), which at random lets other threads run, once or
- * for up to 100 us.  So schedules happen that hardly ever do otherwise.  Without the option
+ * atomic operation then first calls schedule_point(), which at random lets other threads run, once
+ * or for up to 100 us.  So schedules happen that hardly ever do otherwise.  Without the option
  * nothing of it exists.
  *
- * PYPER_SCHEDULES is the seed (else it is chosen, and printed): each thread's decisions follow from it
- * and from the number of threads before it.  The system's own scheduling does not, so a seed makes
- * a failure likely again, not certain. */
+ * PYPER_SCHEDULES is the seed (else it is chosen, and printed): each thread's decisions follow from
+ * it and from the number of threads before it.  The system's own scheduling does not, so a seed
+ * makes a failure likely again, not certain. */
 #ifndef SCHEDULES_H
 #define SCHEDULES_H
 

@@ -2,10 +2,10 @@
  *
  * usage: soak SEED [--seconds S | --times N]
  *
- * The twin of soak.py, which explains it and what is printed: a plan made of a seed, a number n that
- * becomes 4n, 4n + 1, ... in each task, an end that most often is a fault, and checks of outputs, of the
- * error, and of what is left over.  An item is an allocated number, of which each must be delivered or
- * destroyed.  A broken promise ends the program with a message and abort(). */
+ * The twin of soak.py, which explains it and what is printed: a plan made of a seed, a number n
+ * that becomes 4n, 4n + 1, ... in each task, an end that most often is a fault, and checks of
+ * outputs, of the error, and of what is left over.  An item is an allocated number, of which each
+ * must be delivered or destroyed.  A broken promise ends the program with a message and abort(). */
 #define _GNU_SOURCE
 #include "../random.h"
 
@@ -371,8 +371,8 @@ static pyper_pipeline *build(const plan *p) {
 
 /* --------------------------------------------------------------------------- what is left over */
 
-/* A list of threads ends early when the one that it has come to ends meanwhile, so these are asked for
- * by their number. */
+/* A list of threads ends early when the one that it has come to ends meanwhile, so these are asked
+ * for by their number. */
 static long entries(const char *path) {
     struct stat facts;
     if (strcmp(path, "/proc/self/task") == 0 && stat(path, &facts) == 0)

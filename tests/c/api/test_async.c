@@ -104,7 +104,8 @@ EACH_HOST(outputs_keep_the_order_of_the_inputs) {
     }
 }
 
-/* The first operation is held back until nobody else can get on: all others are beyond the window. */
+/* The first operation is held back until nobody else can get on: all others are beyond the
+ * window. */
 static tally arrived = TALLY, first_may_go = TALLY;
 static void hold_the_first(operation *op) {
     if (INT(op->item) == 0) gate_wait(&first_may_go);
@@ -780,8 +781,8 @@ EACH_HOST(who_may_not_drive_is_told) {
 
 /* ------------------------------------------------------------------------------ Host's slots */
 
-/* A host whose slots are little state machines on a loop of its own: a list of those that are ready,
- * run one after the other; each takes what it can get and emits it. */
+/* A host whose slots are little state machines on a loop of its own: a list of those that are
+ * ready, run one after the other; each takes what it can get and emits it. */
 typedef struct co {
     struct co *next;
     pyper_worker *worker;
@@ -1275,7 +1276,8 @@ EACH_HOST(a_join_that_pulls_in_vain_may_leave_and_ends_the_tasks_before) {
     elsewhere_end(&e);
 }
 
-/* Emits more than there is room for, and asks for room when the next task has taken what it could. */
+/* Emits more than there is room for, and asks for room when the next task has taken what it
+ * could. */
 static int keep_one_and_try(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     long *next = (long *)pyper_worker_state(w);

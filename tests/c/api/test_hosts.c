@@ -348,9 +348,10 @@ EACH_HOST(a_function_that_sleeps_without_the_token_has_not_held_it) {
     close_both(run, p);
 }
 
-/* Nor is it offered to anybody while nobody of the library wants it: not even to threads that wanted
- * it once, but could not be started, or are the parent's of this forked process.  Each try computes for
- * less time than the token is kept anyway, and may be unlucky with a processor that others take. */
+/* Nor is it offered to anybody while nobody of the library wants it: not even to threads that
+ * wanted it once, but could not be started, or are the parent's of this forked process.  Each try
+ * computes for less time than the token is kept anyway, and may be unlucky with a processor that
+ * others take. */
 static tally tries = TALLY;
 static _Atomic bool was_left_alone;
 static int compute_alone(pyper_worker *w, void *item, void *bind) {
@@ -422,8 +423,8 @@ static void on_signal(int number) {
     atomic_fetch_add(&signals, 1);
 }
 
-/* With SA_RESTART the system goes on with what it can, sleeping on a futex without a limit among it;
- * a wait of an interruptible host ends all the same. */
+/* With SA_RESTART the system goes on with what it can, sleeping on a futex without a limit among
+ * it; a wait of an interruptible host ends all the same. */
 static int signal_flags = 0;
 
 static void catch_signals(void) {

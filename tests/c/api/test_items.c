@@ -52,7 +52,8 @@ EACH_HOST(without_a_type_nothing_is_destroyed) {
         if (atomic_load(&i->state) == ITEM_LIVE) item_deliver(i);
 }
 
-/* Each task has a type of its own: an item is destroyed as an output of the task that emitted it. */
+/* Each task has a type of its own: an item is destroyed as an output of the task that emitted
+ * it. */
 typedef struct typed {
     int owner;
 } typed;

@@ -573,13 +573,14 @@ TEST(in_a_forked_child_new_runs_work) {
 static pid_t runner;
 static pthread_key_t last_key;
 
-/* ThreadSanitizer, which sees _exit(), would report those of the parent's threads that nobody joined. */
+/* ThreadSanitizer, which sees _exit(), would report those of the parent's threads that nobody
+ * joined. */
 static void end_process(void *unused) {
     syscall(SYS_exit_group, 0);
 }
 
-/* The function forks, for each input.  Its child does whatever functions do, in vain, and ends with its
- * thread; or where it asks for outputs, if it is an operation. */
+/* The function forks, for each input.  Its child does whatever functions do, in vain, and ends with
+ * its thread; or where it asks for outputs, if it is an operation. */
 static int fork_and_emit(pyper_worker *w, void *item) {
     CHECK_EQ(getpid(), runner);
     pid_t child = fork();

@@ -226,9 +226,9 @@ EACH_HOST(a_branching_call_out_of_turn_pauses) {
     }
 }
 
-/* A call out of turn that was paused because there was no room goes on when there is, though the call
- * whose turn it is takes its time, and whoever else waits for his turn.  Call 0 is the first to emit:
- * if it were the last, all of the window would have. */
+/* A call out of turn that was paused because there was no room goes on when there is, though the
+ * call whose turn it is takes its time, and whoever else waits for his turn.  Call 0 is the first
+ * to emit: if it were the last, all of the window would have. */
 static int linger_at_first(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     held *h = bind;
@@ -250,9 +250,9 @@ EACH_HOST(room_is_for_whoever_is_within_the_window) {
                                   .ordered = true, .bind = &h, .throttle = THROTTLE));
         pyper_run *run = START(p, PTR(N));
         all_asleep();
-        /* Call 0 has emitted and lingers.  Six of the seven behind it in the window have emitted: the
-         * last place is not for them.  One waits for room, and the rest, beyond the window, for the
-         * turn to move. */
+        /* Call 0 has emitted and lingers.  Six of the seven behind it in the window have emitted:
+         * the last place is not for them.  One waits for room, and the rest, beyond the window, for
+         * the turn to move. */
         CHECK_EQ(tally_count(&h.emitted), THROTTLE - 1);
         NEXT_IS(run, 0);
         void *out;

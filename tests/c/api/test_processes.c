@@ -25,8 +25,8 @@ static void *shared(size_t size) {
     return memory;
 }
 
-/* What the library waits with, in the place of libc's: the next `interrupted` calls that would block
- * are interrupted by a signal at once. */
+/* What the library waits with, in the place of libc's: the next `interrupted` calls that would
+ * block are interrupted by a signal at once. */
 static int interrupted;
 
 pid_t waitpid(pid_t pid, int *ret_status, int options) {
@@ -1004,10 +1004,10 @@ EACH_HOST(a_failure_elsewhere_ends_a_long_call) {
     finish(run, p);
 }
 
-/* A process fails, and tells those behind it to stop, one after the other.  The first of them stops it
- * in the midst of that, and leaves: that is not the end of its outputs.  (What the process must do
- * first takes it long: there may be very many who wait for their turn.)  Nobody else tells them: the
- * thread that looks after the processes is held up until they have all been told. */
+/* A process fails, and tells those behind it to stop, one after the other.  The first of them stops
+ * it in the midst of that, and leaves: that is not the end of its outputs.  (What the process must
+ * do first takes it long: there may be very many who wait for their turn.)  Nobody else tells them:
+ * the thread that looks after the processes is held up until they have all been told. */
 enum { SUMS = 3, WIDE = 65536 };
 static tally told = TALLY;
 static _Thread_local bool looks_after;
@@ -1031,9 +1031,10 @@ static int stop_who_fails(pyper_worker *w, void *item, void *bind) {
     return rc;
 }
 
-/* Let the one who was stopped go on, when everybody else has done what there was to do: when the one
- * who stopped it has left, or waits for a lock that it has.  (On a busy machine it may have told them
- * all before it was stopped; then it has perhaps been killed meanwhile, as one that overstays.) */
+/* Let the one who was stopped go on, when everybody else has done what there was to do: when the
+ * one who stopped it has left, or waits for a lock that it has.  (On a busy machine it may have
+ * told them all before it was stopped; then it has perhaps been killed meanwhile, as one that
+ * overstays.) */
 static void continue_who_fails(void *unused) {
     while (atomic_load(&who[2]) == 0) sched_yield();
     char path[40];
@@ -1129,7 +1130,8 @@ EACH_HOST(a_worker_may_cancel_the_run) {
     finish(run, p);
 }
 
-/* In the worker's process there is nothing of the run but the worker; in a child of it, not even that. */
+/* In the worker's process there is nothing of the run but the worker; in a child of it, not even
+ * that. */
 static int wait_for_own_run(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     pyper_run *run = pyper_worker_run(w);
@@ -1579,7 +1581,8 @@ TEST(a_process_that_cannot_be_started_fails_the_run) {
     finish(run, p);
 }
 
-/* With each number of descriptors that is not enough: the run says what it lacks, and leaves none. */
+/* With each number of descriptors that is not enough: the run says what it lacks, and leaves
+ * none. */
 static void start_with_few_descriptors(pyper_pipeline *p, bool loop, long at_least) {
     struct rlimit before, few;
     CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);

@@ -71,8 +71,8 @@ static void permit(flow *f, long n) {
     tally_add(&f->permitted, n);
 }
 
-/* Everybody sleeps: each consumer and each producer holds an item.  A paused producer resumes at the
- * latest when half of the places are free, so fewer than half of them are. */
+/* Everybody sleeps: each consumer and each producer holds an item.  A paused producer resumes at
+ * the latest when half of the places are free, so fewer than half of them are. */
 static void is_filled(flow *f) {
     all_asleep();
     long free_places = most_started(f) + f->throttle - atomic_load(&f->emitted);
@@ -234,8 +234,8 @@ static int emit_and_fail(pyper_worker *w, void *item, void *bind) {
     return pyper_fail(w, 7, "on purpose");
 }
 
-/* After a failure what had reached the caller's queue is delivered, the item in the hand included.  But
- * the producer does not go on. */
+/* After a failure what had reached the caller's queue is delivered, the item in the hand included.
+ * But the producer does not go on. */
 EACH_HOST(what_is_in_the_hand_at_a_failure_is_delivered) {
     hand h = {.gate = TALLY};
     pyper_pipeline *p = pyper_pipe(
@@ -291,8 +291,8 @@ EACH_HOST(exact_towards_a_join) {
     }
 }
 
-/* A consumer that is about to wait, for whatever, gives all free places back: the queue before it is
- * full while it waits. */
+/* A consumer that is about to wait, for whatever, gives all free places back: the queue before it
+ * is full while it waits. */
 EACH_HOST(full_before_a_consumer_that_waits) {
     for (int i = 0; i < THROTTLES; i++) {
         for (long consumers = 1; consumers <= 4; consumers += 3) {

@@ -1,25 +1,26 @@
 /* The matrix: every end of a run, in every kind of run.
  *
- *     workers   threads, processes, operations on a loop, and mixtures: a source, a middle, a last task
+ *     workers   threads, processes, operations on a loop, mixtures: a source, a middle, a last task
  *     shape     of the middle: plain, branch (two outputs each), join, nested (it runs a pipeline)
  *     throttle  of each task: 0 (none), 1, 1000
  *     crowd     workers of the middle: 1, 2, 64
  *     end       see below
  *     source    finite or endless
  *
- * Each cell is one run.  It must end within the hang guard, with the right code; each output that was
- * promised is delivered once (ids are counted, and are in order where each task has one worker); each
- * item is delivered or destroyed once, in whatever process it is (but for what a process held that had
- * to be killed); and then nothing is left: no thread, process, descriptor, mapped memory, allocation
- * of the library.
+ * Each cell is one run.  It must end within the hang guard, with the right code; each output that
+ * was promised is delivered once (ids are counted, and are in order where each task has one
+ * worker); each item is delivered or destroyed once, in whatever process it is (but for what a
+ * process held that had to be killed); and then nothing is left: no thread, process, descriptor,
+ * mapped memory, allocation of the library.
  *
- * The table is a full product of 7 236 cells, but for one thing: 64 processes take some 50 ms to start
- * and end.  Of the cells with processes and 64 workers there is a *cover* in place of the product: a
- * cell is left out if each pair of its settings stands in one before it.  That leaves 5 719 cells, which
- * take half a minute on two processors.  Under a sanitizer there is a cover of everything.
+ * The table is a full product of 7 236 cells, but for one thing: 64 processes take some 50 ms to
+ * start and end.  Of the cells with processes and 64 workers there is a *cover* in place of the
+ * product: a cell is left out if each pair of its settings stands in one before it.  That leaves 5
+ * 719 cells, which take half a minute on two processors.  Under a sanitizer there is a cover of
+ * everything.
  *
  *     PYPER_MATRIX=full (or cover)        all of it, some two minutes (or as under a sanitizer)
- *     PYPER_MATRIX_CELL=threads/join/...  only cells whose name contains this (whatever else is set)
+ *     PYPER_MATRIX_CELL=threads/join/...  only cells with this in their name (whatever else is set)
  *     PYPER_TEST_SEED                     of the random moments */
 #include "../elsewhere.h"
 
@@ -90,8 +91,8 @@ static struct plan {
 static elsewhere place;
 static tally released; /* the pipeline */
 
-/* In memory that all processes share: items that were made, and that came to their end; inputs that the
- * source has made for the middle, and that this has begun with. */
+/* In memory that all processes share: items that were made, and that came to their end; inputs that
+ * the source has made for the middle, and that this has begun with. */
 typedef struct census {
     _Atomic long made, ended, sourced, begun;
 } census;
@@ -164,8 +165,8 @@ static int fault(pyper_worker *w, long id) {
     return 0;
 }
 
-/* Is the source far ahead?  An endless one is not to fill the memory, nor to keep all others from the
- * processor. */
+/* Is the source far ahead?  An endless one is not to fill the memory, nor to keep all others from
+ * the processor. */
 static bool far_ahead(void) {
     long lead = atomic_load(&everywhere->sourced) - atomic_load(&everywhere->begun);
     return plan.count < 0 && lead > (plan.shape == NESTED ? 8 : 500);
@@ -250,8 +251,8 @@ static int last(pyper_worker *w, void *item, void *bind) {
     return rc;
 }
 
-/* The same as operations on a loop.  A slice of the source at a time: in between the operation waits
- * for room, or for somebody elsewhere who emits the next item. */
+/* The same as operations on a loop.  A slice of the source at a time: in between the operation
+ * waits for room, or for somebody elsewhere who emits the next item. */
 static int source_slice(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     void **state = pyper_worker_state(w);
@@ -523,8 +524,8 @@ static long maps_of_ours(void) {
     return count;
 }
 
-/* A run that was dropped ends when it ends, and so may one whose operations are done elsewhere: that
- * thread may be the last to let go of it.  The hang guard is for whoever takes for ever. */
+/* A run that was dropped ends when it ends, and so may one whose operations are done elsewhere:
+ * that thread may be the last to let go of it.  The hang guard is for whoever takes for ever. */
 static void nothing_is_left(const cell *c, long threads, long descriptors) {
     if (c->end == DROP || has_operations(c)) {
         siginfo_t child;

@@ -1,5 +1,5 @@
-/* Random pipelines of threads and asynchronous tasks, with operations completed by several threads in
- * random order; left at a random moment, or read to the end.  PYPER_TEST_SEED chooses the runs,
+/* Random pipelines of threads and asynchronous tasks, with operations completed by several threads
+ * in random order; left at a random moment, or read to the end.  PYPER_TEST_SEED chooses the runs,
  * PYPER_TEST_ROUNDS how many. */
 #include "../kit.h"
 
@@ -256,9 +256,9 @@ TEST(operations_that_begin_while_a_run_is_being_cancelled_are_told_too) {
     pyper_unref(p);
 }
 
-/* Operations in memory of their own, which is freed when pyper_done() has returned: as pyper.h says,
- * whoever ends one takes it out of pyper_worker_state() before, under a lock that `cancel` takes as
- * well. */
+/* Operations in memory of their own, which is freed when pyper_done() has returned: as pyper.h
+ * says, whoever ends one takes it out of pyper_worker_state() before, under a lock that `cancel`
+ * takes as well. */
 typedef struct request {
     struct request *next;
     pyper_worker *worker;

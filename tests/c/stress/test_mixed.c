@@ -1,6 +1,6 @@
-/* Random pipelines of threads, processes and asynchronous tasks, driven by their caller or by a loop;
- * read to the end, or closed, cancelled by another thread, dropped, or with a worker killed, at a
- * random moment.  PYPER_TEST_SEED chooses the runs, PYPER_TEST_ROUNDS how many. */
+/* Random pipelines of threads, processes and asynchronous tasks, driven by their caller or by a
+ * loop; read to the end, or closed, cancelled by another thread, dropped, or with a worker killed,
+ * at a random moment.  PYPER_TEST_SEED chooses the runs, PYPER_TEST_ROUNDS how many. */
 #include "../elsewhere.h"
 
 #include <errno.h>

@@ -1,10 +1,10 @@
 /* Random pipelines with a random end, against a plain-loop model.
  *
  * A seed gives a chain of tasks (passing on, renewing, branching, joining; some number of workers,
- * some throttle, ordered or not) and an end: all is read, or the run is closed, cancelled by another
- * thread, given up, or failed by one of its tasks, at some moment.  A run that ends by itself must
- * have delivered what the model says, in its order where that is promised; and after each run every
- * item has been delivered or destroyed exactly once.
+ * some throttle, ordered or not) and an end: all is read, or the run is closed, cancelled by
+ * another thread, given up, or failed by one of its tasks, at some moment.  A run that ends by
+ * itself must have delivered what the model says, in its order where that is promised; and after
+ * each run every item has been delivered or destroyed exactly once.
  *
  * The same again on a busy machine.
  *

@@ -1,5 +1,5 @@
-/* Several threads start, read, cancel, close and give up runs of the same pipelines all the time, their
- * own and those of others.
+/* Several threads start, read, cancel, close and give up runs of the same pipelines all the time,
+ * their own and those of others.
  *
  * PYPER_STRESS_SECONDS says for how long (2); PYPER_TEST_SEED repeats one seed. */
 #include "../kit.h"
@@ -9,7 +9,8 @@ enum { THREADS = 4, PIPELINES = 4, SHARED = 3 };
 static pyper_pipeline *pipelines[PIPELINES];
 static int64_t until;
 
-/* Runs that everybody may get at: a slot has one reference, taken out and put back under the lock. */
+/* Runs that everybody may get at: a slot has one reference, taken out and put back under the
+ * lock. */
 static pthread_mutex_t slots_lock = PTHREAD_MUTEX_INITIALIZER;
 static pyper_run *slots[SHARED];
 

@@ -1,7 +1,8 @@
-/* Many workers, queues of one place: everybody sleeps and is woken all the time, and a single wake-up
- * that got lost would be a hang.
+/* Many workers, queues of one place: everybody sleeps and is woken all the time, and a single
+ * wake-up that got lost would be a hang.
  *
- * PYPER_STRESS_SECONDS says for how long (2, shared by the tests); PYPER_TEST_SEED repeats one seed. */
+ * PYPER_STRESS_SECONDS says for how long (2, shared by the tests); PYPER_TEST_SEED repeats one
+ * seed. */
 #include "../kit.h"
 
 typedef struct shape {

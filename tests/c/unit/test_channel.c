@@ -37,8 +37,8 @@ TEST(blocks_of_all_sizes_do_not_overlap_and_are_used_again) {
     pyper__shm_unref(shm);
 }
 
-/* To keep it is to map its pages anew, and what else lay in them would be lost to the others.  Where
- * pages are large it does not fill its last one. */
+/* To keep it is to map its pages anew, and what else lay in them would be lost to the others.
+ * Where pages are large it does not fill its last one. */
 TEST(what_may_be_kept_has_its_pages_to_itself) {
     for (uint64_t page = 4096; page <= 262144; page *= 4) {
         pyper__shm *shm;
@@ -68,8 +68,8 @@ TEST(what_cannot_be_had_is_refused) {
     pyper__shm_unref(shm);
 }
 
-/* How many signals come, each while memory is made: as Linux before 6.10 has it, such a call has made
- * nothing. */
+/* How many signals come, each while memory is made: as Linux before 6.10 has it, such a call has
+ * made nothing. */
 static _Atomic int signals_to_come;
 
 int fallocate(int fd, int mode, off_t offset, off_t size) {
@@ -183,9 +183,9 @@ static int exit_status_of(pid_t pid) {
     return WEXITSTATUS(status);
 }
 
-/* Of two that sleep at a lock the first is woken, and before it runs somebody else takes the lock and
- * the woken one is killed: the second one has to get it all the same.  That the woken one does not run
- * is seen to by giving it what nobody else wants of the only processor. */
+/* Of two that sleep at a lock the first is woken, and before it runs somebody else takes the lock
+ * and the woken one is killed: the second one has to get it all the same.  That the woken one does
+ * not run is seen to by giving it what nobody else wants of the only processor. */
 TEST(a_lock_forgets_nobody_when_who_was_woken_dies) {
     entrance *e = entrance_new();
     cpu_set_t here;

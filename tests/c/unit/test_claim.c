@@ -1,5 +1,5 @@
-/* The room `claim`: what is claimed ahead counts as waiting until it begins, goes to whoever has nothing
- * else to do, and begins no more after a cancel. */
+/* The room `claim`: what is claimed ahead counts as waiting until it begins, goes to whoever has
+ * nothing else to do, and begins no more after a cancel. */
 #include "../kit.h"
 
 #include "claim.h"
@@ -54,8 +54,8 @@ static long pop(int worker) {
     return (long)ticket;
 }
 
-/* Until the worker has just claimed as many as he may, which he soon does while his calls are quick;
- * `waiting` of them are there all the time.  The number of the one that he has begun. */
+/* Until the worker has just claimed as many as he may, which he soon does while his calls are
+ * quick; `waiting` of them are there all the time.  The number of the one that he has begun. */
 static long claim_a_hand(int worker, long waiting) {
     long number;
     do {
@@ -86,7 +86,8 @@ TEST(nobody_claims_more_than_his_share) {
     close_queue();
 }
 
-/* However quick the calls: what took so little time was one item, not as many as he might have claimed. */
+/* However quick the calls: what took so little time was one item, not as many as he might have
+ * claimed. */
 TEST(where_few_wait_nobody_learns_to_claim_more) {
     open_queue(0, 0);
     for (int i = 0; i < MANY; i++) {
@@ -126,7 +127,8 @@ TEST(what_is_claimed_begins_no_more_after_a_cancel) {
     close_queue();
 }
 
-/* Places are given back for what has begun, and of a bound no more than a quarter is ever claimed. */
+/* Places are given back for what has begun, and of a bound no more than a quarter is ever
+ * claimed. */
 TEST(what_is_claimed_takes_its_place_in_the_bound) {
     enum { BOUND = 64 };
     open_queue(BOUND, 0);

@@ -1,5 +1,5 @@
-/* Each allocation fails in turn, and each thread: once only, and from then on.  Whatever comes of it,
- * nothing crashes, nothing leaks, each item has one end, and the code says what it was. */
+/* Each allocation fails in turn, and each thread: once only, and from then on.  Whatever comes of
+ * it, nothing crashes, nothing leaks, each item has one end, and the code says what it was. */
 #include "../elsewhere.h"
 
 #include "os.h"
@@ -15,8 +15,8 @@ static int branch_items(pyper_worker *w, void *item, void *bind) {
     return rc;
 }
 
-/* Builds, starts, reads (or not) to the end and closes; returns how it ended: 0 or a code.  `n` items
- * pass, of which each becomes four in an ordered task. */
+/* Builds, starts, reads (or not) to the end and closes; returns how it ended: 0 or a code.  `n`
+ * items pass, of which each becomes four in an ordered task. */
 static int everything(long n, bool read) {
     tally released = TALLY;
     pyper_pipeline *p = pyper_pipe(
@@ -61,9 +61,9 @@ static int everything(long n, bool read) {
     return rc;
 }
 
-/* Each allocation of everything(n, read) fails in turn: once, or (`stays`) with all that follow.  With
- * `processes` it may fail in one of them as well: then that one may die, and how far the count has
- * come there is not known here. */
+/* Each allocation of everything(n, read) fails in turn: once, or (`stays`) with all that follow.
+ * With `processes` it may fail in one of them as well: then that one may die, and how far the count
+ * has come there is not known here. */
 static void each_allocation(int (*everything)(long n, bool read), long n, bool stays, bool read,
                             bool processes) {
     long at = 0, failed = 0;
@@ -209,8 +209,8 @@ static int count_items(pyper_worker *w, void *item, void *bind) {
     return rc < 0 ? rc : pyper_emit(w, item_new(INT(*count)));
 }
 
-/* Operations completed by other threads, outputs that find no room, and a join; driven by a loop or by
- * its reader.  As everything(). */
+/* Operations completed by other threads, outputs that find no room, and a join; driven by a loop or
+ * by its reader.  As everything(). */
 static int everything_async(long n, bool read, bool loop) {
     tally released = TALLY;
     elsewhere e;
@@ -289,8 +289,8 @@ EACH_HOST(each_allocation_of_a_mixed_run_fails_once) {
     each_allocation(everything_mixed, 20, false, true, true);
 }
 
-/* All in processes, with items that lie in extents, and a join.  What a process has no memory for to
- * begin, it says by ending. */
+/* All in processes, with items that lie in extents, and a join.  What a process has no memory for
+ * to begin, it says by ending. */
 static int make_blobs(pyper_worker *w, void *item, void *bind) {
     IN_TASK(w);
     for (long i = 0; i < INT(item); i++) {
@@ -350,8 +350,8 @@ typedef struct short_host {
 
 enum { ATTACHED = 20 }; /* the exit status of a process that pyper_attach() said 0 to */
 
-/* What was open before is open after it: but for its descriptors, one of which is kept by the thread
- * that follows the caller, if it began. */
+/* What was open before is open after it: but for its descriptors, one of which is kept by the
+ * thread that follows the caller, if it began. */
 static int attach_with_too_little(const short_host *host, const pyper_process *process) {
     int fds[PYPER_PROCESS_FDS];
     long descriptors = check_entries("/proc/self/fd"), allocs = atomic_load(&pyper__allocs_live);
@@ -389,8 +389,8 @@ static const pyper_host too_little = {.size = sizeof too_little,
                                       .start_process = start_with_too_little,
                                       .join_process = join_with_too_little};
 
-/* Returns what pyper_attach() has said, and the run: the same, unless the process could not even tell
- * (it did not get to the shared memory). */
+/* Returns what pyper_attach() has said, and the run: the same, unless the process could not even
+ * tell (it did not get to the shared memory). */
 static int attach_short_of(long alloc, long thread, bool can_tell) {
     short_host host = {.no_alloc = alloc, .no_thread = thread};
     pyper_pipeline *p = pyper_task(pass, .multiprocess = true, .type = &pyper_type_int);

@@ -127,7 +127,8 @@ TEST(no_memory_to_move_the_turn) {
     pyper__queue_fini(&queue, &seat);
 }
 
-/* What is out of turn lies in its place of the bound, counts as pushed, and is destroyed with the rest. */
+/* What is out of turn lies in its place of the bound, counts as pushed, and is destroyed with the
+ * rest. */
 TEST(with_a_bound_each_ticket_has_its_place) {
     open_queue(70, 70);
     expect_one_each();
@@ -218,7 +219,8 @@ TEST(memory_that_cannot_be_had) {
     atomic_store(&pyper__fail_alloc_at, 1);
     CHECK_EQ(done(0), PYPER_ENOMEM);
     atomic_store(&pyper__fail_alloc_at, -1);
-    /* Nor does anything pass what is left, by somebody who does not know yet that the run has failed. */
+    /* Nor does anything pass what is left, by somebody who does not know yet that the run has
+     * failed. */
     void *late = item_new(1500);
     CHECK_EQ(try_push(1, late), PYPER_ENOMEM);
     CHECK_EQ(try_push(2, late), PYPER_ENOMEM);

@@ -419,8 +419,8 @@ TEST(a_cancel_against_drawn_tickets) {
     cancel_under_way();
 }
 
-/* A queue is ended by somebody else while its producers push, as the last one of a run that fails: what was
- * pushed before comes out, and every consumer learns of the end. */
+/* A queue is ended by somebody else while its producers push, as the last one of a run that fails:
+ * what was pushed before comes out, and every consumer learns of the end. */
 static void push_until_the_end(void *arg) {
     (void)arg;
     pyper__seat seat;
