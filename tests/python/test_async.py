@@ -1567,7 +1567,7 @@ def test_on_each_loop_a_task_that_a_function_begins_may_ask_for_outputs_of_its_r
 
         outputs = (task(range, branch=True) | task(ainc_later) | task(begins))(5)
         async with asyncio.timeout(PATIENCE):
-            got = [await anext(outputs)]
+            got = await collect(outputs)
             got += await readers[0]
         assert sorted(got) == [1, 2, 3, 4, 5]
 
