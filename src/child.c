@@ -14,11 +14,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "signals.h"
 #include "thread.h"
 
 /* ------------------------------------------------------------------------ telling the caller */
@@ -92,12 +92,11 @@ static void follow(void *arg) {
 }
 
 static int start_following(int caller) {
-    sigset_t all, before;
+    sigset_t held;
     void *thread;
-    sigfillset(&all); /* signals are the worker's */
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pyper__hold_signals(&held); /* they are the worker's */
     int rc = pyper__thread_start("pyper-follow", follow, (void *)(intptr_t)caller, &thread);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pyper__let_signals(&held);
     if (rc == 0) pyper__thread_drop(thread);
     return rc;
 }

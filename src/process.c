@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdio_ext.h>
 #include <string.h>
@@ -24,6 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "signals.h"
 #include "thread.h"
 
 /* One worker's process; see `processes` below. */
@@ -265,15 +265,14 @@ static int bell_of_loop(const struct pyper__processes *all) {
 
 static void do_nothing(int signal) {}
 
-/* A forked worker: only this thread exists, and pyper__forks has grown.  All signals are blocked;
- * `mask` is what the caller blocks. */
+/* A forked worker: only this thread exists, and pyper__forks has grown.  Signals are `held`. */
 static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t worker,
-                             const sigset_t *mask) {
+                             const sigset_t *held) {
     struct pyper__processes *all = run->processes;
     const pyper__task *task = stage->task;
     struct sigaction ignore = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
     sigaction(SIGINT, &ignore, NULL);
-    pthread_sigmask(SIG_SETMASK, mask, NULL);
+    pyper__let_signals(held);
     (void)pyper__hold_cancel(); /* if the caller's thread is to be cancelled, this one is not */
     __fpurge(stdout);
     __fpurge(stderr);
@@ -319,12 +318,11 @@ static int wait_for(pyper_run *run, const struct process *process) {
 /* Signals wait meanwhile: a Ctrl-C that found the worker without its handler would end it, or run
  * the caller's in it. */
 static pid_t fork_worker(pyper_run *run, const pyper_worker *worker) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t held;
+    pyper__hold_signals(&held);
     pid_t pid = fork();
-    if (pid == 0) forked(run, worker->stage, worker->index, &before);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (pid == 0) forked(run, worker->stage, worker->index, &held);
+    pyper__let_signals(&held);
     return pid;
 }
 

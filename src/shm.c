@@ -16,12 +16,13 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "signals.h"
 
 /* Pages have this many bytes, or more: 16 or 64 KiB are not rare on ARM. */
 #define PAGE_MIN ((uint64_t)4096)
@@ -96,15 +97,14 @@ static char *map(int fd, uint64_t size) {
  * where a timer sends them (a profiler's, say), what takes longer than from one to the next would
  * be begun anew for ever, with the heap's lock held. */
 static int allocate(int fd, int mode, uint64_t offset, uint64_t size) {
-    sigset_t all, before;
+    sigset_t signals;
     int rc;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pyper__hold_signals(&signals);
     int held = pyper__hold_cancel();
     do rc = fallocate(fd, mode, (off_t)offset, (off_t)size);
     while (rc < 0 && errno == EINTR);
     pyper__let_cancel(held);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pyper__let_signals(&signals);
     return rc;
 }
 

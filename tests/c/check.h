@@ -145,6 +145,13 @@ static _Noreturn void check_die(void) {
                        check_a ? check_a : "NULL");                                                \
     } while (0)
 
+/* Wait for a child, which must end with exit status 0. */
+static inline void child_ends_well(pid_t child) {
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+}
+
 /* What to print if the test fails, even if it hangs: a seed, say.  Shared with the parent. */
 enum { CHECK_NOTE_SIZE = 200 };
 static char *check_note;

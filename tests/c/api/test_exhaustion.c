@@ -117,9 +117,7 @@ static void in_child(void (*body)(void)) {
         fflush(NULL);
         _exit(0);
     }
-    int status;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK_EQ(status, 0);
+    child_ends_well(child);
 }
 
 /* ------------------------------------------------------------------- threads and processes */

@@ -495,9 +495,7 @@ static void in_child(void (*child)(pyper_run *), pyper_run *run) {
         child(run);
         _exit(0);
     }
-    int status;
-    CHECK_EQ(waitpid(pid, &status, 0), pid);
-    CHECK_EQ(status, 0);
+    child_ends_well(pid);
 }
 
 static void use_inherited(pyper_run *run) {
@@ -586,9 +584,7 @@ static int fork_and_emit(pyper_worker *w, void *item) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child > 0) {
-        int status;
-        CHECK_EQ(waitpid(child, &status, 0), child);
-        CHECK_EQ(status, 0);
+        child_ends_well(child);
         return pyper_emit(w, item);
     }
     alarm(check_seconds());

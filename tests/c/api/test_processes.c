@@ -371,9 +371,7 @@ static int fork_and_go_on(pyper_worker *w, void *item, void *bind) {
     pid_t child = fork();
     CHECK(child >= 0);
     if (child > 0) {
-        int status;
-        CHECK_EQ(waitpid(child, &status, 0), child);
-        CHECK_EQ(status, 0);
+        child_ends_well(child);
     } else if (INT(item) % 3 == 0) {
         return pyper_fail(w, 1, "in the child");
     } else if (INT(item) % 3 == 1) {
@@ -663,9 +661,7 @@ TEST(what_is_kept_is_each_ones_own_after_a_fork) {
         release_kept(blob);
     }
     CHECK_EQ(write(go[1], &byte, 1), 1);
-    int status;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK_EQ(status, 0);
+    child_ends_well(child);
     CHECK(all_are(mine, 5));
     ENDS_WITH(run, 0);
     release_kept(mine);
@@ -715,9 +711,7 @@ TEST(fork_handlers_of_the_program_may_use_the_library) {
     kept_before_fork = before;
     pid_t child = fork();
     if (child == 0) _exit(refused_after_fork == PYPER_EFORKED ? 0 : 1);
-    int status;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK_EQ(status, 0);
+    child_ends_well(child);
     CHECK(!kept_before_fork && !kept_after_fork);
     finish(run, p);
     nothing_is_left();
@@ -1145,9 +1139,7 @@ static int wait_for_own_run(pyper_worker *w, void *item, void *bind) {
     CHECK_EQ(pyper_try_next(run, &out), code);
     CHECK_EQ(pyper_fd(run), PYPER_EINVAL);
     if (child == 0) _exit(0);
-    int status;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK_EQ(status, 0);
+    child_ends_well(child);
     return pyper_emit(w, item);
 }
 
@@ -1745,9 +1737,7 @@ TEST(a_call_that_the_system_refuses_is_named) {
                 starts_without(calls[i].number, errors[e], calls[i].loop, calls[i].message);
                 _exit(0);
             }
-            int status;
-            CHECK_EQ(waitpid(child, &status, 0), child);
-            CHECK_EQ(status, 0);
+            child_ends_well(child);
         }
     }
 }

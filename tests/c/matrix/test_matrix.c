@@ -458,9 +458,7 @@ static void inherit(pyper_run *run) {
         if (pyper_close(run) != PYPER_EFORKED) _exit(4);
         _exit(0);
     }
-    int status;
-    CHECK_EQ(waitpid(child, &status, 0), child);
-    CHECK_EQ(status, 0);
+    child_ends_well(child);
 }
 
 static void run_to_its_end(const cell *c, uint64_t *random) {
