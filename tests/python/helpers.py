@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE = 20  # seconds; only a test that fails waits that long
+PATIENCE = 60  # seconds; only a test that fails waits that long
 
 
 def until(condition: Callable[[], object]) -> None:
