@@ -218,6 +218,8 @@ class Pipeline(Generic[P, R_co]):
 
     def __new__(cls, tasks: tuple[Task, ...]) -> Pipeline[P, R_co]:
         """A pipeline of this class, or an `AsyncPipeline` where one is needed."""
+        if not isinstance(tasks, (tuple, list)):  # what can be gone through only once will not do
+            raise TypeError(f"a pipeline is made of a tuple of tasks, not of {_kind(tasks)}")
         is_async = any(isinstance(item, Task) and item.is_async for item in tasks)
         return object.__new__(AsyncPipeline if is_async and cls is Pipeline else cls)
 

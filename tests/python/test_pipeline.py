@@ -241,6 +241,10 @@ def test_a_pipeline_is_made_of_tasks() -> None:
         Pipeline(())
     with pytest.raises(TypeError, match="made of tasks, not of function"):
         Pipeline((add_one,))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="made of a tuple of tasks, not of generator"):
+        Pipeline(item for item in chain.tasks)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="made of a tuple of tasks, not of Pipeline"):
+        Pipeline(chain)  # type: ignore[arg-type]
     same: Pipeline[[int], int] = Pipeline(list(chain.tasks))  # type: ignore[arg-type]
     assert list(same(3)) == [0, 2, 4]
 
