@@ -23,7 +23,7 @@ import threading
 import traceback
 from copyreg import __newobj__ as newobj  # type: ignore[attr-defined]
 from copyreg import dispatch_table
-from multiprocessing import connection, forkserver, popen_fork, reduction, resource_tracker
+from multiprocessing import connection, forkserver, popen_fork, reduction, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
 from typing import Any
@@ -143,6 +143,7 @@ def start(
             daemon=False,
         )
         process._Popen = _launched
+        _leave_workers_to_runs_at_exit()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             _ensure_helpers(method)
@@ -227,10 +228,27 @@ def _after_fork() -> None:
     At its end multiprocessing would wait for them, which it may not.
     """
     _renew_locks()
+    _forget_workers()
+
+
+def _forget_workers() -> None:
+    """Have multiprocessing not wait for workers at the end of this process."""
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
-    children -= {child for child in children if hasattr(child._popen, "of_a_worker")}
+    children -= {child for child in list(children) if hasattr(child._popen, "of_a_worker")}
 
 
+def _leave_workers_to_runs_at_exit() -> None:
+    """Call `_forget_workers()` before multiprocessing waits for the children of this process.
+
+    In a process that multiprocessing has started it does so before the interpreter joins threads,
+    which is when runs that somebody has left behind are cancelled: it would wait in vain.
+    """
+    global _at_exit
+    if _at_exit is None or not _at_exit.still_active():  # not that of a parent, which is dropped
+        _at_exit = util.Finalize(None, _forget_workers, exitpriority=0)
+
+
+_at_exit: util.Finalize | None = None
 _renew_locks()
 os.register_at_fork(after_in_child=_after_fork)
 

@@ -1377,6 +1377,48 @@ def test_a_child_that_the_program_forks_ends_as_ever(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("chosen", METHODS)
+def test_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path, chosen: str) -> None:
+    """It waits for children before threads, by which time nobody would have cancelled the run."""
+    done = run_program(
+        tmp_path,
+        f"""
+        import itertools, multiprocessing, signal, threading
+        from concurrent.futures import ProcessPoolExecutor
+        from pyper import task
+
+        def same(x):
+            return x
+
+        workers = task(same, multiprocess=True, workers=2, ordered=True)
+        left = []
+
+        def leave():
+            signal.alarm({PATIENCE // 2})  # only for the case that it does not end
+            left.append((task(itertools.count, branch=True, throttle=5) | workers)())
+            return next(left[0])
+
+        def finish():
+            outputs = (task(range, branch=True) | workers)(1000)
+            first = next(outputs)
+            go_on = lambda: print(first + sum(outputs))
+            threading.Thread(target=go_on).start()
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("{chosen}")
+            for target in (leave, finish):
+                child = multiprocessing.Process(target=target)
+                child.start()
+                child.join()
+                print(target.__name__, child.exitcode, flush=True)
+            with ProcessPoolExecutor(1) as executor:
+                print(executor.submit(leave).result())
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["leave 0", "499500", "finish 0", "0"]
+
+
 def stay() -> Generator[int, None, None]:
     """The outputs of two workers that stay in their first call."""
     return (numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=2))(10)
