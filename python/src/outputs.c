@@ -276,14 +276,15 @@ static int check_signals(outputs *self) {
 }
 
 /* The run could not be started, or failed without an exception: say why, with what Thread.start()
- * raised as the cause. */
+ * raised as the cause.  Its words are said as well: not everybody shows causes. */
 static PyObject *raise_plainly(outputs *self, int error) {
     PyObject *cause = atomic_exchange(&self->python->start_error, NULL);
     const char *message = pyper_error_message(self->run);
-    if (error == PYPER_ENOMEM || pyper_error_code(self->run) == PYPER_ENOMEM)
-        PyErr_Format(PyExc_MemoryError, "%s", message);
-    else
-        PyErr_Format(PyExc_RuntimeError, "%s", *message ? message : pyper_strerror(error));
+    if (!*message) message = pyper_strerror(error);
+    bool of_memory = error == PYPER_ENOMEM || pyper_error_code(self->run) == PYPER_ENOMEM;
+    PyObject *text = cause ? failure_text(message, cause) : PyUnicode_FromString(message);
+    if (text) PyErr_SetObject(of_memory ? PyExc_MemoryError : PyExc_RuntimeError, text);
+    Py_XDECREF(text);
     if (!cause) return NULL;
     PyObject *exception = PyErr_GetRaisedException();
     PyException_SetContext(exception, Py_NewRef(cause));

@@ -1345,6 +1345,21 @@ def test_what_processes_have_in_common_can_be_bound(method: str) -> None:
     there.close()
 
 
+def report_from_a_pool(n: int) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        list((numbers | task(abs, multiprocess=True))(n))
+    return str(caught.value)
+
+
+def test_a_daemonic_process_is_told_why_it_has_no_workers(fork: None) -> None:
+    with multiprocessing.Pool(1) as pool:
+        (report,) = pool.map(report_from_a_pool, [3])
+    assert report == (
+        "task 'abs' (2 of 2): worker 1 of 1 could not be started: a process could not be started: "
+        "AssertionError: daemonic processes are not allowed to have children"
+    )
+
+
 def test_a_child_that_the_program_forks_ends_as_ever(tmp_path: Path) -> None:
     """The workers are its parent's: multiprocessing does not wait for them at its end."""
     done = run_program(
