@@ -26,7 +26,7 @@ from copyreg import dispatch_table
 from multiprocessing import connection, forkserver, popen_fork, reduction, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from pickle import dumps, loads
-from typing import Any
+from typing import Any, NoReturn
 
 from pyper._pipeline import Task
 from pyper._pyper import Plan, attach
@@ -134,11 +134,12 @@ def start(
         context = multiprocessing.get_context(method)
         forked = method == "fork"
         what: Any = task if forked else _Pickled(task)
+        kind = (task.name, task.branch, task.join)
         if method == "forkserver":
             name = _DeafName(name)
         process = context.Process(  # type: ignore[attr-defined]
             target=_main,
-            args=(what, forked, chosen, place, count, index, worker, _Descriptors(fds)),
+            args=(what, kind, forked, chosen, place, count, index, worker, _Descriptors(fds)),
             name=name,
             daemon=False,
         )
@@ -368,6 +369,7 @@ def _nothing(number: int, frame: object) -> None:
 
 def _main(
     what: Any,
+    kind: tuple[str, bool, bool],
     forked: bool,
     chosen: bool,
     place: int,
@@ -383,12 +385,29 @@ def _main(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if not chosen:
         _nothing_chosen()
-    task: Task = what if forked else pickle.loads(what)
+    try:
+        task: Task = what if forked else pickle.loads(what)
+    except Exception as error:
+        task = _one_that_cannot_be_loaded(*kind, error)
     plan = Plan((task._child_step(),))
     pid = os.getpid()
     attach(plan, place, count, task.branch, task.join, index, worker, descriptors.fds)
     if os.getpid() != pid:
         _end_fork()
+
+
+def _one_that_cannot_be_loaded(name: str, branch: bool, join: bool, error: Exception) -> Task:
+    """A task in the place of one that pickle cannot make here: it raises what pickle has raised."""
+
+    def raise_it(*args: object, **kwargs: object) -> NoReturn:
+        raise error
+
+    error.add_note(
+        f"the process of a worker cannot load the function of task {name!r}: define it at the top "
+        f"level of a module that other processes can import"
+    )
+    raise_it.__name__ = raise_it.__qualname__ = name
+    return Task(raise_it, branch, join)
 
 
 def _end_fork() -> None:

@@ -1295,6 +1295,46 @@ def test_a_function_that_cannot_be_loaded_is_an_error_of_its_own(tmp_path: Path)
     assert "before it could begin" in done.stderr
 
 
+@pytest.mark.parametrize("chosen", ["forkserver", "spawn"])
+@pytest.mark.parametrize("where", ["first", "middle", "join"])
+def test_what_loading_a_function_raises_is_told(tmp_path: Path, chosen: str, where: str) -> None:
+    """The module is there for the caller alone."""
+    done = run_program(
+        tmp_path,
+        f"""
+        import multiprocessing, sys, types
+        from pyper import task
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("{chosen}")
+            here = sys.modules["here"] = types.ModuleType("here")
+            exec("def function(x): yield from x", vars(here))
+            missing = task(here.function, branch=True, multiprocess=True, join={where == "join"})
+            pipeline = missing if {where == "first"} else task(range, branch=True) | missing
+            argument = (1, 2) if {where == "first"} else 2
+            try:
+                print(*pipeline(argument))
+            except ModuleNotFoundError as error:
+                print(error, *error.__notes__, sep="\\n")
+                print("in process function" in str(error.__cause__))
+            del sys.modules["here"]
+            print(*(task(range, branch=True) | task(abs, multiprocess=True))(2))
+        """,
+    )
+    assert done.stderr == ""
+    note = (
+        "the process of a worker cannot load the function of task 'function': define it at the top "
+        "level of a module that other processes can import"
+    )
+    assert done.stdout.splitlines() == [
+        "No module named 'here'",
+        note,
+        f"in task 'function' ({'1 of 1' if where == 'first' else '2 of 2'})",
+        "True",
+        "0 1",
+    ]
+
+
 def test_without_a_guard_no_worker_runs_the_program_once_more(tmp_path: Path) -> None:
     """Beside another thread, where nobody has chosen a start method, none is forked."""
     done = run_program(
