@@ -700,7 +700,7 @@ typedef struct pyper_process {
 /* For hosts: what a started process attaches with.  Use the pyper_attach() macro. */
 typedef struct pyper_attach_options {
     size_t size;                /* sizeof(pyper_attach_options) */
-    int fds[PYPER_PROCESS_FDS]; /* taken, also on failure */
+    int fds[PYPER_PROCESS_FDS]; /* taken, also on failure; closed on exec from here on */
     int64_t task, worker;       /* as in pyper_process */
     pyper_fn fn;
     void *bind;                         /* borrowed for the call */

@@ -12,6 +12,7 @@
 #if PYPER__PROCESSES
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
@@ -222,10 +223,17 @@ static bool sound(const pyper_attach_options *options, pyper__shm *shm) {
            pyper__type_crosses(options->input_type) && pyper__type_crosses(options->output_type);
 }
 
+/* A host may have passed them through an exec or a socket, so they need not be.  What the function
+ * executes is to have none of them: it may outlive the run. */
+static void close_on_exec(const int *fds) {
+    for (int i = 0; i < PYPER_PROCESS_FDS; i++) (void)fcntl(fds[i], F_SETFD, FD_CLOEXEC);
+}
+
 int pyper_attach_from(const pyper_attach_options *given) {
     pyper_attach_options options = {.size = sizeof options, .fds = {-1, -1, -1, -1}};
     if (!given) return PYPER_EINVAL;
     pyper__copy_known(&options, sizeof options, given);
+    close_on_exec(options.fds);
     pyper__shm *shm = NULL;
     pyper__watch_forks();
     pyper__worker_watch_forks();

@@ -445,6 +445,19 @@ def test_workers_may_run_processes_of_their_own(method: str) -> None:
     assert list(pipeline(6)) == [sum(range(1, n + 1)) for n in range(6)]
 
 
+def shared_with_what_is_executed(_: object) -> list[str]:
+    """Which descriptors of the run a program that is executed in this process would have."""
+    entries = list(Path("/proc/self/fd").iterdir())  # the one that listed them is closed by now
+    shared = [entry for entry in entries if entry.exists() and os.get_inheritable(int(entry.name))]
+    names = [str(entry.readlink()) for entry in shared]
+    return [name for name in names if name.startswith(("/memfd:", "anon_inode:"))]
+
+
+def test_what_a_worker_executes_has_nothing_of_the_run(method: str) -> None:
+    pipeline = task(range, branch=True) | task(shared_with_what_is_executed, multiprocess=True)
+    assert list(pipeline(1)) == [[]]
+
+
 def test_functions_run_in_the_main_thread(method: str) -> None:
     assert list((numbers | task(main_thread, multiprocess=True))(2)) == [True, True]
 
