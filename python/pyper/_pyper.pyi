@@ -43,7 +43,9 @@ def cancel_live() -> None:
     """
 
 def forget_live() -> None:
-    """Forget the runs of the parent process, in a forked child."""
+    """Forget the runs of the parent process, in a forked child, and give it back the signal
+    handlers that were put aside there.
+    """
 
 @final
 class Plan:
@@ -144,7 +146,9 @@ class AsyncOutputs(AsyncGenerator[_T_co, Any]):
         """The next output; one that is there is had without the event loop.
 
         Raises StopAsyncIteration at the end, whatever a task's function has raised (once), and
-        pyper.Cancelled if the outputs are closed meanwhile.  To be cancelled loses no output.
+        pyper.Cancelled if the outputs are closed meanwhile, or somebody cancels a worker's task.
+        RuntimeError in a forked child, in a function of the run itself and in another loop.  To be
+        cancelled loses no output.
         """
 
     def asend(self, value: object, /) -> Coroutine[Any, Any, _T_co]:

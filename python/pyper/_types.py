@@ -49,9 +49,10 @@ class RemoteError(Error):
 class Cancelled(BaseException):
     """The run was cancelled, so what was got of it so far is not everything.
 
-    Raised inside a task's function that reads its inputs (`join=True`), and by `next(outputs)`
-    while another thread closes the outputs.  Not an `Exception`, so that `except Exception` in a
-    task's function does not take it for a failure of its own; let it pass.
+    Raised inside a task's function that reads its inputs (`join=True`), and to whoever waits for an
+    output when another thread closes the outputs, or somebody cancels a worker's `asyncio` task.
+    Not an `Exception`, so that `except Exception` in a task's function does not take it for a
+    failure of its own; let it pass.
     """
 
     __module__ = "pyper"

@@ -13,7 +13,7 @@ How far each scenario is explored (which is printed, with the number of states):
                           have gone on.  Changes of thread where one sleeps, waits for a lock, ends
                           or dies are not counted, nor when a store reaches memory.  For what has
                           many threads (Model.bounds says which); --all takes larger bounds, or
-                          none, and some ten minutes
+                          none, and more than half an hour
   at random               whole runs, too large for either; from a seed that is printed
 
 Each scenario is explored with store buffers.  What happens with memory in one order happens with
@@ -315,7 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Explores the wait/wake protocol in every order.")
     parser.add_argument("build", type=Path)
     parser.add_argument("--cc", default="cc", help="the C compiler, with its first arguments")
-    parser.add_argument("--all", action="store_true", help="with larger bounds: takes ten minutes")
+    parser.add_argument("--all", action="store_true", help="with larger bounds: takes half an hour")
     parser.add_argument("--seed", type=int, default=1, help="of the runs at random")
     parser.add_argument("--only", default="", help="what has this word in its name")
     options = parser.parse_args()
