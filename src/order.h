@@ -36,7 +36,7 @@
  *   trouble   atomic; written by who has the turn or the lock, once.
  *   blocked, waiting   atomic: who goes to sleep counts himself in before he looks at what he waits
  *             for; who has made a place or moved the turn reads them after that.
- *   one_each, drain_*   set before workers run; used when none does any more.
+ *   one_each  set before workers run.  drain_*   used when none does any more.
  *   Who moves the turn or publishes outputs reads after that whether anybody waits, without a fence
  *   between the two: who goes to sleep has all others pass one (light notifiers, see park.h).
  *   Where there is no such thing he passes one himself. */

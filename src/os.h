@@ -2,10 +2,10 @@
  * threads, and whether this process was forked.
  *
  * The only room with platform branches, but for what there is only where workers may be processes
- * (PYPER__PROCESSES: shm, board, channel, process, child, and the lines of others that call them).
- * Codes of the system are translated here: what comes out is a PYPER_E... code.  All memory of the
- * library goes through pyper__alloc(), so that a test can fail each allocation in turn; the same
- * for threads. */
+ * (PYPER__PROCESSES: shm, board, lane, channel, process, child, and the lines of others that call
+ * them).  Codes of the system are translated here: what comes out is a PYPER_E... code.  All memory
+ * of the library goes through pyper__alloc() and its like (but for what processes share, and
+ * items), so that a test can fail each allocation in turn; the same for threads. */
 #ifndef PYPER_OS_H
 #define PYPER_OS_H
 

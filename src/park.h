@@ -229,8 +229,8 @@ void pyper__event_init_shared(pyper__event *event);
  * waits. */
 bool pyper__event_let_notify_lightly(pyper__event *event, bool adapts);
 
-/* For who waits without sleeping: count in, then test the condition (seq_cst); once notified() is
- * true, or after leave(), enter again before waiting again. */
+/* For who waits without sleeping: count in, then test the condition (seq_cst); once
+ * pyper__event_notified() is true, or after leave(), enter again before waiting again. */
 uint32_t pyper__event_enter(pyper__event *event);
 void pyper__event_leave(pyper__event *event, uint32_t seen);
 static inline bool pyper__event_notified(pyper__event *event, uint32_t seen) {

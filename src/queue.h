@@ -50,7 +50,8 @@
  *   spare        atomic; a list of drained chunks of a page each, on their way back to the
  *                producing end: the consuming end puts one before the others, the producing end
  *                takes all.
- *   push_*, room_until   the producing end's own (push_lock, if many_producers; or see order.h).
+ *   push_*, shared_until, room_until   the producing end's own (push_lock, if many_producers; or
+ *                see order.h).
  *   pop_*, seen, give_at, counted   the consuming end's own (pop_lock, if many_consumers).
  *   push_until, pop_until   atomic: a licence that a change of state takes away.  Written by their
  *                end, which then looks at the state, and made 0 by whoever has changed that (all

@@ -16,9 +16,11 @@
  * Synchronization
  *   pipeline, host, host_data, own_host, count, stages, queues, outputs, forks, processes, child,
  *              loop   set by start before any worker runs; of a stage, all but alive and started.
- *   refs       atomic; one for all handles together, one for each worker that has been started.
+ *   refs       atomic; one for all handles together, one for each worker that has been started (of
+ *              processes: for their supervisor), and one while somebody posts to its loop.
  *   handles    atomic; the references of users; the last one to go cancels the run.
- *   alive      atomic; workers that have not left, and one for pyper_start() itself.
+ *   alive      atomic; workers that have not left (of processes: their supervisor), and one for
+ *              pyper_start() itself.
  *   stopped    atomic, only grows; stages below it have been told to stop.
  *   cancelled  atomic, only false -> true.
  *   failure    written once, under `lock`, before failed (atomic) becomes non-zero; read by anybody

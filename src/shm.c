@@ -1,9 +1,10 @@
 /* shm - see shm.h.
  *
- * The first page of the file is the heap's own: a lock, how far the file is handed out (`top`) and
- * how far it has pages (`made`), and for each size class the blocks that were given back, linked
- * through their first 8 bytes.  Size classes are the powers of two from 128 bytes on and three
- * steps between each two, so that at most a quarter of a block is wasted. */
+ * The first PYPER__SHM_FIRST bytes of the file are the heap's own: a lock, where the blocks behind
+ * the first one begin (`blocks`), how far the file is handed out (`top`) and how far it has pages
+ * (`made`), and for each size class the blocks that were given back, linked through their first 8
+ * bytes.  Size classes are the powers of two from 128 bytes on and three steps between each two, so
+ * that of all but the smallest at most a fifth is wasted. */
 #if defined(__linux__)
 #define _GNU_SOURCE
 #endif
@@ -46,7 +47,7 @@ struct heap {
     uint64_t top, made;
     uint64_t given_back[CLASSES];
 };
-_Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own page");
+_Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own bytes");
 
 /* ------------------------------------------------------------------------------------ pages */
 

@@ -15,10 +15,11 @@
  * An item that finds no room stays in its slot's hand, in order, and the slot takes no other input
  * until it has gone.
  *
- * Synchronization: everything is the driver's own, but for `posted`, which is atomic: it grows
- * under the loop's posts_lock, and is read by the driver without it.  What is set by the loop's
- * create, and never changes, anybody may read: a slot's worker and crew; a crew's loop, stage and
- * slots. */
+ * Synchronization: everything is the driver's own, but for
+ *   posted      atomic: it grows under the loop's posts_lock, and is read by the driver without it.
+ *   state       the operation's, on whatever thread that is.
+ *   done_post   of whoever calls pyper_done(), which nobody does twice; then as any post.
+ *   worker, crew; of a crew loop, stage and slots   set by the loop's create, never change. */
 #ifndef PYPER_SLOT_H
 #define PYPER_SLOT_H
 

@@ -13,7 +13,7 @@
  *   crossing.c  objects on their way between processes, as bytes
  *   small.c     the small form of such objects
  *   process.c   workers that are processes
- *   interrupt.c Ctrl-C waits while a thread or process is started
+ *   interrupt.c signal handlers wait while a thread or process is started
  *   awaiting.c  what our awaitable objects have in common
  *   async_outputs.c  AsyncOutputs: one execution of a plan with asynchronous tasks
  *   driver.c    Driver: between a run and its event loop; the host's slots
