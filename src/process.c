@@ -270,8 +270,8 @@ static _Noreturn void forked(pyper_run *run, const pyper__stage *stage, int64_t 
                              const sigset_t *held) {
     struct pyper__processes *all = run->processes;
     const pyper__task *task = stage->task;
-    struct sigaction ignore = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
-    sigaction(SIGINT, &ignore, NULL);
+    struct sigaction deaf = {.sa_handler = do_nothing, .sa_flags = SA_RESTART};
+    sigaction(SIGINT, &deaf, NULL);
     pyper__let_signals(held);
     (void)pyper__hold_cancel(); /* if the caller's thread is to be cancelled, this one is not */
     __fpurge(stdout);
@@ -502,8 +502,7 @@ static int sleep_(void *arg) {
         for (size_t i = 0; i <= all->count; i++) all->polled[i].revents = 0;
         return 0;
     }
-    uint64_t count;
-    if (all->polled[0].revents && read(all->bell, &count, sizeof count) < 0) return 0;
+    if (all->polled[0].revents) pyper__bell_silence((const int[2]){all->bell, all->bell});
     return 0;
 }
 

@@ -38,13 +38,12 @@
 /* With less address space than this there is no sense in beginning. */
 #define SPACE_MIN ((uint64_t)16 << 20)
 
-/* Synchronization: magic, size never change; everything else is protected by `lock`. */
+/* Synchronization: magic, blocks   set by create, never change; everything else is protected by
+ * `lock`. */
 struct heap {
     uint64_t magic;
-    uint64_t size; /* of the address space reserved */
     pyper__shared_lock lock;
-    uint64_t blocks; /* set by create, never changes */
-    uint64_t top, made;
+    uint64_t blocks, top, made;
     uint64_t given_back[CLASSES];
 };
 _Static_assert(sizeof(struct heap) <= PYPER__SHM_FIRST, "the heap's own bytes");
@@ -135,7 +134,6 @@ static int furnish(pyper__shm *shm, uint64_t first) {
     if (!shm->base || made > shm->size || grow(shm->fd, 0, made) < 0) return PYPER_ENOMEM;
     struct heap *heap = (struct heap *)shm->base;
     heap->magic = MAGIC;
-    heap->size = shm->size;
     heap->top = heap->blocks = top;
     heap->made = made;
     set_bounds(shm, top);
