@@ -57,9 +57,9 @@ typedef struct pyper__loop {
     int64_t carried; /* posts carried out in this slice */
 } pyper__loop;
 
-/* Create the loop of a run that has asynchronous tasks, or one of the user's (`yours`): 0 or
- * PYPER_ENOMEM or PYPER_EMFILE.  Does nothing for other runs.  Its queues and workers are there,
- * nobody works yet. */
+/* Create the loop of a run that has asynchronous tasks, or one of the user's (`yours`): 0,
+ * PYPER_ENOMEM, or as pyper__bell_open().  Does nothing for other runs.  Its queues and workers are
+ * there, nobody works yet. */
 int pyper__loop_create(pyper_run *run, bool yours);
 void pyper__loop_free(pyper__loop *loop);
 

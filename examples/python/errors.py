@@ -1,7 +1,7 @@
 """Errors: the first exception of any task ends the run and is raised where the outputs are taken.
 
 It is the original exception with its own traceback, and a note says which task it came from.  Who
-would rather go on makes the task a branch that returns nothing for a bad item.
+would rather go on makes the task a branch that has no output for a bad item.
 """
 
 from collections.abc import Iterator
