@@ -17,6 +17,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "signals.h"
@@ -85,10 +86,14 @@ static void child_left(struct pyper__child *child, pyper__stage *stage, pyper__b
 
 /* -------------------------------------------------------------------------------------- work */
 
+bool pyper__process_has_gone(int pidfd) {
+    return syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) < 0 && errno == ESRCH;
+}
+
 /* The thread that ends this process when the caller's has gone. */
 static void follow(void *arg) {
     struct pollfd caller = {.fd = (int)(intptr_t)arg, .events = POLLIN};
-    while (poll(&caller, 1, -1) < 0 && errno == EINTR) continue;
+    while (pyper__poll(&caller, 1, -1) < 0 && !pyper__process_has_gone(caller.fd)) continue;
     _exit(1);
 }
 

@@ -30,6 +30,9 @@ bool pyper__child_fail(pyper_run *run, int answer, size_t stage, int code, const
                        const void *data, size_t size);
 void pyper__child_cancel(pyper_run *run);
 
+/* Has the process gone, and somebody has waited for it?  For where poll() cannot be asked. */
+bool pyper__process_has_gone(int pidfd);
+
 #endif
 
 #endif

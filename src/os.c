@@ -400,6 +400,20 @@ void pyper__bell_silence(const int bell[2]) {
     pyper__let_cancel(held);
 }
 
+/* Where the system refuses to wait, the caller looks again and again: the one place where that is
+ * so.  A thousand times a second costs next to nothing; the exact number does not matter much. */
+#define REST_NS 1000000
+
+int pyper__poll(struct pollfd *watched, size_t count, int timeout_ms) {
+    int held = pyper__hold_cancel();
+    int ready = poll(watched, (nfds_t)count, timeout_ms);
+    int why = errno;
+    if (ready < 0 && why != EINTR) nanosleep(&(struct timespec){.tv_nsec = REST_NS}, NULL);
+    pyper__let_cancel(held);
+    errno = why;
+    return ready;
+}
+
 /* poll() counts in milliseconds: the wait is at most one too long. */
 int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
     int timeout = -1;
@@ -410,9 +424,7 @@ int pyper__bell_await(const int bell[2], int64_t deadline_ns) {
         timeout = left_ms > INT_MAX ? INT_MAX : (int)left_ms;
     }
     struct pollfd watched = {.fd = bell[0], .events = POLLIN};
-    int held = pyper__hold_cancel();
-    int count = poll(&watched, 1, timeout);
-    pyper__let_cancel(held);
+    int count = pyper__poll(&watched, 1, timeout);
     if (count < 0) return errno == EINTR ? PYPER_EINTR : 0;
     return count == 0 && timeout != INT_MAX ? PYPER_ETIMEDOUT : 0;
 }

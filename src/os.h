@@ -150,6 +150,12 @@ int pyper__no_descriptor(const char *call);
 /* Of which call it has said so last, on this thread; NULL: of none. */
 const char *pyper__refused_call(void);
 
+/* poll(), but no cancellation point.  Where the system refuses the call this returns -1 after a
+ * short rest, and the caller has to look for himself: a program that shuts itself in may set
+ * RLIMIT_NOFILE below what it has open, and poll() takes no more descriptors than that. */
+struct pollfd;
+int pyper__poll(struct pollfd *watched, size_t count, int timeout_ms);
+
 /* Sleep until the bell is rung: 0, PYPER_ETIMEDOUT or PYPER_EINTR. */
 int pyper__bell_await(const int bell[2], int64_t deadline_ns);
 

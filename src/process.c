@@ -492,14 +492,24 @@ static int timeout(const struct pyper__processes *all) {
     return left <= 0 ? 0 : (int)(left / 1000000) + 1;
 }
 
+/* Has it ended?  For where poll() cannot say so. */
+static bool has_ended(const struct process *process) {
+    siginfo_t info = {.si_pid = 0};
+    if (process->pidfd < 0 || pyper__process_has_gone(process->pidfd)) return true;
+    return waitid(P_PID, (id_t)process->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == process->pid;
+}
+
 /* Sleep until something happens.  Without the host's token. */
 static int sleep_(void *arg) {
     struct pyper__processes *all = arg;
     all->polled[0] = (struct pollfd){.fd = all->bell, .events = POLLIN};
     for (size_t i = 0; i < all->count; i++)
         all->polled[i + 1] = (struct pollfd){.fd = all->processes[i].pidfd, .events = POLLIN};
-    if (poll(all->polled, all->count + 1, timeout(all)) < 0) {
-        for (size_t i = 0; i <= all->count; i++) all->polled[i].revents = 0;
+    if (pyper__poll(all->polled, all->count + 1, timeout(all)) < 0) {
+        bool refused = errno != EINTR;
+        for (size_t i = 0; i < all->count; i++)
+            all->polled[i + 1].revents = refused && has_ended(&all->processes[i]) ? POLLIN : 0;
         return 0;
     }
     if (all->polled[0].revents) pyper__bell_silence((const int[2]){all->bell, all->bell});

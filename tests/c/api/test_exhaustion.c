@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 
 #define SANITIZED (CHECK_TSAN || CHECK_ASAN)
 
@@ -178,6 +179,77 @@ static void refuse_descriptors(void) {
 
 TEST(no_descriptors_are_left) {
     in_child(refuse_descriptors);
+}
+
+/* A program that shuts itself in may set the limit below what it has open: that stays usable, but
+ * poll() takes no more descriptors than the limit. */
+static void shut_in(void) {
+    set_soft_limit(RLIMIT_NOFILE, 0);
+}
+
+static int pass_or_die(pyper_worker *w, void *item, void *bind) {
+    if (INT(item) == ITEMS / 2) raise(SIGKILL);
+    return pyper_emit(w, item);
+}
+
+/* With three processes, the first output taken: it ends with `code`, or (1) is closed before. */
+static void ends_while_shut_in(pyper_fn fn, int code) {
+    rlim_t before = soft_limit(RLIMIT_NOFILE);
+    long count, total;
+    void *out;
+    pyper_pipeline *p = pyper_pipe(
+        pyper_task(count_up, .branch = true, .throttle = 2, .type = &pyper_type_int),
+        pyper_task(fn, .workers = 3, .multiprocess = true, .throttle = 2, .type = &pyper_type_int));
+    pyper_run *run = pyper_start(p, PTR(ITEMS), .type = &pyper_type_int);
+    CHECK_EQ(pyper_next(run, &out), 1);
+    shut_in();
+    if (code <= 0) CHECK_EQ(drain(run, &count, &total), code);
+    if (code == 0) CHECK_EQ(count, ITEMS - 1);
+    if (code == PYPER_EDIED) CHECK_EQ(pyper_error_code(run), -SIGKILL);
+    close_both(run, p);
+    CHECK_EQ(waitpid(-1, NULL, WNOHANG), -1);
+    set_soft_limit(RLIMIT_NOFILE, before);
+}
+
+TEST(a_caller_that_shuts_itself_in_sees_its_processes_end) {
+    ends_while_shut_in(pass, 0);
+    ends_while_shut_in(pass_or_die, PYPER_EDIED);
+    ends_while_shut_in(pass, 1);
+}
+
+/* poll() in the place of libc's.  In a worker's process it does not begin before the process has
+ * shut itself in, and says how often it has come back. */
+static struct shut_worker {
+    pid_t caller;
+    _Atomic bool shut;
+    _Atomic int polled;
+} * shut_worker;
+
+int poll(struct pollfd *watched, nfds_t count, int timeout_ms) {
+    bool in_worker = shut_worker && getpid() != shut_worker->caller;
+    while (in_worker && !atomic_load(&shut_worker->shut)) sched_yield();
+    int rc = (int)syscall(SYS_poll, watched, count, timeout_ms);
+    if (in_worker) atomic_fetch_add(&shut_worker->polled, 1);
+    return rc;
+}
+
+static int shut_in_and_pass(pyper_worker *w, void *item, void *bind) {
+    shut_in();
+    atomic_store(&shut_worker->shut, true);
+    while (atomic_load(&shut_worker->polled) < 3) sched_yield();
+    return pyper_emit(w, item);
+}
+
+TEST(a_worker_that_shuts_itself_in_goes_on) {
+    shut_worker =
+        mmap(NULL, sizeof *shut_worker, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shut_worker != MAP_FAILED);
+    shut_worker->caller = getpid();
+    pyper_pipeline *p = pyper_task(shut_in_and_pass, .multiprocess = true, .type = &pyper_type_int);
+    pyper_run *run = pyper_start(p, PTR(7), .type = &pyper_type_int);
+    NEXT_IS(run, 7);
+    ENDS_WITH(run, 0);
+    close_both(run, p);
 }
 
 /* ------------------------------------------------------------------------------ shared memory */
