@@ -352,9 +352,10 @@ inline pyper_run *pyper_start(pyper_pipeline *pipeline, void *argument = nullptr
  *         pyper_error_message());
  *         PYPER_ECANCELED: somebody cancelled the run;
  *         PYPER_ETIMEDOUT; PYPER_EINTR: the host's wait was interrupted, the run goes on;
- *         PYPER_EDEADLK: called by one of the run's own functions; PYPER_EFORKED; PYPER_EINVAL,
- *         PYPER_ENOMEM, PYPER_ETHREAD, PYPER_EPROCESS, PYPER_EMFILE, PYPER_ENOTSUP: the run could
- *         not be started, or ran out of memory underway;
+ *         PYPER_EDEADLK: called by one of the run's own functions, or by another thread of a
+ *         worker's process; PYPER_EFORKED; PYPER_EINVAL, PYPER_ENOMEM, PYPER_ETHREAD,
+ *         PYPER_EPROCESS, PYPER_EMFILE, PYPER_ENOTSUP: the run could not be started, or ran out of
+ *         memory underway;
  *         PYPER_EDIED: a process worker died (see pyper_error_message()); or what a host's
  *         start_slot has returned.
  * Ownership: *ret_item is returned owned; it is untouched unless 1 is returned.
@@ -372,15 +373,15 @@ PYPER_API void pyper_cancel(pyper_run *run);
 /* Wait until every worker of the run has left and its threads have ended.  Does not stop it: a run
  * whose outputs nobody takes may never end by itself.
  *
- * Returns 0; PYPER_ETIMEDOUT; PYPER_EINTR; PYPER_EDEADLK (called by one of its own functions);
- * PYPER_EFORKED; PYPER_EINVAL for NULL.  Blocks: yes.  Thread safety: shared. */
+ * Returns 0; PYPER_ETIMEDOUT; PYPER_EINTR; PYPER_EDEADLK (as pyper_next()); PYPER_EFORKED;
+ * PYPER_EINVAL for NULL.  Blocks: yes.  Thread safety: shared. */
 PYPER_API int pyper_wait_until(pyper_run *run, int64_t deadline_ns);
 
 /* Cancel the run, wait until nothing of it is left, and give up my reference.
  *
- * Returns 0; PYPER_EDEADLK when called by one of the run's own functions, PYPER_EFORKED in a
- * forked child: in both the reference is given up (it must not be the one that somebody is just
- * using, in pyper_next() or pyper_drive()) and nothing is waited for;
+ * Returns 0; PYPER_EDEADLK (as pyper_next()), PYPER_EFORKED in a forked child: in both the
+ * reference is given up (it must not be the one that somebody is just using, in pyper_next() or
+ * pyper_drive()) and nothing is waited for;
  * PYPER_EINTR: the host's wait was interrupted: the run is cancelled, my reference is kept, call
  * again or call pyper_run_unref().
  * NULL is accepted.  Blocks: yes, until the calls in progress return; and of a run with `loop`, on

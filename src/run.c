@@ -571,6 +571,8 @@ int pyper_wait_until(pyper_run *run, int64_t deadline_ns) {
     if (run == &out_of_memory) return 0;
     if (pyper__run_inherited(run)) return PYPER_EFORKED;
     if (pyper__worker_is_inside(run)) return PYPER_EDEADLK;
+    /* The end waits for this very process, so for all of its threads. */
+    if (run->child) return PYPER_EDEADLK;
     int rc = run->loop ? pyper__loop_await_end(run->loop, deadline_ns)
                        : await(run, pyper__run_all_left, deadline_ns);
     if (rc == 0) rc = pyper__run_join_once(run, deadline_ns);

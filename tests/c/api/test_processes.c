@@ -1124,22 +1124,32 @@ EACH_HOST(a_worker_may_cancel_the_run) {
     finish(run, p);
 }
 
-/* In the worker's process there is nothing of the run but the worker; in a child of it, not even
- * that. */
-static int wait_for_own_run(pyper_worker *w, void *item, void *bind) {
-    IN_TASK(w);
-    pyper_run *run = pyper_worker_run(w);
-    pid_t child = fork();
-    CHECK_GE(child, 0);
-    int code = child == 0 ? PYPER_EFORKED : PYPER_EDEADLK;
+static void cannot_wait(pyper_run *run, int code) {
     void *out;
     CHECK_EQ(pyper_next(run, &out), code);
     CHECK_EQ(pyper_wait_until(run, PYPER_NOWAIT), code);
     CHECK_EQ(pyper_drive(run), code);
     CHECK_EQ(pyper_try_next(run, &out), code);
     CHECK_EQ(pyper_fd(run), PYPER_EINVAL);
+}
+
+static void other_thread_cannot_wait(void *run) {
+    cannot_wait(run, PYPER_EDEADLK);
+}
+
+/* In the worker's process there is nothing of the run but the worker, and its end waits for other
+ * threads there as well; in a child of it there is not even that. */
+static int wait_for_own_run(pyper_worker *w, void *item, void *bind) {
+    IN_TASK(w);
+    pyper_run *run = pyper_worker_run(w);
+    pid_t child = fork();
+    CHECK_GE(child, 0);
+    cannot_wait(run, child == 0 ? PYPER_EFORKED : PYPER_EDEADLK);
     if (child == 0) _exit(0);
     child_ends_well(child);
+    thread other;
+    thread_start(&other, other_thread_cannot_wait, run);
+    thread_join(&other);
     return pyper_emit(w, item);
 }
 
