@@ -336,7 +336,7 @@ void pyper__fd_close(int *fd) {
 
 static _Thread_local const char *refused_call; /* see pyper__refused_call() */
 
-int pyper__no_descriptor(const char *call) {
+int pyper__why_refused(const char *call) {
     if (errno == EMFILE || errno == ENFILE) return PYPER_EMFILE;
     if (errno != ENOSYS && errno != EPERM && errno != EACCES) return PYPER_ENOMEM;
     refused_call = call;
@@ -351,7 +351,7 @@ const char *pyper__refused_call(void) {
 
 int pyper__bell_open(int ret_bell[2]) {
     int fd = pyper__fd_keep(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-    if (fd < 0) return pyper__no_descriptor("eventfd");
+    if (fd < 0) return pyper__why_refused("eventfd");
     ret_bell[0] = ret_bell[1] = fd;
     return 0;
 }
@@ -359,11 +359,11 @@ int pyper__bell_open(int ret_bell[2]) {
 #else
 
 int pyper__bell_open(int ret_bell[2]) {
-    if (pipe(ret_bell) < 0) return pyper__no_descriptor("pipe");
+    if (pipe(ret_bell) < 0) return pyper__why_refused("pipe");
     int rc = 0;
     for (int i = 0; i < 2; i++) {
         ret_bell[i] = pyper__fd_keep(ret_bell[i]);
-        if (ret_bell[i] < 0) rc = pyper__no_descriptor("pipe");
+        if (ret_bell[i] < 0) rc = pyper__why_refused("pipe");
         fcntl(ret_bell[i], F_SETFD, FD_CLOEXEC);
         fcntl(ret_bell[i], F_SETFL, O_NONBLOCK);
     }

@@ -139,14 +139,15 @@ void pyper__fd_close(int *fd);
 /* A bell: a descriptor that becomes readable when it is rung, and stays so until it is silenced.
  * Two numbers, the end to watch and the end to ring; the same one where the system has such a
  * thing. */
-int pyper__bell_open(int ret_bell[2]); /* 0, or as pyper__no_descriptor() */
+int pyper__bell_open(int ret_bell[2]); /* 0, or as pyper__why_refused() */
 void pyper__bell_close(const int bell[2]);
 void pyper__bell_ring(const int bell[2]);
 void pyper__bell_silence(const int bell[2]);
 
-/* Why `call` (a constant string) has given no descriptor, by errno: PYPER_EMFILE, PYPER_ENOMEM, or
- * PYPER_ENOTSUP: a sandbox refuses the call, or the system does not have it. */
-int pyper__no_descriptor(const char *call);
+/* Why `call` (a constant string), which is to give descriptors or memory, has failed, by errno:
+ * PYPER_EMFILE, PYPER_ENOMEM, or PYPER_ENOTSUP: a sandbox refuses the call, or the system does not
+ * have it. */
+int pyper__why_refused(const char *call);
 /* Of which call it has said so last, on this thread; NULL: of none. */
 const char *pyper__refused_call(void);
 

@@ -173,11 +173,11 @@ int pyper__processes_create(pyper_run *run) {
     if (rc == 0) rc = make_channels(run, all);
     if (rc < 0) return rc;
     all->bell = pyper__fd_keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (all->bell < 0) return pyper__no_descriptor("eventfd");
+    if (all->bell < 0) return pyper__why_refused("eventfd");
     all->silent = pyper__fd_keep(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (all->silent < 0) return pyper__no_descriptor("eventfd");
+    if (all->silent < 0) return pyper__why_refused("eventfd");
     all->caller = pidfd_open_(getpid()); /* closed on exec, by its nature */
-    return all->caller < 0 ? pyper__no_descriptor("pidfd_open") : 0;
+    return all->caller < 0 ? pyper__why_refused("pidfd_open") : 0;
 }
 
 static void close_own(struct pyper__processes *all) {
@@ -361,7 +361,7 @@ static int start_process(pyper_run *run, pyper_worker *worker, struct process *p
         return 0;
     }
     /* Without a descriptor nobody would see it end. */
-    int rc = pyper__no_descriptor("pidfd_open");
+    int rc = pyper__why_refused("pidfd_open");
     kill(process->pid, SIGKILL);
     wait_for(run, process);
     return rc;

@@ -103,13 +103,15 @@ static int allocate(int fd, int mode, uint64_t offset, uint64_t size) {
     int held = pyper__hold_cancel();
     do rc = fallocate(fd, mode, (off_t)offset, (off_t)size);
     while (rc < 0 && errno == EINTR);
+    int why = errno;
     pyper__let_cancel(held);
     pyper__let_signals(&signals);
+    errno = why;
     return rc;
 }
 
 static int grow(int fd, uint64_t from, uint64_t upto) {
-    return allocate(fd, 0, from, upto - from) < 0 ? PYPER_ENOMEM : 0;
+    return allocate(fd, 0, from, upto - from) < 0 ? pyper__why_refused("fallocate") : 0;
 }
 
 /* Give pages back to the system. */
@@ -124,14 +126,16 @@ static void set_bounds(pyper__shm *shm, uint64_t blocks) {
 
 static int furnish(pyper__shm *shm, uint64_t first) {
     shm->fd = pyper__fd_keep(memfd_create("pyper", MFD_CLOEXEC));
-    if (shm->fd < 0) return pyper__no_descriptor("memfd_create");
+    if (shm->fd < 0) return pyper__why_refused("memfd_create");
     for (shm->size = space_to_reserve(); shm->size >= SPACE_MIN; shm->size /= 2) {
         if (ftruncate(shm->fd, (off_t)shm->size) == 0) shm->base = map(shm->fd, shm->size);
         if (shm->base) break;
     }
     uint64_t top = whole(PYPER__SHM_FIRST + first, page_size());
     uint64_t made = top + GROW_MIN;
-    if (!shm->base || made > shm->size || grow(shm->fd, 0, made) < 0) return PYPER_ENOMEM;
+    if (!shm->base || made > shm->size) return PYPER_ENOMEM;
+    int rc = grow(shm->fd, 0, made);
+    if (rc < 0) return rc;
     struct heap *heap = (struct heap *)shm->base;
     heap->magic = MAGIC;
     heap->top = heap->blocks = top;

@@ -39,7 +39,7 @@ typedef struct pyper__shm {
 } pyper__shm;
 
 /* Make a new memory with a first block of `first` zeroed bytes: 0 and a reference, or as
- * pyper__no_descriptor().  The offset of the first block is PYPER__SHM_FIRST. */
+ * pyper__why_refused().  The offset of the first block is PYPER__SHM_FIRST. */
 int pyper__shm_create(uint64_t first, pyper__shm **ret_shm);
 
 /* Map a memory made by another process; takes `fd`, also on failure.  0, PYPER_ENOMEM or

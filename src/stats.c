@@ -12,8 +12,8 @@ static int64_t clock_of(pyper_worker *worker, int what) {
     return atomic_load_explicit(&worker->seat.clock->waited_ns[what], memory_order_relaxed);
 }
 
-/* Add the worker's times as they are at one moment, so that no counter ever goes back: its clocks
- * are read again until none has changed while the time was read. */
+/* Add the worker's times as they are at one moment, so that none is counted twice or left out: its
+ * clocks are read again until none has changed while the time was read. */
 static void add_worker(pyper_task_stats *stats, pyper_worker *worker) {
     int64_t starved, blocked, left, now;
     int64_t started = atomic_load_explicit(&worker->seat.clock->started_ns, memory_order_relaxed);

@@ -36,7 +36,7 @@ void pyper__fd_close(int *fd) {
     model_fail(__FILE__, __LINE__, "nothing here has a descriptor to close");
 }
 
-int pyper__no_descriptor(const char *call) {
+int pyper__why_refused(const char *call) {
     (void)call;
     return PYPER_ENOMEM;
 }

@@ -1734,6 +1734,7 @@ TEST(a_call_that_the_system_refuses_is_named) {
         const char *message;
     } calls[] = {
         {SYS_memfd_create, false, "the system refuses memfd_create(), which the run needs"},
+        {SYS_fallocate, false, "the system refuses fallocate(), which the run needs"},
         {SYS_eventfd2, false, "the system refuses eventfd(), which the run needs"},
         {SYS_pidfd_open, false, "the system refuses pidfd_open(), which the run needs"},
         {SYS_eventfd2, true, "the system refuses eventfd(), which the run needs"},
