@@ -709,7 +709,7 @@ def run_in_child(cell: Cell) -> list[str]:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         problems = []
-        if not poll.poll(PATIENCE * 1000):
+        if not poll.poll(3 * PATIENCE * 1000):  # it may start a fork server of its own
             problems.append("the program does not end")
             os.kill(pid, signal.SIGABRT)
         _, status = os.waitpid(pid, 0)
