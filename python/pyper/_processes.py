@@ -144,7 +144,6 @@ def start(
             daemon=False,
         )
         process._Popen = _launched
-        _leave_workers_to_runs_at_exit()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
             _ensure_helpers(method)
@@ -194,22 +193,34 @@ def _polled_alone(kind: Any) -> Any:
 
     Who waits for one (the program may, which finds it with multiprocessing.active_children()) does
     so without the lock: meanwhile others may end, and the run must be told of their end.
+
+    At the end of a process that multiprocessing has started it waits for that one's children before
+    the interpreter joins threads, which is when runs that somebody has left behind are cancelled:
+    it would wait in vain.  From then on only a run waits for its workers.
     """
 
     class Popen(kind):  # type: ignore[misc]
         of_a_worker = True
 
         def poll(self, flag: int = os.WNOHANG) -> int | None:
-            if flag != os.WNOHANG and self.returncode is None:
-                if kind.method == "forkserver":
-                    connection.wait([self.sentinel])
-                else:
-                    _exit_code(self.pid)
+            if flag != os.WNOHANG:
+                if util.is_exiting():
+                    return self.returncode
+                _wait_in_earnest(self)
             with _polling:
                 code: int | None = super().poll(flag)
                 return code
 
     return Popen
+
+
+def _wait_in_earnest(popen: Any) -> None:
+    """Wait for a process, also at the end of this one, and leave its exit code to others."""
+    if popen.returncode is None:
+        if popen.method == "forkserver":
+            connection.wait([popen.sentinel])
+        else:
+            _exit_code(popen.pid)
 
 
 def _renew_locks() -> None:
@@ -229,27 +240,10 @@ def _after_fork() -> None:
     At its end multiprocessing would wait for them, which it may not.
     """
     _renew_locks()
-    _forget_workers()
-
-
-def _forget_workers() -> None:
-    """Have multiprocessing not wait for workers at the end of this process."""
     children: set[Any] = multiprocessing.process._children  # type: ignore[attr-defined]
-    children -= {child for child in list(children) if hasattr(child._popen, "of_a_worker")}
+    children -= {child for child in children if hasattr(child._popen, "of_a_worker")}
 
 
-def _leave_workers_to_runs_at_exit() -> None:
-    """Call `_forget_workers()` before multiprocessing waits for the children of this process.
-
-    In a process that multiprocessing has started it does so before the interpreter joins threads,
-    which is when runs that somebody has left behind are cancelled: it would wait in vain.
-    """
-    global _at_exit
-    if _at_exit is None or not _at_exit.still_active():  # not that of a parent, which is dropped
-        _at_exit = util.Finalize(None, _forget_workers, exitpriority=0)
-
-
-_at_exit: util.Finalize | None = None
 _renew_locks()
 os.register_at_fork(after_in_child=_after_fork)
 
@@ -339,6 +333,7 @@ def join(process: BaseProcess) -> int | None:
     popen = process._popen  # type: ignore[attr-defined]  # None: it is closed
     try:
         seen = _exit_code(process.pid or 0)
+        _wait_in_earnest(popen)
         process.join()
         if process.exitcode is None:
             popen.returncode = 0 if seen is None else seen

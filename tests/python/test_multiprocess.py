@@ -1487,6 +1487,47 @@ def test_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path, chosen:
     assert done.stdout.splitlines() == ["leave 0", "499500", "finish 0", "0"]
 
 
+def test_a_fork_of_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path) -> None:
+    """Also one that a finalizer begins, when multiprocessing waits for children next."""
+    done = run_program(
+        tmp_path,
+        f"""
+        import itertools, multiprocessing, os, signal
+        from multiprocessing.util import Finalize
+        from pyper import task
+
+        def same(x):
+            return x
+
+        workers = task(same, multiprocess=True, workers=2, ordered=True)
+        left = []
+
+        def leave():
+            left.append((task(itertools.count, branch=True, throttle=5) | workers)())
+            print(next(left[-1]), flush=True)
+
+        def target():
+            Finalize(None, leave, exitpriority=0)
+            print(sum((task(range, branch=True) | workers)(3)), flush=True)
+            child = os.fork()
+            signal.alarm({PATIENCE // 2})  # only for the case that it does not end
+            if not child:
+                leave()
+                raise SystemExit(4)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("fork")
+            child = multiprocessing.Process(target=target)
+            child.start()
+            child.join()
+            print(child.exitcode)
+        """,
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["3", "0", "4", "0", "0"]
+
+
 def stay() -> Generator[int, None, None]:
     """The outputs of two workers that stay in their first call."""
     return (numbers | task(pid_and_stay, branch=True, multiprocess=True, workers=2))(10)
