@@ -163,6 +163,12 @@ static int gil_enabled(void) {
 
 int outputs_start_run(outputs *self) {
     atomic_store(&self->process, state_of(self)->generation);
+    /* Threads that are cancelled at once are threads to wait for all the same: whoever asks for
+     * runs again and again, whatever he gets, would keep the interpreter for ever. */
+    if (outputs_are_ending(state_of(self)) && !in_main_thread(self)) {
+        outputs_raise_cancelled(self, "the interpreter ends: the run was not started");
+        return -1;
+    }
     int exclusive = gil_enabled();
     if (exclusive < 0) return -1;
     self->python = python_run_new(self->plan, self->context);

@@ -192,6 +192,28 @@ def test_the_program_ends_while_a_daemon_thread_takes_outputs() -> None:
     assert printed == "end"
 
 
+def test_the_program_ends_while_daemon_threads_begin_runs_again_and_again() -> None:
+    """No thread may come of it: the interpreter would wait for one after the other."""
+    printed = run_program(
+        program("""
+        def insist():
+            while True:
+                try:
+                    for _ in (counting | task(abs))():
+                        ready.release()
+                except BaseException:
+                    if threading.active_count() > 100:
+                        os._exit(1)  # before the machine has no threads left
+        ready = threading.Semaphore(0)
+        for _ in range(3):
+            threading.Thread(target=insist, daemon=True).start()
+        ready.acquire()
+        print("end")
+        """)
+    )
+    assert printed == "end"
+
+
 @threads_at_the_end
 def test_threads_of_the_program_finish_what_they_do() -> None:
     printed = run_program(
