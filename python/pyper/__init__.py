@@ -28,6 +28,7 @@ from pyper._pyper import Outputs as Outputs
 from pyper._pyper import __version__ as __version__
 from pyper._pyper import cancel_live as _cancel_live
 from pyper._pyper import forget_live as _forget_live
+from pyper._pyper import may_begin as _may_begin
 from pyper._task import task as task
 from pyper._threads import leave_at_exit as _leave_at_exit
 from pyper._types import Cancelled as Cancelled
@@ -55,6 +56,6 @@ __all__ = [
     "task",
 ]
 
-_leave_at_exit(_cancel_live)
+_leave_at_exit(_cancel_live, _may_begin)
 if hasattr(_os, "register_at_fork"):
     _os.register_at_fork(after_in_child=_forget_live)

@@ -42,6 +42,9 @@ def cancel_live() -> None:
     For the end of the interpreter.  The main thread may still run pipelines.
     """
 
+def may_begin() -> None:
+    """Undo of cancel_live() that runs which are started later are cancelled."""
+
 def forget_live() -> None:
     """Forget the runs of the parent process, in a forked child, and give it back the signal
     handlers that were put aside there.

@@ -100,7 +100,7 @@ class WorkerThread(threading.Thread):
         getattr(threading, "_dangling", set()).discard(self)
 
 
-def leave_at_exit(cancel_live: Callable[[], None]) -> None:
+def leave_at_exit(cancel_live: Callable[[], None], may_begin: Callable[[], None]) -> None:
     """Have `cancel_live` called when the interpreter ends, early enough that it can end.
 
     The interpreter joins all threads that are no daemons before it calls what `atexit` knows, so a
@@ -108,6 +108,9 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
     what to call before that.  Threads of the program that still go on may be using their runs
     rightly: then the runs are cancelled when the last of those threads has ended (Python 3.12.0
     and 3.12.1 refuse to start the thread that would wait for that: there they are cancelled now).
+
+    `may_begin` is called when the interpreter has joined all threads: what `atexit` calls after
+    that may run pipelines, in threads too.
     """
 
     def cancel_after_others() -> None:
@@ -117,6 +120,7 @@ def leave_at_exit(cancel_live: Callable[[], None]) -> None:
         cancel_live()
 
     def leave() -> None:
+        atexit.register(may_begin)  # the last to be registered is the first to be called
         if _threads_of_the_program():
             try:
                 threading.Thread(target=cancel_after_others, name="pyper-exit").start()

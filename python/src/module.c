@@ -8,6 +8,12 @@ static PyObject *cancel_live(PyObject *module, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
+static PyObject *may_begin(PyObject *module, PyObject *unused) {
+    (void)unused;
+    outputs_may_begin(PyModule_GetState(module));
+    Py_RETURN_NONE;
+}
+
 static PyObject *forget_live(PyObject *module, PyObject *unused) {
     (void)unused;
     outputs_forget_live(PyModule_GetState(module));
@@ -22,6 +28,9 @@ PyDoc_STRVAR(cancel_live_doc,
              "cancel_live($module, /)\n--\n\n"
              "Cancel every run that goes on, without waiting, and those that are started later.\n\n"
              "For the end of the interpreter.  The main thread may still run pipelines.");
+PyDoc_STRVAR(may_begin_doc,
+             "may_begin($module, /)\n--\n\n"
+             "Undo of cancel_live() that runs which are started later are cancelled.");
 PyDoc_STRVAR(forget_live_doc,
              "forget_live($module, /)\n--\n\n"
              "Forget the runs of the parent process, in a forked child, and give it back the\n"
@@ -30,6 +39,7 @@ PyDoc_STRVAR(forget_live_doc,
 static PyMethodDef functions[] = {
     {"attach", processes_attach, METH_VARARGS, attach_doc},
     {"cancel_live", cancel_live, METH_NOARGS, cancel_live_doc},
+    {"may_begin", may_begin, METH_NOARGS, may_begin_doc},
     {"forget_live", forget_live, METH_NOARGS, forget_live_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -113,6 +113,12 @@ void outputs_cancel_live(module_state *state) {
     }
 }
 
+void outputs_may_begin(module_state *state) {
+    LOCK_TAKE(&state->live_lock);
+    state->ending = false;
+    LOCK_GIVE(&state->live_lock);
+}
+
 bool outputs_are_ending(module_state *state) {
     LOCK_TAKE(&state->live_lock);
     bool ending = state->ending;

@@ -182,7 +182,7 @@ typedef struct module_state {
 
     /* The started runs that an Outputs still holds.  Guarded by live_lock, as are the links in each
      * Outputs.  A forked child begins a new `generation` with an empty list.  `ending`: the
-     * interpreter ends, so no thread but the main one may begin a run any more. */
+     * interpreter waits for threads to end, so none but the main one may begin a run. */
     short_lock live_lock;
     outputs *live;
     uint64_t generation;
@@ -318,7 +318,10 @@ void outputs_cancel(PyObject *outputs);
  * begin. */
 void outputs_cancel_live(module_state *state);
 
-/* Has that been called?  By now or soon they are all cancelled. */
+/* Threads may begin runs again: the interpreter waits for threads no more. */
+void outputs_may_begin(module_state *state);
+
+/* Does the interpreter wait for threads?  By now or soon all runs are cancelled. */
 bool outputs_are_ending(module_state *state);
 
 /* This is a forked child: its parent's runs are not its business. */

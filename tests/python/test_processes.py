@@ -328,6 +328,35 @@ def test_outputs_used_by_atexit() -> None:
     assert printed == "3 []"
 
 
+@threads_at_the_end
+@pytest.mark.parametrize("place", ["a task", "a thread", "a forked child"])
+def test_runs_that_atexit_begins_in_threads(place: str) -> None:
+    printed = run_program(
+        program(f"""
+        import atexit
+        numbers = task(range, branch=True) | task(abs, workers=2, ordered=True)
+        @atexit.register
+        def last():
+            if "{place}" == "a task":
+                print(list((numbers | task(numbers, branch=True))(4)))
+                return
+            child = "{place}" == "a forked child" and os.fork()
+            if not child:
+                thread = threading.Thread(target=lambda: print(list(numbers(4))))
+                thread.start()
+                thread.join()
+                if child is not False:
+                    sys.stdout.flush()
+                    os._exit(0)
+            else:
+                os.waitpid(child, 0)
+        outputs = counting()  # it is cancelled before that
+        next(outputs)
+        """)
+    )
+    assert printed == ("[0, 0, 1, 0, 1, 2]" if place == "a task" else "[0, 1, 2, 3]")
+
+
 def test_outputs_in_objects_that_go_last() -> None:
     printed = run_program(
         program("""
