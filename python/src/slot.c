@@ -458,12 +458,16 @@ static PySendResult after_leaving(slot *self, PyObject *thrown, PyObject **ret_v
 bool slot_calls_us(slot *self) {
     module_state *state = self->step->state;
     PyObject *caller = PyObject_CallNoArgs(state->current_task);
-    /* Its own task it may not know yet, if that runs at once. */
-    PyObject *coroutine = caller ? PyObject_CallMethodNoArgs(caller, state->name_get_coro) : NULL;
+    /* A task factory may have put a coroutine of its own around this one: then only the task says
+     * whose it is.  But a task that runs at once may not be known here yet. */
+    bool ours = caller && caller == self->task;
+    PyObject *coroutine = NULL;
+    if (caller && !ours) coroutine = PyObject_CallMethodNoArgs(caller, state->name_get_coro);
     PyErr_Clear();
+    ours = ours || coroutine == (PyObject *)self;
     Py_XDECREF(coroutine);
     Py_XDECREF(caller);
-    return coroutine == (PyObject *)self;
+    return ours;
 }
 
 static PySendResult slot_step(PyObject *op, PyObject *thrown, PyObject **ret_value) {

@@ -1653,6 +1653,44 @@ def test_a_task_factory_that_refuses_a_worker() -> None:
     asyncio.run(main())
 
 
+def test_a_task_factory_that_wraps_the_workers() -> None:
+    """As tools that trace tasks do: the task's coroutine is theirs, which awaits the worker."""
+
+    def wrap(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        async def traced() -> Any:
+            return await coroutine
+
+        return asyncio.Task(traced(), loop=loop, **options)
+
+    async def asks(x: int) -> int:
+        with pytest.raises(RuntimeError, match="of its own run"):
+            await anext(outputs[x])
+        return x
+
+    async def closes(x: int) -> int:
+        await outputs[x].aclose()
+        return x
+
+    outputs: list[AsyncGenerator[int, None]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(wrap)
+        chain = task(arange, branch=True) | task(ainc_later, workers=3, ordered=True)
+        assert await collect(chain(5)) == [1, 2, 3, 4, 5]
+        async with chain(5) as left:
+            assert await anext(left) == 1
+        outputs.append(task(asks)(0))
+        assert await collect(outputs[0]) == [0]
+        outputs.append(task(closes)(1))
+        with pytest.raises(pyper.Cancelled):
+            await anext(outputs[1])
+        await outputs[1].aclose()
+        outputs.clear()
+
+    run(main)
+    assert none_alive()
+
+
 def test_without_a_loop() -> None:
     outputs = task(ainc)(1)
     with pytest.raises(RuntimeError, match="no running event loop"):
