@@ -1229,6 +1229,36 @@ def test_waits_that_are_given_up_leave_nothing_behind() -> None:
     run(main)
 
 
+def test_a_call_that_absorbs_its_cancellation_is_waited_for() -> None:
+    async def main() -> None:
+        begun, absorbed, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def absorbs(x: int) -> int:
+            begun.set()
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                absorbed.set()
+            await gate.wait()
+            return x
+
+        outputs = (task(range, branch=True) | task(absorbs))(3)
+        waiting = asyncio.ensure_future(anext(outputs))
+        await begun.wait()
+        closing = asyncio.ensure_future(outputs.aclose())
+        await absorbed.wait()
+        with pytest.raises(pyper.Cancelled):
+            await waiting
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(closing), 0)
+        assert outputs.stats()[1].alive == 1
+        gate.set()
+        await closing
+        assert outputs.stats()[1].alive == 0
+
+    run(main)
+
+
 def test_somebody_cancels_all_tasks() -> None:
     async def main() -> None:
         outputs = endless_chain(3)()
