@@ -397,7 +397,10 @@ static int await(slot *self, PyObject *thrown, PyObject **ret_value) {
             call_over(self);
             return PYGEN_RETURN;
         }
-        if (self->state == AWAIT_ITEM) Py_CLEAR(self->iterator); /* it has ended with this */
+        /* A generator has ended with this.  But the outputs of another run, say, have not: what was
+         * cancelled is only the wait for one of them, and the run is closed, and waited for. */
+        if (self->state == AWAIT_ITEM && PyAsyncGen_CheckExact(self->iterator))
+            Py_CLEAR(self->iterator);
         fail(self);
         return PYGEN_RETURN;
     }

@@ -536,6 +536,64 @@ def test_async_pipelines_are_tasks_of_pipelines() -> None:
     assert run(collect(outer(4))) == [1, 1, 2, 1, 2, 3]
 
 
+def test_closing_waits_for_the_runs_within() -> None:
+    """Also where the outer run waits for an output of the inner one, which goes on in a thread."""
+
+    async def main() -> None:
+        begun, gate = threading.Event(), threading.Event()
+
+        def holds(x: int) -> int:
+            begun.set()
+            gate.wait(PATIENCE)
+            return x
+
+        inner = task(arange, branch=True) | task(holds)
+        outer = task(ainc) | task(inner, branch=True)
+        outputs = outer(1)
+        waiting = asyncio.ensure_future(anext(outputs))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        closing = asyncio.ensure_future(outputs.aclose())
+        for _ in range(100):  # as many turns of the loop as it might want
+            await asyncio.sleep(0)
+        assert not closing.done()
+        gate.set()
+        await closing
+        assert [t.name for t in threading.enumerate() if t.name.startswith("holds")] == []
+        with pytest.raises(pyper.Cancelled):
+            await waiting
+
+    run(main)
+
+
+def test_a_failure_of_a_run_within_that_is_closed_is_told() -> None:
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def fails_at_its_end(x: int) -> int:
+            begun.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                raise Boom("while cleaning up")
+
+        inner = task(arange, branch=True) | task(fails_at_its_end)
+        outputs = (task(ainc) | task(inner, branch=True))(1)
+        waiting = asyncio.ensure_future(anext(outputs))
+        await begun.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(Boom, match="while cleaning up") as caught:
+            await outputs.aclose()
+        assert caught.value.__notes__ == [
+            "in task 'fails_at_its_end' (2 of 2)",
+            "in task 'arange | fails_at_its_end' (2 of 2)",
+        ]
+
+    run(main)
+
+
 def test_sync_pipelines_are_tasks_of_async_ones() -> None:
     inner = task(range, branch=True) | task(inc)
     outer = task(arange, branch=True) | task(inner, branch=True) | task(ainc)
