@@ -174,7 +174,10 @@ static PySendResult leave_step(awaitable *awaitable, PyObject **ret_value, PyObj
     if (!self->run) return PYGEN_RETURN;
     atomic_store(&self->phase, OVER);
     outputs_stop(self);
-    if (self->driver && !self->driver->run) return PYGEN_RETURN; /* it is over, or its loop is */
+    if (self->driver && !self->driver->run) { /* it is over: somebody else has found that first */
+        *ret_failure = finished(self);
+        return PYGEN_RETURN;
+    }
     if (self->driver && driver_is_orphaned(self->driver)) {
         /* The loop was closed: let this one wait for what is left. */
         PyObject *loop = PyObject_CallNoArgs(self->plan->state->get_running_loop);

@@ -988,6 +988,58 @@ def test_a_failure_while_closing_is_told() -> None:
     run(main)
 
 
+def test_a_failure_while_closing_is_told_to_who_closes_whoever_else_waits() -> None:
+    """A reader that waits meanwhile is told that the run was cancelled, and that may come first."""
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def fails_at_its_end(x: int) -> int:
+            begun.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                raise Boom
+
+        outputs = (task(range, branch=True) | task(fails_at_its_end))(3)
+        waiting = asyncio.ensure_future(anext(outputs))
+        await begun.wait()
+        with pytest.raises(Boom):
+            await outputs.aclose()
+        with pytest.raises(pyper.Cancelled):
+            await waiting
+        await outputs.aclose()
+
+    run(main)
+
+
+def test_who_closes_again_is_told_of_a_failure() -> None:
+    async def main() -> None:
+        gate = threading.Event()
+
+        def fails_on_close(x: int) -> Iterator[int]:
+            try:
+                yield x
+                gate.wait(PATIENCE)
+            finally:
+                raise Boom
+
+        outputs = (task(ainc) | task(fails_on_close, branch=True))(3)
+        assert await anext(outputs) == 4
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(outputs.aclose(), 0.01)
+        gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "fails_on_close":
+                thread.join(PATIENCE)
+        for _ in range(3):  # the loop learns that everybody has left
+            await asyncio.sleep(0)
+        with pytest.raises(Boom):
+            await outputs.aclose()
+
+    run(main)
+
+
 # ------------------------------------------------------------------------------------- leaving
 
 
