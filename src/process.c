@@ -492,10 +492,10 @@ static int timeout(const struct pyper__processes *all) {
     return left <= 0 ? 0 : (int)(left / 1000000) + 1;
 }
 
-/* Has it ended?  For where poll() cannot say so. */
+/* Has a process that has not been reaped yet ended?  For where poll() cannot say so. */
 static bool has_ended(const struct process *process) {
     siginfo_t info = {.si_pid = 0};
-    if (process->pidfd < 0 || pyper__process_has_gone(process->pidfd)) return true;
+    if (pyper__process_has_gone(process->pidfd)) return true; /* somebody else has reaped it */
     return waitid(P_PID, (id_t)process->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
            info.si_pid == process->pid;
 }
