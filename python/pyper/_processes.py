@@ -214,13 +214,17 @@ def _polled_alone(kind: Any) -> Any:
     return Popen
 
 
-def _wait_in_earnest(popen: Any) -> None:
-    """Wait for a process, also at the end of this one, and leave its exit code to others."""
-    if popen.returncode is None:
-        if popen.method == "forkserver":
-            connection.wait([popen.sentinel])
-        else:
-            _exit_code(popen.pid)
+def _wait_in_earnest(popen: Any) -> int | None:
+    """Wait for a process, also at the end of this one, and leave its exit code to others.
+
+    Returns it if this process can see it, and nobody has waited for it before: else None.
+    """
+    if popen.returncode is not None:
+        return None
+    if popen.method == "forkserver":
+        connection.wait([popen.sentinel])
+        return None
+    return _exit_code(popen.pid)
 
 
 def _renew_locks() -> None:
@@ -332,8 +336,7 @@ def join(process: BaseProcess) -> int | None:
     """
     popen = process._popen  # type: ignore[attr-defined]  # None: it is closed
     try:
-        seen = _exit_code(process.pid or 0)
-        _wait_in_earnest(popen)
+        seen = _wait_in_earnest(popen)
         process.join()
         if process.exitcode is None:
             popen.returncode = 0 if seen is None else seen

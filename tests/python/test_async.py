@@ -566,17 +566,23 @@ def test_closing_waits_for_the_runs_within() -> None:
     run(main)
 
 
+def waits_and_fails_at_its_end() -> tuple[asyncio.Event, Callable[[int], Awaitable[int]]]:
+    """A function that waits until it is cancelled, and fails then; the event says that it waits."""
+    begun = asyncio.Event()
+
+    async def fails_at_its_end(x: int) -> int:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            raise Boom("while cleaning up")
+
+    return begun, fails_at_its_end
+
+
 def test_a_failure_of_a_run_within_that_is_closed_is_told() -> None:
     async def main() -> None:
-        begun = asyncio.Event()
-
-        async def fails_at_its_end(x: int) -> int:
-            begun.set()
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                raise Boom("while cleaning up")
-
+        begun, fails_at_its_end = waits_and_fails_at_its_end()
         inner = task(arange, branch=True) | task(fails_at_its_end)
         outputs = (task(ainc) | task(inner, branch=True))(1)
         waiting = asyncio.ensure_future(anext(outputs))
@@ -992,15 +998,7 @@ def test_a_failure_while_closing_is_told_to_who_closes_whoever_else_waits() -> N
     """A reader that waits meanwhile is told that the run was cancelled, and that may come first."""
 
     async def main() -> None:
-        begun = asyncio.Event()
-
-        async def fails_at_its_end(x: int) -> int:
-            begun.set()
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                raise Boom
-
+        begun, fails_at_its_end = waits_and_fails_at_its_end()
         outputs = (task(range, branch=True) | task(fails_at_its_end))(3)
         waiting = asyncio.ensure_future(anext(outputs))
         await begun.wait()

@@ -1445,27 +1445,30 @@ def test_a_child_that_the_program_forks_ends_as_ever(tmp_path: Path) -> None:
     ]
 
 
+# leave() begins a run of processes, and lets it live: it returns the first output.
+LEAVE = f"""
+import itertools, multiprocessing, os, signal, threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.util import Finalize
+from pyper import task
+
+def same(x):
+    return x
+
+workers = task(same, multiprocess=True, workers=2, ordered=True)
+left = []
+
+def leave():
+    signal.alarm({PATIENCE // 2})  # only for the case that this process does not end
+    left.append((task(itertools.count, branch=True, throttle=5) | workers)())
+    return next(left[-1])
+"""
+
+
 @pytest.mark.parametrize("chosen", METHODS)
 def test_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path, chosen: str) -> None:
     """It waits for children before threads, by which time nobody would have cancelled the run."""
-    done = run_program(
-        tmp_path,
-        f"""
-        import itertools, multiprocessing, signal, threading
-        from concurrent.futures import ProcessPoolExecutor
-        from pyper import task
-
-        def same(x):
-            return x
-
-        workers = task(same, multiprocess=True, workers=2, ordered=True)
-        left = []
-
-        def leave():
-            signal.alarm({PATIENCE // 2})  # only for the case that it does not end
-            left.append((task(itertools.count, branch=True, throttle=5) | workers)())
-            return next(left[0])
-
+    program = f"""
         def finish():
             outputs = (task(range, branch=True) | workers)(1000)
             first = next(outputs)
@@ -1481,38 +1484,21 @@ def test_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path, chosen:
                 print(target.__name__, child.exitcode, flush=True)
             with ProcessPoolExecutor(1) as executor:
                 print(executor.submit(leave).result())
-        """,
-    )
+    """
+    done = run_program(tmp_path, LEAVE + textwrap.dedent(program))
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["leave 0", "499500", "finish 0", "0"]
 
 
 def test_a_fork_of_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Path) -> None:
     """Also one that a finalizer begins, when multiprocessing waits for children next."""
-    done = run_program(
-        tmp_path,
-        f"""
-        import itertools, multiprocessing, os, signal
-        from multiprocessing.util import Finalize
-        from pyper import task
-
-        def same(x):
-            return x
-
-        workers = task(same, multiprocess=True, workers=2, ordered=True)
-        left = []
-
-        def leave():
-            left.append((task(itertools.count, branch=True, throttle=5) | workers)())
-            print(next(left[-1]), flush=True)
-
+    program = """
         def target():
-            Finalize(None, leave, exitpriority=0)
+            Finalize(None, lambda: print(leave(), flush=True), exitpriority=0)
             print(sum((task(range, branch=True) | workers)(3)), flush=True)
             child = os.fork()
-            signal.alarm({PATIENCE // 2})  # only for the case that it does not end
             if not child:
-                leave()
+                print(leave(), flush=True)
                 raise SystemExit(4)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
@@ -1522,8 +1508,8 @@ def test_a_fork_of_a_child_of_multiprocessing_ends_with_runs_alive(tmp_path: Pat
             child.start()
             child.join()
             print(child.exitcode)
-        """,
-    )
+    """
+    done = run_program(tmp_path, LEAVE + textwrap.dedent(program))
     assert done.stderr == ""
     assert done.stdout.split() == ["3", "0", "4", "0", "0"]
 
